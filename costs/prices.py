@@ -1,0 +1,90 @@
+"""The prices in `prices.json`: dated, of one region, every figure with its source.
+
+The standard library only: training machines import this package.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Purchase = Literal["spot", "on_demand"]
+
+PRICES_FILE = Path(__file__).with_name("prices.json")
+
+
+class PriceError(ValueError):
+    """No price is known for what was asked; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """US dollars for one unit (an hour unless the name says otherwise), and who says so."""
+
+    dollars: float
+    source: str
+
+
+@dataclass(frozen=True)
+class PastCost:
+    """What the project that this one replaces paid in all; `hours` is None where not reported."""
+
+    instance_type: str | None
+    hours: float | None
+    dollars: float
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """All prices of one region, as they were on `date` (ISO 8601)."""
+
+    date: str
+    region: str
+    ec2: Mapping[str, Mapping[str, Price]]
+    sagemaker_training: Mapping[str, Price]
+    sagemaker_hosting: Mapping[str, Price]
+    other: Mapping[str, Price]
+    sagemaker_type_for: Mapping[str, str]
+    original_project: Mapping[str, PastCost]
+
+    def machine_hour(self, instance_type: str, purchase: Purchase) -> Price:
+        """An hour of an EC2 machine. Raises PriceError for a type or purchase without a price."""
+        known = [name for name, prices in self.ec2.items() if purchase in prices]
+        if instance_type not in known:
+            raise PriceError(
+                f"no {purchase.replace('_', '-')} price for {instance_type!r} in "
+                f"{PRICES_FILE.name} of {self.date}; known: {', '.join(known)}"
+            )
+        return self.ec2[instance_type][purchase]
+
+
+def load_prices(file: Path = PRICES_FILE) -> Prices:
+    """Read the price file. Raises PriceError when it is damaged or names an unknown source."""
+    try:
+        content = json.loads(file.read_text())
+        sources = content["sources"]
+
+        def price(entry: list[Any]) -> Price:
+            dollars, source = entry
+            return Price(float(dollars), sources[source])
+
+        def prices(table: dict[str, list[Any]]) -> dict[str, Price]:
+            return {name: price(entry) for name, entry in table.items()}
+
+        return Prices(
+            date=content["date"],
+            region=content["region"],
+            ec2={name: prices(purchases) for name, purchases in content["ec2"].items()},
+            sagemaker_training=prices(content["sagemaker_training"]),
+            sagemaker_hosting=prices(content["sagemaker_hosting"]),
+            other=prices(content["other"]),
+            sagemaker_type_for=content["sagemaker_type_for"],
+            original_project={
+                where: PastCost(**{**past, "source": sources[past["source"]]})
+                for where, past in content["original_project"].items()
+            },
+        )
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise PriceError(f"{file} is not a price file: {error!r}") from error
