@@ -1,0 +1,102 @@
+"""A packed data set on disk: its manifest, and its photos one by one out of the shards."""
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Side = Literal["train", "test"]
+
+
+class DatasetError(ValueError):
+    """The data set is missing, damaged, or too small; the message is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """One photo as packed: JPEG bytes, its count, and the group of products it belongs to."""
+
+    id: str
+    jpeg: bytes
+    count: int
+    group: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A folder with `manifest.json` and the shards that it names (made by `data_prep pack`)."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    manifest_sha256: str
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest["name"])
+
+    @property
+    def size(self) -> int:
+        """Height and width of the photos, pixels."""
+        return int(self.manifest["size"])
+
+    @property
+    def counts(self) -> list[int]:
+        """The counts that occur, ascending; class k of a model is the k-th of them."""
+        return [int(count) for count in self.manifest["counts"]]
+
+    def photo_total(self, side: Side) -> int:
+        return sum(int(shard["photos"]) for shard in self.manifest["shards"][side])
+
+    def photos(self, side: Side) -> Iterator[Photo]:
+        """Every photo of one side, in the order of the shards.
+
+        Raises DatasetError when a shard is missing or damaged.
+        """
+        for shard in self.manifest["shards"][side]:
+            yield from _read_shard(self.folder / str(shard["file"]))
+
+
+def open_dataset(folder: Path) -> Dataset:
+    """Read the manifest in `folder`; raises DatasetError when there is none or it is damaged."""
+    file = folder / "manifest.json"
+    try:
+        content = file.read_bytes()
+        manifest = json.loads(content)
+    except FileNotFoundError as error:
+        raise DatasetError(f"no data set in {folder}: manifest.json is missing") from error
+    except ValueError as error:
+        raise DatasetError(f"{file} is damaged: {error}") from error
+    return Dataset(
+        folder=folder, manifest=manifest, manifest_sha256=hashlib.sha256(content).hexdigest()
+    )
+
+
+def _read_shard(file: Path) -> Iterator[Photo]:
+    try:
+        with tarfile.open(file) as shard:
+            jpeg = b""
+            for member in shard:
+                photo_id, _, suffix = member.name.partition(".")
+                extracted = shard.extractfile(member)
+                content = extracted.read() if extracted else b""
+                if suffix == "jpg":
+                    jpeg = content
+                elif suffix == "json":
+                    label = json.loads(content)
+                    yield Photo(photo_id, jpeg, int(label["count"]), str(label["group"]))
+    except FileNotFoundError as error:
+        raise DatasetError(f"shard {file} is missing: fetch the data set again") from error
+    except (tarfile.TarError, ValueError, KeyError) as error:
+        raise DatasetError(f"shard {file} is damaged: {error}") from error
+
+
+def in_validation(group: str, fraction: float) -> bool:
+    """Whether a product group of the training side serves as validation.
+
+    A fixed hash, so that adding photos moves no group.
+    """
+    digest = hashlib.sha256(f"validation:{group}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64

@@ -1,0 +1,106 @@
+"""What is known about a run: the objects under runs/<id>/, read and written here alone."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
+
+if TYPE_CHECKING:  # the type hints are not on a training machine
+    from mypy_boto3_s3 import S3Client
+
+State = Literal["requested", "running", "interrupted", "succeeded", "failed"]
+
+
+class Request(TypedDict):
+    """request.json: what was asked for."""
+
+    run_id: str
+    dataset: str
+    arch: str
+    train_arguments: list[str]  # flags of training.train
+    deadline: str  # ISO 8601, UTC; no machine works on the run after it
+    estimate: dict[str, Any]
+
+
+class Attempt(TypedDict):
+    """One machine's share of a run."""
+
+    instance_id: str
+    instance_type: str
+    zone: str
+    started: str
+    ended: NotRequired[str]
+    outcome: NotRequired[Literal["interrupted", "failed", "succeeded"]]
+
+
+class Status(TypedDict):
+    """status.json: where the run stands. `message` is for a person."""
+
+    state: State
+    message: str
+    updated: str
+    attempts: list[Attempt]
+
+
+class RunRecord:
+    """One run's objects in the bucket."""
+
+    def __init__(self, s3: "S3Client", bucket: str, run_id: str) -> None:
+        self.s3 = s3
+        self.bucket = bucket
+        self.run_id = run_id
+
+    def key(self, name: str) -> str:
+        return f"runs/{self.run_id}/{name}"
+
+    def uri(self, name: str) -> str:
+        return f"s3://{self.bucket}/{self.key(name)}"
+
+    def write(self, name: str, value: Any) -> None:
+        """Store `value` as JSON under `name`."""
+        body = json.dumps(value, indent=1).encode()
+        self.s3.put_object(
+            Bucket=self.bucket, Key=self.key(name), Body=body, ContentType="application/json"
+        )
+
+    def read(self, name: str) -> Any:
+        """The JSON under `name`; botocore's ClientError when there is none."""
+        answer = self.s3.get_object(Bucket=self.bucket, Key=self.key(name))
+        return json.loads(answer["Body"].read())
+
+    def upload(self, file: Path, name: str | None = None) -> None:
+        self.s3.upload_file(str(file), self.bucket, self.key(name or file.name))
+
+    def download(self, name: str, file: Path) -> None:
+        self.s3.download_file(self.bucket, self.key(name), str(file))
+
+    def request(self) -> Request:
+        request: Request = self.read("request.json")
+        return request
+
+    def status(self) -> Status:
+        status: Status = self.read("status.json")
+        return status
+
+    def set_status(self, state: State, message: str, attempts: list[Attempt]) -> None:
+        status = Status(state=state, message=message, updated=utc_now(), attempts=attempts)
+        self.write("status.json", status)
+
+
+def utc_now() -> str:
+    """The time as ISO 8601, whole seconds, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def billed_seconds(attempts: list[Attempt]) -> float:
+    """Seconds of machine time in all attempts; one that never reported its end counts until the
+    next one's start."""
+    starts = [datetime.fromisoformat(attempt["started"]) for attempt in attempts]
+    total = 0.0
+    for index, attempt in enumerate(attempts):
+        if "ended" in attempt:
+            end = datetime.fromisoformat(attempt["ended"])
+        else:
+            end = starts[index + 1] if index + 1 < len(starts) else datetime.now(UTC)
+        total += (end - starts[index]).total_seconds()
+    return total

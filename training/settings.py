@@ -1,0 +1,102 @@
+"""Everything about a training run that can be chosen. Imports nothing heavy: the launcher and the
+machine read flags here without loading PyTorch."""
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+INTERRUPTED = 75  # exit code of training.train, EX_TEMPFAIL: the same command goes on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What a backbone expects: its name in timm, and the normalisation of its pixels (0–255)."""
+
+    timm_name: str
+    features: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+ARCHITECTURES = {
+    # ImageNet's mean and standard deviation per channel, times 255.
+    "resnet50": Architecture(
+        timm_name="resnet50",
+        features=2048,
+        mean=(123.675, 116.28, 103.53),
+        std=(58.395, 57.12, 57.375),
+    ),
+    # (x − 127) / 128: how the published weights were trained (github.com/tensorflow/tpu).
+    "efficientnet_lite0": Architecture(
+        timm_name="tf_efficientnet_lite0",
+        features=1280,
+        mean=(127.0, 127.0, 127.0),
+        std=(128.0, 128.0, 128.0),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides the weights, given data and machine; kept in every snapshot."""
+
+    arch: str
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    hidden: int
+    dropout: float
+    validation_fraction: float
+    seed: int
+    threads: int
+
+
+def parse_arguments(
+    arguments: list[str] | None = None, *, description: str | None = None
+) -> argparse.Namespace:
+    """The flags of training.train."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.train",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    flag = parser.add_argument
+    flag("--data", type=Path, required=True, help="folder of a packed data set (data_prep pack)")
+    flag("--weights", type=Path, required=True, help="pretrained backbone (data_prep weights)")
+    flag("--output", type=Path, required=True, help="metrics, plot and model/ go here")
+    flag(
+        "--arch",
+        choices=sorted(ARCHITECTURES),
+        default="resnet50",
+        help="backbone (default: %(default)s)",
+    )
+    flag("--checkpoint-dir", type=Path, help="features and snapshots (default: OUTPUT/checkpoints)")
+    flag("--run-id", default="local", help="noted in the model (default: %(default)s)")
+    flag("--epochs", type=int, default=30, help="passes of the head (default: %(default)s)")
+    flag("--batch-size", type=int, default=256, help="photos a step (default: %(default)s)")
+    flag("--learning-rate", type=float, default=1e-3, help="peak (default: %(default)s)")
+    flag("--weight-decay", type=float, default=0.05, help="of AdamW (default: %(default)s)")
+    flag("--hidden", type=int, default=256, help="units of the head (default: %(default)s)")
+    flag("--dropout", type=float, default=0.5, help="in the head (default: %(default)s)")
+    flag(
+        "--validation-fraction",
+        type=float,
+        default=0.1,
+        help="share of the training products held out while training (default: %(default)s)",
+    )
+    flag("--seed", type=int, default=0, help="of all randomness (default: %(default)s)")
+    flag(
+        "--threads",
+        type=int,
+        default=os.cpu_count(),
+        help="CPU threads; weights are reproducible for one number (default: all, %(default)s)",
+    )
+    flag(
+        "--snapshot-seconds",
+        type=float,
+        default=30,
+        help="time between snapshots (default: %(default)s)",
+    )
+    return parser.parse_args(arguments)
