@@ -1,0 +1,130 @@
+"""The working folder: what every step agrees on.
+
+    <folder>/bin-images/<id>.jpg      as in the public bucket
+    <folder>/metadata/<id>.json       as in the public bucket
+    <folder>/selection.json           ids that are there, and those left out with the reason
+    <folder>/split.json               count, group and side of each photo
+    <folder>/datasets/<name>/         the packed dataset, as in our bucket
+
+An id is text: `00001` and `1` are two photos. It is never turned into a number.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+REASON_NOT_IN_BUCKET = "not in the bucket"
+REASON_NO_METADATA = "metadata missing"
+REASON_NO_PHOTO = "photo missing"
+REASON_BROKEN_PHOTO = "photo cannot be decoded"
+REASON_NOT_JSON = "metadata is not JSON"
+REASON_NO_COUNT = "metadata without EXPECTED_QUANTITY"
+REASON_NOT_WHOLE = "EXPECTED_QUANTITY is not a whole number"
+REASON_OUT_OF_RANGE = "count out of range"
+
+
+class DataError(ValueError):
+    """Data preparation cannot go on; the message is one line: what, where, what to do."""
+
+
+class MetadataError(ValueError):
+    """This photo's metadata gives no count; the message is the reason for leaving it out."""
+
+
+@dataclass(frozen=True, order=True)
+class LeftOut:
+    """One photo that the dataset does without."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Bin:
+    """What the metadata says about one photo."""
+
+    count: int
+    asins: tuple[str, ...]
+
+
+def photo_path(folder: Path, photo_id: str) -> Path:
+    return folder / "bin-images" / f"{photo_id}.jpg"
+
+
+def metadata_path(folder: Path, photo_id: str) -> Path:
+    return folder / "metadata" / f"{photo_id}.json"
+
+
+def dataset_path(folder: Path, name: str) -> Path:
+    return folder / "datasets" / name
+
+
+def parse_metadata(text: bytes) -> Bin:
+    """Read the count (EXPECTED_QUANTITY) and the products (keys of BIN_FCSKU_DATA).
+
+    Raises MetadataError when there is no count to read.
+    """
+    try:
+        metadata = json.loads(text)
+    except ValueError as error:
+        raise MetadataError(REASON_NOT_JSON) from error
+    if not isinstance(metadata, dict) or "EXPECTED_QUANTITY" not in metadata:
+        raise MetadataError(REASON_NO_COUNT)
+    count = metadata["EXPECTED_QUANTITY"]
+    if not isinstance(count, int) or isinstance(count, bool):
+        raise MetadataError(REASON_NOT_WHOLE)
+    products = metadata.get("BIN_FCSKU_DATA")
+    return Bin(count, tuple(sorted(products)) if isinstance(products, dict) else ())
+
+
+def start_selection(folder: Path) -> None:
+    """Drop what earlier runs recorded: no later step may work on a half-filled folder."""
+    for name in ("selection.json", "split.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def write_selection(folder: Path, photos: Iterable[str], left_out: Iterable[LeftOut]) -> None:
+    """Record what was asked for; older files in the folder stay out of the dataset."""
+    selection = {
+        "photos": sorted(photos),
+        "left_out": [asdict(one) for one in sorted(left_out)],
+    }
+    write_atomic(folder / "selection.json", to_json(selection))
+
+
+def summarize(left_out: Iterable[LeftOut]) -> str:
+    """One line: how many photos were left out, and why."""
+    reasons = Counter(one.reason for one in left_out)
+    if not reasons:
+        return "nothing left out"
+    listed = ", ".join(f"{number:,} {reason}" for reason, number in sorted(reasons.items()))
+    return f"{reasons.total():,} left out: {listed}"
+
+
+def to_json(content: Mapping[str, Any]) -> bytes:
+    """The same content gives the same bytes."""
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def read_json(path: Path, hint: str) -> Any:
+    """Read a file that an earlier step wrote; `hint` says which one to run.
+
+    Raises DataError when it is absent or not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist: {hint}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {hint}") from error
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file that is either whole or absent, also when the process is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    part.replace(path)

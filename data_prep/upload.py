@@ -1,0 +1,102 @@
+"""A packed dataset → `s3://<our bucket>/datasets/<name>/`, the manifest last."""
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import boto3
+from botocore.exceptions import ClientError
+from tqdm import tqdm
+
+from data_prep.folder import DataError, dataset_path, read_json
+from data_prep.split import SIDES
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+DATA_STACK = "DataStack"
+
+
+def stack_bucket() -> str:
+    """The name of our bucket, from the output BucketName of DataStack.
+
+    Raises DataError when the stack is not deployed.
+    """
+    try:
+        stacks = boto3.client("cloudformation").describe_stacks(StackName=DATA_STACK)["Stacks"]
+    except ClientError as error:
+        if "does not exist" not in str(error):
+            raise
+        raise DataError(
+            f"{DATA_STACK} is not deployed here: run `cdk deploy {DATA_STACK}`, or name --bucket"
+        ) from error
+    outputs = {item["OutputKey"]: item["OutputValue"] for item in stacks[0].get("Outputs", [])}
+    if "BucketName" not in outputs:
+        raise DataError(f"{DATA_STACK} has no output BucketName: deploy it again, or name --bucket")
+    return outputs["BucketName"]
+
+
+def upload_dataset(folder: Path, name: str, bucket: str) -> str:
+    """Upload the dataset `<folder>/datasets/<name>/`; returns its URI.
+
+    Files whose bytes the bucket already has are skipped. The manifest goes last, and an
+    older one goes first: a dataset that has a manifest is complete.
+    Raises DataError when a shard is not the one of the manifest.
+    """
+    dataset = dataset_path(folder, name)
+    hint = f"run `python -m data_prep pack --name {name}` first"
+    manifest = read_json(dataset / "manifest.json", hint)
+    shards = [shard for side in SIDES for shard in manifest["shards"][side]]
+    files = [dataset / shard["file"] for shard in shards]
+    for file, shard in zip(files, shards, strict=True):
+        if not file.exists() or _sha256(file) != shard["sha256"]:
+            raise DataError(f"{file} is not the shard that the manifest describes: {hint}")
+    files += [dataset / f"{side}_list.json" for side in SIDES]
+    client = boto3.client("s3")
+    prefix = f"datasets/{name}"
+    manifest_file, manifest_key = dataset / "manifest.json", f"{prefix}/manifest.json"
+    if not _is_there(client, bucket, manifest_key, manifest_file):
+        client.delete_object(Bucket=bucket, Key=manifest_key)
+    for file in [*files, manifest_file]:
+        _upload_file(client, file, bucket, f"{prefix}/{file.name}")
+    return f"s3://{bucket}/{prefix}/"
+
+
+def upload_weights(file: Path, bucket: str) -> str:
+    """Upload a backbone's weights; returns their URI."""
+    key = f"weights/{file.name}"
+    _upload_file(boto3.client("s3"), file, bucket, key)
+    return f"s3://{bucket}/{key}"
+
+
+def _upload_file(client: "S3Client", file: Path, bucket: str, key: str) -> None:
+    """Upload one file with a progress bar, unless the bucket has the same bytes."""
+    if _is_there(client, bucket, key, file):
+        return
+    with tqdm(
+        total=file.stat().st_size, desc=f"upload {file.name}", unit="B", unit_scale=True
+    ) as progress:
+        client.upload_file(
+            str(file),
+            bucket,
+            key,
+            ExtraArgs={"Metadata": {"sha256": _sha256(file)}},
+            Callback=progress.update,
+        )
+
+
+def _is_there(client: "S3Client", bucket: str, key: str, file: Path) -> bool:
+    """Whether the object was uploaded with the bytes of the file."""
+    try:
+        found = client.head_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "404":
+            return False
+        raise
+    size = file.stat().st_size
+    return found["ContentLength"] == size and found["Metadata"].get("sha256") == _sha256(file)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

