@@ -1,0 +1,168 @@
+"""Every setting of the stacks: read once from cdk.json's context and `-c name=value`, validated.
+
+cdk deploy DataStack TrainStack -c alert_email=you@example.com -c monthly_budget_usd=30
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+
+# Context keys of the CDK command line itself; its other keys contain ":" or start with "@".
+CDK_KEYS = {"cli-telemetry", "acknowledged-issue-numbers"}
+
+# Defaults that follow from the kind of machine. CPU types have 2 vCPUs, none burstable: a new
+# account may run 5 spot vCPUs, and none of a GPU type.
+MACHINE_DEFAULTS: dict[object, dict[str, object]] = {
+    "cpu": {
+        "instance_types": (
+            "c7i.large",
+            "m7i.large",
+            "c6i.large",
+            "m6i.large",
+            "c7i-flex.large",
+            "m7i-flex.large",
+        ),
+        "ami_parameter": "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64",
+        "volume_gib": 30,
+    },
+    "gpu": {
+        "instance_types": ("g4dn.xlarge", "g5.xlarge", "g6.xlarge"),
+        "ami_parameter": "/aws/service/deeplearning/ami/x86_64/"
+        "oss-nvidia-driver-gpu-pytorch-2.13-amazon-linux-2023/latest/ami-id",
+        "volume_gib": 100,
+    },
+}
+
+
+class SettingError(ValueError):
+    """A wrong setting; the message names it, its value and what is allowed, a line for each."""
+
+
+def _split_commas(value: object) -> object:
+    """Let `-c name=a,b` give a list, since the command line knows only strings."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+CommaSeparated = BeforeValidator(_split_commas)
+InstanceType = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*\.[a-z0-9-]+$")]
+Percentage = Annotated[int, Field(ge=1, le=100)]
+
+
+class Config(BaseModel, frozen=True, extra="forbid"):
+    """The settings; `Config.from_context` is the way to make one."""
+
+    alert_email: str | None = Field(
+        default=None,
+        pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$",
+        examples=["you@example.com"],
+        description="Where budget alerts and notices about training go, besides the SNS topic.",
+    )
+    monthly_budget_usd: float = Field(
+        default=20,
+        gt=0,
+        allow_inf_nan=False,
+        description="Monthly budget of the account in US dollars.",
+    )
+    training_budget_usd: float = Field(
+        default=10,
+        gt=0,
+        allow_inf_nan=False,
+        description="Monthly budget of EC2 machines in US dollars.",
+    )
+    sagemaker_budget_usd: float = Field(
+        default=10,
+        gt=0,
+        allow_inf_nan=False,
+        description="Monthly budget of SageMaker in US dollars.",
+    )
+    alert_percentages: Annotated[tuple[Percentage, ...], CommaSeparated] = Field(
+        default=(50, 80, 100),
+        min_length=1,
+        max_length=5,
+        examples=["50,80,100"],
+        description="Shares of a budget, in percent, that raise an alert: spent and forecast.",
+    )
+    machine: Literal["cpu", "gpu"] = Field(
+        default="cpu", description="What trains; picks the next three settings' defaults."
+    )
+    instance_types: Annotated[tuple[InstanceType, ...], CommaSeparated] = Field(
+        min_length=1,
+        max_length=40,
+        examples=["c7i.large,m7i.large"],
+        description="EC2 types (x86_64) that a training machine may have.",
+    )
+    ami_parameter: str = Field(
+        pattern=r"^/[\w./-]+$",
+        examples=[MACHINE_DEFAULTS["cpu"]["ami_parameter"]],
+        description="SSM parameter that holds the image; Amazon Linux 2023 or made from it.",
+    )
+    volume_gib: int = Field(
+        ge=8, le=1000, description="Disk of a training machine in GiB, at least the image's."
+    )
+    purchase: Literal["spot", "on_demand"] = Field(
+        default="spot",
+        description="How training machines are bought; on_demand when there is no spot capacity.",
+    )
+    endpoint: Literal["serverless", "realtime"] = Field(
+        default="serverless", description="serverless costs nothing while idle; realtime does."
+    )
+    endpoint_memory_mb: int = Field(
+        default=2048,
+        ge=1024,
+        le=6144,
+        multiple_of=1024,
+        description="Memory of the serverless endpoint in MB.",
+    )
+    endpoint_max_concurrency: int = Field(
+        default=5,
+        ge=1,
+        le=5,
+        description="Calls at once of the serverless endpoint; a new account has 10 in all.",
+    )
+    serving_image: str | None = Field(
+        default=None,
+        pattern=r"^\d{12}\.dkr\.ecr\.[a-z0-9-]+\.amazonaws\.com(\.cn)?/[a-z0-9._/-]+[:@][\w.:-]+$",
+        examples=["123456789012.dkr.ecr.us-east-1.amazonaws.com/bin-counter:1.0"],
+        description="ECR image of the endpoint; without it Docker builds one from serving/.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_machine_defaults(cls, settings: dict[str, object]) -> dict[str, object]:
+        return {**MACHINE_DEFAULTS.get(settings.get("machine", "cpu"), {}), **settings}
+
+    @classmethod
+    def from_context(cls, context: Mapping[str, object]) -> "Config":
+        """Take the settings out of a CDK app's context.
+
+        Raises:
+            SettingError: a setting is unknown or has a value that is not allowed.
+        """
+        settings = {
+            name: value
+            for name, value in context.items()
+            if name not in CDK_KEYS and ":" not in name and not name.startswith("@")
+        }
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as error:
+            raise SettingError("\n".join(_explain(error))) from error
+
+
+def _explain(error: ValidationError) -> list[str]:
+    """One line for each setting of `error`."""
+    lines: dict[str, str] = {}
+    for problem in error.errors():
+        name = str(problem["loc"][0])
+        if problem["type"] == "extra_forbidden":
+            allowed = f"no such setting; there are {', '.join(Config.model_fields)}"
+        elif problem["type"] == "missing":
+            continue  # has a default by machine, and machine's own line says what is wrong
+        else:
+            examples = Config.model_fields[name].examples
+            allowed = problem["msg"] + (f", for example {examples[0]}" if examples else "")
+            if problem["type"] == "string_pattern_mismatch" and examples:
+                allowed = f"should look like {examples[0]}"
+        lines.setdefault(name, f"setting {name}={problem['input']!r}: {allowed}")
+    return list(lines.values())

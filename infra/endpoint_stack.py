@@ -1,0 +1,133 @@
+"""EndpointStack: the newest model behind a SageMaker endpoint."""
+
+from pathlib import Path
+
+from aws_cdk import (
+    CfnOutput,
+    CfnParameter,
+    CfnRule,
+    CfnRuleAssertion,
+    Fn,
+    Stack,
+)
+from aws_cdk import aws_ecr_assets as ecr_assets
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_s3 as s3
+from constructs import Construct
+
+from infra.acknowledge import acknowledge, acknowledge_objects
+from infra.config import Config
+from infra.model_endpoint import ModelEndpoint, endpoint_name
+from infra.statements import allow, on_objects
+from infra.train_stack import MODEL_PARAMETER, NO_MODEL
+
+MODELS = "runs/*/model.tar.gz"
+SERVING = Path(__file__).parent.parent / "serving"
+
+
+class EndpointStack(Stack):
+    """The endpoint of the model that the model parameter points at when this is deployed."""
+
+    def __init__(self, scope: Construct, id: str, *, config: Config, bucket: s3.IBucket) -> None:
+        super().__init__(scope, id, description="Bin counter: the model behind an endpoint")
+        model_uri = CfnParameter(
+            self,
+            "ModelUri",
+            type="AWS::SSM::Parameter::Value<String>",
+            default=MODEL_PARAMETER,
+            description="SSM parameter that holds the URI of the model",
+        ).value_as_string
+        CfnRule(
+            self,
+            "ModelExists",
+            assertions=[
+                CfnRuleAssertion(
+                    assert_=Fn.condition_not(Fn.condition_equals(model_uri, NO_MODEL)),
+                    assert_description="no model yet: run python -m training.launch first",
+                )
+            ],
+        )
+        image_uri, repository_arn = self._image(config.serving_image)
+        endpoint = ModelEndpoint(
+            self,
+            "Endpoint",
+            config=config,
+            image_uri=image_uri,
+            model_uri=model_uri,
+            role=self._execution_role(bucket, repository_arn, endpoint_name(config)),
+        ).endpoint
+        CfnOutput(self, "EndpointName", value=endpoint.attr_endpoint_name)
+
+    def _image(self, uri: str | None) -> tuple[str, str]:
+        """URI and repository ARN of the image: the one at `uri`, or one built from serving/."""
+        if uri:
+            return uri, _repository_arn(uri)
+        asset = ecr_assets.DockerImageAsset(
+            self,
+            "Image",
+            directory=str(SERVING),
+            platform=ecr_assets.Platform.LINUX_AMD64,
+        )
+        return asset.image_uri, asset.repository.repository_arn
+
+    def _execution_role(self, bucket: s3.IBucket, repository_arn: str, name: str) -> iam.Role:
+        """What SageMaker needs to create and run the endpoint `name`, and nothing else.
+
+        The policy is inline, so that it is there when SageMaker tries the role on a new model.
+        """
+        log_group = f"log-group:/aws/sagemaker/Endpoints/{name}:*"
+        measure = allow("Measure", ["cloudwatch:PutMetricData"], ["*"])
+        measure.add_condition("StringEquals", {"cloudwatch:namespace": "/aws/sagemaker/Endpoints"})
+        role = iam.Role(
+            self,
+            "ExecutionRole",
+            assumed_by=iam.ServicePrincipal(
+                "sagemaker.amazonaws.com",
+                conditions={"StringEquals": {"aws:SourceAccount": self.account}},
+            ),
+            inline_policies={
+                "Endpoint": iam.PolicyDocument(
+                    statements=[
+                        on_objects("ReadModel", "s3:GetObject", bucket, [MODELS]),
+                        allow(
+                            "PullImage",
+                            [
+                                "ecr:BatchCheckLayerAvailability",
+                                "ecr:BatchGetImage",
+                                "ecr:GetDownloadUrlForLayer",
+                            ],
+                            [repository_arn],
+                        ),
+                        allow("LogIn", ["ecr:GetAuthorizationToken"], ["*"]),
+                        allow(
+                            "Log",
+                            [
+                                "logs:CreateLogGroup",
+                                "logs:CreateLogStream",
+                                "logs:DescribeLogStreams",
+                                "logs:PutLogEvents",
+                            ],
+                            [f"arn:{self.partition}:logs:{self.region}:{self.account}:{log_group}"],
+                        ),
+                        measure,
+                    ]
+                )
+            },
+        )
+        acknowledge_objects(role, bucket, [MODELS], "The newest run's id is known at deploy time.")
+        acknowledge(
+            role,
+            f"IAM5[Resource::arn:<AWS::Partition>:logs:<AWS::Region>:<AWS::AccountId>:{log_group}]",
+            "SageMaker names the log streams.",
+        )
+        acknowledge(role, "IAM5[Resource::*]", "Login to ECR and PutMetricData know no resource.")
+        return role
+
+
+def _repository_arn(image_uri: str) -> str:
+    """ARN of the ECR repository of an image, whose URI says all that an ARN needs."""
+    registry, path = image_uri.split("/", 1)
+    account, _, _, region, domain = registry.split(".", 4)
+    partition = "aws-cn" if domain.endswith(".cn") else "aws"
+    name = path.split("@")[0].split(":")[0]
+    return f"arn:{partition}:ecr:{region}:{account}:repository/{name}"

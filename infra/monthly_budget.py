@@ -1,0 +1,62 @@
+"""A monthly budget with alerts on what is spent and on what is forecast."""
+
+from collections.abc import Sequence
+
+from aws_cdk import aws_budgets as budgets
+from aws_cdk import aws_sns as sns
+from constructs import Construct
+
+
+class MonthlyBudget(Construct):
+    """A monthly cost budget of the account, or of one AWS service.
+
+    It has no name: a changed budget is replaced, and a name would clash with the old one.
+    """
+
+    def __init__(
+        self,
+        scope: Construct,
+        id: str,
+        *,
+        limit_usd: float,
+        percentages: Sequence[int],
+        topic: sns.ITopic,
+        email: str | None = None,
+        service: str | None = None,
+    ) -> None:
+        super().__init__(scope, id)
+        subscribers = [
+            budgets.CfnBudget.SubscriberProperty(subscription_type="SNS", address=topic.topic_arn)
+        ]
+        if email:
+            # Besides the topic's own e-mail, which says nothing until somebody confirms it.
+            subscribers.append(
+                budgets.CfnBudget.SubscriberProperty(subscription_type="EMAIL", address=email)
+            )
+        budgets.CfnBudget(
+            self,
+            "Budget",
+            budget=budgets.CfnBudget.BudgetDataProperty(
+                budget_type="COST",
+                time_unit="MONTHLY",
+                budget_limit=budgets.CfnBudget.SpendProperty(amount=limit_usd, unit="USD"),
+                cost_filters={"Service": [service]} if service else None,
+                # Credits would hide the spending until the day they run out.
+                cost_types=budgets.CfnBudget.CostTypesProperty(
+                    include_credit=False, include_refund=False
+                ),
+            ),
+            notifications_with_subscribers=[
+                budgets.CfnBudget.NotificationWithSubscribersProperty(
+                    notification=budgets.CfnBudget.NotificationProperty(
+                        notification_type=kind,
+                        comparison_operator="GREATER_THAN",
+                        threshold=percentage,
+                        threshold_type="PERCENTAGE",
+                    ),
+                    subscribers=subscribers,
+                )
+                for kind in ("ACTUAL", "FORECASTED")
+                for percentage in percentages
+            ],
+        )

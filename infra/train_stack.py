@@ -1,0 +1,177 @@
+"""TrainStack: everything that a training run on EC2 needs, and what each part may do."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from aws_cdk import ArnFormat, CfnOutput, RemovalPolicy, Stack
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_logs as logs
+from aws_cdk import aws_s3 as s3
+from aws_cdk import aws_sns as sns
+from aws_cdk import aws_ssm as ssm
+from constructs import Construct
+
+from infra.acknowledge import acknowledge, acknowledge_objects
+from infra.config import Config
+from infra.network import TrainingNetwork
+from infra.spot_trainer import GROUP_NAME, SpotTrainer
+from infra.statements import PREFIXES, allow, list_prefixes, on_objects
+
+MODEL_PARAMETER = "/bin-counter/model-uri"
+NO_MODEL = "none"
+LOG_GROUP = "/bin-counter/training"
+READABLE = [f"{prefix}*" for prefix in PREFIXES]
+GROUP_WILDCARD = (
+    "IAM5[Resource::arn:<AWS::Partition>:autoscaling:<AWS::Region>:<AWS::AccountId>"
+    f":autoScalingGroup:*:autoScalingGroupName/{GROUP_NAME}]"
+)
+USER_DATA = Path(__file__).with_name("user_data.sh")
+
+
+class TrainStack(Stack):
+    """Network, machine group, launcher's role, log group, and the parameter of the newest model."""
+
+    def __init__(
+        self,
+        scope: Construct,
+        id: str,
+        *,
+        config: Config,
+        bucket: s3.IBucket,
+        alerts: sns.ITopic,
+    ) -> None:
+        super().__init__(scope, id, description="Bin counter: spot machines that train")
+        self.model = ssm.StringParameter(
+            self,
+            "Model",
+            parameter_name=MODEL_PARAMETER,
+            string_value=NO_MODEL,
+            description="Newest model: s3://bucket/runs/<id>/model.tar.gz",
+        )
+        self.log_group = logs.LogGroup(
+            self,
+            "Logs",
+            log_group_name=LOG_GROUP,
+            retention=logs.RetentionDays.ONE_MONTH,
+            removal_policy=RemovalPolicy.DESTROY,
+        )
+        network = TrainingNetwork(self, "Network")
+        trainer = SpotTrainer(
+            self,
+            "Trainer",
+            config=config,
+            network=network,
+            alerts=alerts,
+            user_data=boot_script(
+                {
+                    "BUCKET": bucket.bucket_name,
+                    "GROUP_NAME": GROUP_NAME,
+                    "MODEL_PARAMETER": MODEL_PARAMETER,
+                    "TOPIC_ARN": alerts.topic_arn,
+                    "LOG_GROUP": LOG_GROUP,
+                    "AWS_DEFAULT_REGION": self.region,
+                    "VOLUME_GIB": str(config.volume_gib),
+                }
+            ),
+        )
+        launcher = iam.Role(
+            self,
+            "LauncherRole",
+            assumed_by=iam.AccountRootPrincipal(),
+            description="Starts, watches and stops training runs",
+        )
+        self._grant_machine(trainer.role, bucket, alerts)
+        self._grant_launcher(launcher, bucket)
+
+        CfnOutput(self, "GroupName", value=trainer.group.auto_scaling_group_name)
+        CfnOutput(self, "LauncherRoleArn", value=launcher.role_arn)
+        CfnOutput(self, "MachineRoleName", value=trainer.role.role_name)
+        CfnOutput(self, "ModelParameterName", value=self.model.parameter_name)
+        CfnOutput(self, "LogGroupName", value=self.log_group.log_group_name)
+
+    def _grant_machine(self, role: iam.Role, bucket: s3.IBucket, alerts: sns.ITopic) -> None:
+        for statement in (
+            list_prefixes(bucket, PREFIXES),
+            on_objects("Read", "s3:GetObject", bucket, READABLE),
+            on_objects(
+                "Write", "s3:PutObject", bucket, ["control/lease.json", "checkpoints/*", "runs/*"]
+            ),
+            on_objects(
+                "Release",
+                "s3:DeleteObject",
+                bucket,
+                ["control/current.json", "control/lease.json"],
+            ),
+            allow("EndTheRun", ["autoscaling:SetDesiredCapacity"], [self._group_arn]),
+            allow("Publish", ["ssm:GetParameter", "ssm:PutParameter"], [self.model.parameter_arn]),
+            allow("Notify", ["sns:Publish"], [alerts.topic_arn]),
+            allow(
+                "Log",
+                ["logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents"],
+                [self.log_group.log_group_arn],
+            ),
+            # Session Manager. AWS's managed policy for it reads every parameter of the account.
+            allow(
+                "OpenSessions",
+                [
+                    "ssm:UpdateInstanceInformation",
+                    "ssmmessages:CreateControlChannel",
+                    "ssmmessages:CreateDataChannel",
+                    "ssmmessages:OpenControlChannel",
+                    "ssmmessages:OpenDataChannel",
+                ],
+                ["*"],
+            ),
+        ):
+            role.add_to_policy(statement)
+        acknowledge_objects(role, bucket, READABLE, "Run ids and data sets are made later.")
+        acknowledge(role, GROUP_WILDCARD, "AWS makes up the middle of the ARN; the name is fixed.")
+        acknowledge(role, "IAM5[Resource::*]", "Session Manager's actions know no resource.")
+
+    def _grant_launcher(self, role: iam.Role, bucket: s3.IBucket) -> None:
+        for statement in (
+            list_prefixes(bucket, PREFIXES),
+            on_objects("Read", "s3:GetObject", bucket, READABLE),
+            on_objects("Request", "s3:PutObject", bucket, ["control/current.json", "runs/*"]),
+            on_objects("Cancel", "s3:DeleteObject", bucket, ["control/current.json"]),
+            allow(
+                "Steer",
+                [
+                    "autoscaling:DeleteScheduledAction",
+                    "autoscaling:PutScheduledUpdateGroupAction",
+                    "autoscaling:SetDesiredCapacity",
+                    "autoscaling:SuspendProcesses",
+                ],
+                [self._group_arn],
+            ),
+            allow("ReadModel", ["ssm:GetParameter"], [self.model.parameter_arn]),
+            allow(
+                "Watch",
+                [
+                    "autoscaling:DescribeAutoScalingGroups",
+                    "autoscaling:DescribeScalingActivities",
+                    "autoscaling:DescribeScheduledActions",
+                    "ec2:DescribeSpotPriceHistory",
+                ],
+                ["*"],
+            ),
+        ):
+            role.add_to_policy(statement)
+        acknowledge_objects(role, bucket, READABLE, "Run ids and data sets are made later.")
+        acknowledge(role, GROUP_WILDCARD, "AWS makes up the middle of the ARN; the name is fixed.")
+        acknowledge(role, "IAM5[Resource::*]", "Describe actions know no resource.")
+
+    @property
+    def _group_arn(self) -> str:
+        return self.format_arn(
+            service="autoscaling",
+            resource="autoScalingGroup",
+            resource_name=f"*:autoScalingGroupName/{GROUP_NAME}",
+            arn_format=ArnFormat.COLON_RESOURCE_NAME,
+        )
+
+
+def boot_script(variables: Mapping[str, str]) -> str:
+    """The user data of a machine: `variables`, exported, then infra/user_data.sh."""
+    exports = "".join(f"export {name}='{value}'\n" for name, value in variables.items())
+    return f"#!/bin/bash\n{exports}{USER_DATA.read_text()}"

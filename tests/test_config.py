@@ -1,0 +1,100 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthesized import CDK_CONTEXT
+
+from infra.config import Config, SettingError
+
+
+def test_defaults_need_no_setting() -> None:
+    config = Config.from_context({})
+    assert config.machine == "cpu"
+    assert config.purchase == "spot"
+    assert config.endpoint == "serverless"
+    assert not any(name.startswith("t") for name in config.instance_types), "burstable"
+
+
+def test_cdk_json_holds_only_what_the_settings_know() -> None:
+    assert Config.from_context(CDK_CONTEXT) == Config.from_context({})
+
+
+def test_keys_of_the_cdk_command_line_are_no_settings() -> None:
+    Config.from_context(
+        {"aws:cdk:bundling-stacks": ["**"], "@aws-cdk/core:x": True, "cli-telemetry": False}
+    )
+
+
+def test_text_from_the_command_line_becomes_numbers_and_lists() -> None:
+    config = Config.from_context(
+        {"monthly_budget_usd": "7.5", "alert_percentages": "40, 90", "instance_types": "c7i.large"}
+    )
+    assert config.monthly_budget_usd == 7.5
+    assert config.alert_percentages == (40, 90)
+    assert config.instance_types == ("c7i.large",)
+
+
+def test_lists_of_cdk_json_are_taken_as_they_are() -> None:
+    assert Config.from_context({"alert_percentages": [60]}).alert_percentages == (60,)
+
+
+def test_machine_picks_types_image_and_disk_unless_they_are_set() -> None:
+    config = Config.from_context({"machine": "gpu", "volume_gib": "200"})
+    assert config.instance_types == ("g4dn.xlarge", "g5.xlarge", "g6.xlarge")
+    assert "deeplearning" in config.ami_parameter
+    assert config.volume_gib == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("machine", "tpu", "'cpu' or 'gpu'"),
+        ("purchase", "borrow", "'spot' or 'on_demand'"),
+        ("endpoint", "batch", "'serverless' or 'realtime'"),
+        ("endpoint_memory_mb", "1500", "multiple of 1024"),
+        ("endpoint_max_concurrency", "6", "less than or equal to 5"),
+        ("monthly_budget_usd", "-1", "greater than 0"),
+        ("monthly_budget_usd", "inf", "finite"),
+        ("alert_percentages", "50,0", "greater than or equal to 1"),
+        ("alert_percentages", "1,2,3,4,5,6", "at most 5"),
+        ("alert_email", "nobody", "you@example.com"),
+        ("instance_types", "c7i.large,big one", "c7i.large,m7i.large"),
+        ("volume_gib", "much", "integer"),
+        ("ami_parameter", "ami-123", "/aws/service/"),
+        ("serving_image", "python:3.11", "dkr.ecr"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(name: str, value: str, allowed: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        Config.from_context({name: value})
+    message = str(caught.value)
+    assert message.startswith(f"setting {name}=")
+    assert value.split(",")[-1] in message
+    assert allowed in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", ["alert_mail", "alertEmail", "alert-email"])
+def test_an_unknown_setting_is_named_with_those_that_exist(name: str) -> None:
+    with pytest.raises(SettingError, match=f"setting {name}=.*no such setting.*alert_email"):
+        Config.from_context({name: "you@example.com"})
+
+
+@given(st.text(), st.text() | st.integers() | st.none() | st.lists(st.text()))
+def test_no_setting_fails_in_another_way(name: str, value: object) -> None:
+    try:
+        Config.from_context({name: value})
+    except SettingError as error:
+        assert name in str(error)
+
+
+@given(st.sampled_from(list(Config.model_fields)), st.text() | st.integers() | st.booleans())
+def test_no_value_fails_in_another_way(name: str, value: object) -> None:
+    try:
+        Config.from_context({name: value})
+    except SettingError as error:
+        assert str(error).startswith(f"setting {name}=")
+
+
+def test_settings_cannot_be_changed_later() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        setattr(Config.from_context({}), "machine", "gpu")  # noqa: B010, mypy knows better

@@ -1,0 +1,236 @@
+import subprocess
+from typing import Any
+
+import pytest
+from synthesized import Template
+
+from infra.train_stack import USER_DATA
+
+GROUP = (
+    "arn:<AWS::Partition>:autoscaling:<AWS::Region>:<AWS::AccountId>"
+    ":autoScalingGroup:*:autoScalingGroupName/bin-trainer"
+)
+PREFIXES = ["checkpoints", "control", "datasets", "runs", "runtime", "weights"]
+
+
+@pytest.fixture
+def template(stacks: dict[str, Template]) -> Template:
+    return stacks["TrainStack"]
+
+
+@pytest.fixture
+def group(template: Template) -> dict[str, Any]:
+    return template.only("AWS::AutoScaling::AutoScalingGroup")
+
+
+@pytest.fixture
+def machine(template: Template) -> dict[str, Any]:
+    data: dict[str, Any] = template.only("AWS::EC2::LaunchTemplate")["LaunchTemplateData"]
+    return data
+
+
+def test_outputs_and_fixed_names(template: Template, group: dict[str, Any]) -> None:
+    assert set(template.raw["Outputs"]) == {
+        "GroupName",
+        "LauncherRoleArn",
+        "LogGroupName",
+        "MachineRoleName",
+        "ModelParameterName",
+    }
+    assert group["AutoScalingGroupName"] == "bin-trainer"
+    assert template.only("AWS::Logs::LogGroup")["LogGroupName"] == "/bin-counter/training"
+    assert template.only("AWS::SSM::Parameter")["Name"] == "/bin-counter/model-uri"
+
+
+def test_the_group_rests_at_zero_and_a_deploy_leaves_it_as_it_is(group: dict[str, Any]) -> None:
+    assert (group["MinSize"], group["MaxSize"]) == ("0", "1")
+    assert "DesiredCapacity" not in group
+    assert group["CapacityRebalance"] is False
+
+
+def test_machines_are_spot_of_several_types_and_zones(group: dict[str, Any]) -> None:
+    distribution = group["MixedInstancesPolicy"]["InstancesDistribution"]
+    assert distribution["OnDemandBaseCapacity"] == 0
+    assert distribution["OnDemandPercentageAboveBaseCapacity"] == 0
+    assert distribution["SpotAllocationStrategy"] == "price-capacity-optimized"
+    overrides = group["MixedInstancesPolicy"]["LaunchTemplate"]["Overrides"]
+    assert len({override["InstanceType"] for override in overrides}) >= 3
+    assert len(group["VPCZoneIdentifier"]) == 2
+
+
+def test_on_demand_gpu_machines_are_two_settings(other_stacks: dict[str, Template]) -> None:
+    template = other_stacks["TrainStack"]
+    policy = template.only("AWS::AutoScaling::AutoScalingGroup")["MixedInstancesPolicy"]
+    assert policy["InstancesDistribution"]["OnDemandPercentageAboveBaseCapacity"] == 100
+    assert policy["LaunchTemplate"]["Overrides"][0] == {"InstanceType": "g4dn.xlarge"}
+    images = [p["Default"] for p in template.raw["Parameters"].values() if "Image" in p["Type"]]
+    assert "deeplearning" in images[0]
+
+
+def test_a_failed_launch_is_told_to_the_topic(group: dict[str, Any]) -> None:
+    (notification,) = group["NotificationConfigurations"]
+    assert notification["NotificationTypes"] == ["autoscaling:EC2_INSTANCE_LAUNCH_ERROR"]
+    assert "BudgetStack" in notification["TopicARN"]
+
+
+def test_powering_off_ends_a_machine(machine: dict[str, Any]) -> None:
+    assert machine["InstanceInitiatedShutdownBehavior"] == "terminate"
+
+
+def test_the_group_would_reject_market_options_in_the_template(machine: dict[str, Any]) -> None:
+    assert "InstanceMarketOptions" not in machine
+
+
+def test_a_machine_speaks_imdsv2_only_and_not_for_containers(machine: dict[str, Any]) -> None:
+    assert machine["MetadataOptions"] == {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}
+
+
+def test_the_disk_is_encrypted_and_goes_with_the_machine(machine: dict[str, Any]) -> None:
+    (disk,) = machine["BlockDeviceMappings"]
+    assert disk["Ebs"] == {
+        "DeleteOnTermination": True,
+        "Encrypted": True,
+        "VolumeSize": 30,
+        "VolumeType": "gp3",
+    }
+
+
+def test_tags_reach_machines_and_disks(machine: dict[str, Any], group: dict[str, Any]) -> None:
+    project = {"Key": "project", "Value": "bin-counter"}
+    for specification in machine["TagSpecifications"]:
+        assert project in specification["Tags"]
+    assert {s["ResourceType"] for s in machine["TagSpecifications"]} == {"instance", "volume"}
+    assert project | {"PropagateAtLaunch": True} in group["Tags"]
+
+
+def test_a_machine_has_a_public_address_and_no_way_in(
+    template: Template, machine: dict[str, Any]
+) -> None:
+    assert machine["NetworkInterfaces"][0]["AssociatePublicIpAddress"] is True
+    security_group = template.only("AWS::EC2::SecurityGroup")
+    assert "SecurityGroupIngress" not in security_group
+    assert template.of_type("AWS::EC2::SecurityGroupIngress") == []
+    assert [
+        (rule["IpProtocol"], rule["ToPort"]) for rule in security_group["SecurityGroupEgress"]
+    ] == [("tcp", 443)]
+    assert "KeyName" not in machine
+
+
+def test_traffic_to_s3_is_free_and_no_nat_gateway_costs(template: Template) -> None:
+    assert template.of_type("AWS::EC2::NatGateway") == []
+    assert template.only("AWS::EC2::VPCEndpoint")["ServiceName"] == "com.amazonaws.<AWS::Region>.s3"
+
+
+def test_user_data_is_the_exports_and_the_boot_script(machine: dict[str, Any]) -> None:
+    lines = machine["UserData"].splitlines()
+    assert lines[0] == "#!/bin/bash"
+    exports = dict(line.removeprefix("export ").split("=", 1) for line in lines[1:8])
+    assert {name: value.strip("'") for name, value in exports.items()} == {
+        "BUCKET": "<DataStack:ExportsOutputRefDataBucketE6B0FAA83794BF10>",
+        "GROUP_NAME": "bin-trainer",
+        "MODEL_PARAMETER": "/bin-counter/model-uri",
+        "TOPIC_ARN": "<BudgetStack:ExportsOutputRefAlerts91F83244F0271852>",
+        "LOG_GROUP": "/bin-counter/training",
+        "AWS_DEFAULT_REGION": "<AWS::Region>",
+        "VOLUME_GIB": "30",
+    }
+    assert machine["UserData"].endswith(USER_DATA.read_text())
+    assert len(machine["UserData"].encode()) < 16 * 1024, "EC2's limit"
+
+
+def test_user_data_is_valid_bash(machine: dict[str, Any]) -> None:
+    subprocess.run(["bash", "-n"], input=machine["UserData"], text=True, check=True)
+
+
+def test_there_is_no_model_at_first(template: Template) -> None:
+    assert template.only("AWS::SSM::Parameter")["Value"] == "none"
+
+
+def test_logs_expire(template: Template) -> None:
+    assert template.only("AWS::Logs::LogGroup")["RetentionInDays"] == 30
+
+
+def test_what_a_machine_may_do(template: Template) -> None:
+    assert permissions(template, "TrainerMachineRole") == {
+        ("autoscaling:SetDesiredCapacity", GROUP),
+        ("logs:CreateLogStream", "<Logs6819BB44.Arn>"),
+        ("logs:DescribeLogStreams", "<Logs6819BB44.Arn>"),
+        ("logs:PutLogEvents", "<Logs6819BB44.Arn>"),
+        ("s3:DeleteObject", "bucket/control/current.json"),
+        ("s3:DeleteObject", "bucket/control/lease.json"),
+        *(("s3:GetObject", f"bucket/{prefix}/*") for prefix in PREFIXES),
+        ("s3:ListBucket", "bucket"),
+        ("s3:PutObject", "bucket/checkpoints/*"),
+        ("s3:PutObject", "bucket/control/lease.json"),
+        ("s3:PutObject", "bucket/runs/*"),
+        ("sns:Publish", "<BudgetStack:ExportsOutputRefAlerts91F83244F0271852>"),
+        ("ssm:GetParameter", PARAMETER),
+        ("ssm:PutParameter", PARAMETER),
+        ("ssm:UpdateInstanceInformation", "*"),
+        ("ssmmessages:CreateControlChannel", "*"),
+        ("ssmmessages:CreateDataChannel", "*"),
+        ("ssmmessages:OpenControlChannel", "*"),
+        ("ssmmessages:OpenDataChannel", "*"),
+    }
+
+
+def test_what_the_launcher_may_do(template: Template) -> None:
+    assert permissions(template, "LauncherRole") == {
+        ("autoscaling:DeleteScheduledAction", GROUP),
+        ("autoscaling:DescribeAutoScalingGroups", "*"),
+        ("autoscaling:DescribeScalingActivities", "*"),
+        ("autoscaling:DescribeScheduledActions", "*"),
+        ("autoscaling:PutScheduledUpdateGroupAction", GROUP),
+        ("autoscaling:SetDesiredCapacity", GROUP),
+        ("autoscaling:SuspendProcesses", GROUP),
+        ("ec2:DescribeSpotPriceHistory", "*"),
+        ("s3:DeleteObject", "bucket/control/current.json"),
+        *(("s3:GetObject", f"bucket/{prefix}/*") for prefix in PREFIXES),
+        ("s3:ListBucket", "bucket"),
+        ("s3:PutObject", "bucket/control/current.json"),
+        ("s3:PutObject", "bucket/runs/*"),
+        ("ssm:GetParameter", PARAMETER),
+    }
+
+
+@pytest.mark.parametrize("role", ["TrainerMachineRole", "LauncherRole"])
+def test_a_role_lists_only_what_it_may_read(template: Template, role: str) -> None:
+    condition = template.statements(role)["ListPrefixes"]["Condition"]
+    assert sorted(condition["StringLike"]["s3:prefix"]) == [f"{prefix}/*" for prefix in PREFIXES]
+
+
+def test_who_takes_which_role(template: Template) -> None:
+    principals = {
+        name.rstrip("0123456789ABCDEF"): role["Properties"]["AssumeRolePolicyDocument"][
+            "Statement"
+        ][0]["Principal"]
+        for name, role in template.resources.items()
+        if role["Type"] == "AWS::IAM::Role"
+    }
+    assert principals == {
+        "TrainerMachineRole": {"Service": "ec2.amazonaws.com"},
+        "LauncherRole": {"AWS": "arn:<AWS::Partition>:iam::<AWS::AccountId>:root"},
+    }
+
+
+def test_no_role_has_a_policy_written_by_others(template: Template) -> None:
+    for role in template.of_type("AWS::IAM::Role"):
+        assert "ManagedPolicyArns" not in role
+
+
+PARAMETER = "arn:<AWS::Partition>:ssm:<AWS::Region>:<AWS::AccountId>:parameter<Model0301700E>"
+BUCKET_ARN = "<DataStack:ExportsOutputFnGetAttDataBucketE6B0FAA8Arn3FF3A9FF>"
+
+
+def permissions(template: Template, role: str) -> set[tuple[str, str]]:
+    """Every action of the role with every resource it is allowed on."""
+    return {
+        (action, resource.replace(BUCKET_ARN, "bucket"))
+        for statement in template.statements(role).values()
+        for action in as_list(statement["Action"])
+        for resource in as_list(statement["Resource"])
+    }
+
+
+def as_list(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
