@@ -1,0 +1,25 @@
+.PHONY: help setup demo test test-all lint clean
+
+help: ## say what there is
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
+
+setup:
+	@python3 rehearsal/setup.py
+
+demo: setup ## from stacks to prediction on this machine, no AWS account needed
+	@.venv/bin/python -m rehearsal.demo
+
+test: lint ## every fast test
+	@.venv/bin/python -m pytest -q
+
+test-all: lint ## the slow tests, too
+	@.venv/bin/python -m pytest -q -m "slow or not slow"
+
+lint: setup ## ruff and mypy
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+
+clean: ## back to a fresh clone: the next run sets up again
+	@rm -rf .venv node_modules .demo cdk.out .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

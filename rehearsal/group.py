@@ -1,0 +1,186 @@
+"""What EC2 Auto Scaling does with its machines, where moto only keeps the books.
+
+moto starts and ends instances on paper; here each gets a rehearsed machine, a lost one is
+replaced, and booked actions are carried out when they are due.
+"""
+
+import base64
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import boto3
+
+from rehearsal.imds import Metadata
+from rehearsal.machine import Machine
+from rehearsal.processes import Processes
+
+NOTICE_SECONDS = 10.0  # two minutes on AWS
+LOOK_SECONDS = 0.3
+GRACE_SECONDS = 30.0  # EC2 lets a machine that it stops shut down in order
+
+
+class StillRunningError(RuntimeError):
+    """The group did not come to its end."""
+
+
+class RehearsedGroup:
+    """One Auto Scaling group and the machines that run for it."""
+
+    def __init__(
+        self,
+        *,
+        processes: Processes,
+        endpoint: str,
+        group: str,
+        folder: Path,
+        say: Callable[[str], None],
+    ) -> None:
+        self._processes = processes
+        self._autoscaling = boto3.client("autoscaling")
+        self._ec2 = boto3.client("ec2")
+        self._iam = boto3.client("iam")
+        self._sts = boto3.client("sts")
+        self._endpoint = endpoint
+        self._group = group
+        self._folder = folder
+        self._say = say
+        self.machines: dict[str, Machine] = {}  # all that ever started, by instance id
+        self._running: dict[str, Machine] = {}
+
+    def run(self, *, interruptions: list[str], limit_seconds: float) -> None:
+        """Until the group is at 0 and no machine is left.
+
+        The running machine is interrupted at each event of `interruptions` in turn. Raises
+        StillRunningError after `limit_seconds`, with every machine ended.
+        """
+        end = time.monotonic() + limit_seconds
+        waiting = list(interruptions)
+        try:
+            while time.monotonic() < end:
+                self._carry_out_bookings()
+                instances = self._instances()
+                self._start_new(instances)
+                self._end_stopped(instances)
+                if waiting and self._interrupt_at(waiting[0]):
+                    waiting.pop(0)
+                if not instances and not self._running:
+                    return
+                time.sleep(LOOK_SECONDS)
+            raise StillRunningError(f"{self._group} still runs after {limit_seconds:.0f} s")
+        finally:
+            for machine in self._running.values():
+                machine.end()
+            self._running.clear()
+
+    def _instances(self) -> list[str]:
+        (group,) = self._autoscaling.describe_auto_scaling_groups(
+            AutoScalingGroupNames=[self._group]
+        )["AutoScalingGroups"]
+        return [instance["InstanceId"] for instance in group["Instances"]]
+
+    def _start_new(self, instances: list[str]) -> None:
+        for instance_id in instances:
+            if instance_id not in self.machines:
+                machine = self._boot(instance_id)
+                self.machines[instance_id] = self._running[instance_id] = machine
+                self._say(f"machine {instance_id} boots; its console: {machine.console}")
+
+    def _end_stopped(self, instances: list[str]) -> None:
+        for instance_id, machine in list(self._running.items()):
+            if machine.powered_off or machine.process.poll() is not None:
+                machine.end()
+                del self._running[instance_id]
+                self._say(f"machine {instance_id} powered off")
+                if instance_id in instances:
+                    self._replace(instance_id)
+            elif instance_id not in instances:
+                self._let_finish(machine)
+
+    def _let_finish(self, machine: Machine) -> None:
+        end = time.monotonic() + GRACE_SECONDS
+        while not machine.powered_off and time.monotonic() < end:
+            time.sleep(LOOK_SECONDS)
+
+    def _replace(self, instance_id: str) -> None:
+        """A group that wants a machine and lost it gets another."""
+        self._autoscaling.terminate_instance_in_auto_scaling_group(
+            InstanceId=instance_id, ShouldDecrementDesiredCapacity=False
+        )
+
+    def _interrupt_at(self, event: str) -> bool:
+        for instance_id, machine in list(self._running.items()):
+            if machine.reached(event):
+                self._say(f"interruption notice to {instance_id} at {event}")
+                machine.interrupt(NOTICE_SECONDS)
+                end = time.monotonic() + NOTICE_SECONDS
+                while not machine.powered_off and time.monotonic() < end:
+                    time.sleep(LOOK_SECONDS)
+                machine.end()
+                del self._running[instance_id]
+                self._say(f"machine {instance_id} is gone")
+                self._replace(instance_id)
+                return True
+        return False
+
+    def _carry_out_bookings(self) -> None:
+        bookings = self._autoscaling.describe_scheduled_actions(AutoScalingGroupName=self._group)
+        for action in bookings["ScheduledUpdateGroupActions"]:
+            if action["StartTime"] <= datetime.now(UTC):
+                self._autoscaling.update_auto_scaling_group(
+                    AutoScalingGroupName=self._group,
+                    MinSize=action["MinSize"],
+                    DesiredCapacity=action["DesiredCapacity"],
+                )
+                self._autoscaling.delete_scheduled_action(
+                    AutoScalingGroupName=self._group,
+                    ScheduledActionName=action["ScheduledActionName"],
+                )
+                self._say(f"booked action {action['ScheduledActionName']} carried out")
+
+    def _boot(self, instance_id: str) -> Machine:
+        """A machine with what the deployed launch template gives this instance."""
+        (group,) = self._autoscaling.describe_auto_scaling_groups(
+            AutoScalingGroupNames=[self._group]
+        )["AutoScalingGroups"]
+        (member,) = (i for i in group["Instances"] if i["InstanceId"] == instance_id)
+        template = group["MixedInstancesPolicy"]["LaunchTemplate"]["LaunchTemplateSpecification"]
+        (version,) = self._ec2.describe_launch_template_versions(
+            LaunchTemplateId=template["LaunchTemplateId"], Versions=[template["Version"]]
+        )["LaunchTemplateVersions"]
+        data = version["LaunchTemplateData"]
+        metadata = Metadata(
+            instance_id=instance_id,
+            instance_type=member["InstanceType"],
+            zone=member["AvailabilityZone"],
+            role=self._role(data["IamInstanceProfile"]["Arn"]),
+            credentials=lambda: self._credentials(metadata.role),
+        )
+        return Machine(
+            processes=self._processes,
+            disk=self._folder / instance_id,
+            user_data=base64.b64decode(data["UserData"]).decode(),
+            metadata=metadata,
+            endpoint=self._endpoint,
+            settings={"SPOT_POLL_SECONDS": "0.5", "TQDM_MININTERVAL": "2"},
+        )
+
+    def _role(self, profile_arn: str) -> str:
+        profile = self._iam.get_instance_profile(InstanceProfileName=profile_arn.split("/")[-1])
+        (role,) = profile["InstanceProfile"]["Roles"]
+        return str(role["RoleName"])
+
+    def _credentials(self, role: str) -> dict[str, str]:
+        """Temporary credentials of the machine's role, as the metadata service words them."""
+        arn = self._iam.get_role(RoleName=role)["Role"]["Arn"]
+        given = self._sts.assume_role(RoleArn=arn, RoleSessionName="machine")["Credentials"]
+        return {
+            "Code": "Success",
+            "Type": "AWS-HMAC",
+            "AccessKeyId": given["AccessKeyId"],
+            "SecretAccessKey": given["SecretAccessKey"],
+            "Token": given["SessionToken"],
+            "Expiration": given["Expiration"].strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "LastUpdated": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }

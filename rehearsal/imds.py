@@ -1,0 +1,89 @@
+"""A stand-in for the Instance Metadata Service, version 2, of one machine."""
+
+import json
+import secrets
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+TOKEN_PATH = "/latest/api/token"
+CREDENTIALS_PATH = "/latest/meta-data/iam/security-credentials/"
+NOTICE_PATH = "/latest/meta-data/spot/instance-action"
+
+
+@dataclass(kw_only=True)
+class Metadata:
+    """What one machine is told about itself."""
+
+    instance_id: str
+    instance_type: str
+    zone: str
+    role: str
+    credentials: Callable[[], dict[str, str]]  # asked each time, as they expire
+    notice_seen: threading.Event = field(default_factory=threading.Event)
+    _terminates_at: datetime | None = None
+
+    def give_notice(self, seconds: float) -> None:
+        """The machine is taken back in `seconds`; `notice_seen` is set when it has read that."""
+        self._terminates_at = datetime.now(UTC) + timedelta(seconds=seconds)
+
+    def answer(self, path: str) -> str | None:
+        """The text at `path`, or None where there is nothing."""
+        if path == CREDENTIALS_PATH:
+            return self.role
+        if path == CREDENTIALS_PATH + self.role:
+            return json.dumps(self.credentials())
+        if path == NOTICE_PATH and self._terminates_at:
+            self.notice_seen.set()
+            time = self._terminates_at.strftime("%Y-%m-%dT%H:%M:%SZ")
+            return json.dumps({"action": "terminate", "time": time})
+        return {
+            "/latest/meta-data/instance-id": self.instance_id,
+            "/latest/meta-data/instance-type": self.instance_type,
+            "/latest/meta-data/placement/availability-zone": self.zone,
+            "/latest/meta-data/placement/region": self.zone[:-1],
+        }.get(path)
+
+
+def start_imds(metadata: Metadata) -> ThreadingHTTPServer:
+    """Serve `metadata` on a free port of 127.0.0.1 until the server is shut down."""
+    tokens: set[str] = set()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            if (
+                self.path != TOKEN_PATH
+                or "X-aws-ec2-metadata-token-ttl-seconds" not in self.headers
+            ):
+                return self._reply(HTTPStatus.BAD_REQUEST, "")
+            token = secrets.token_urlsafe(32)
+            tokens.add(token)
+            return self._reply(HTTPStatus.OK, token, ttl="21600")
+
+        def do_GET(self) -> None:
+            if self.headers.get("X-aws-ec2-metadata-token") not in tokens:
+                return self._reply(HTTPStatus.UNAUTHORIZED, "")  # version 1 is off
+            text = metadata.answer(self.path)
+            if text is None:
+                return self._reply(HTTPStatus.NOT_FOUND, "")
+            return self._reply(HTTPStatus.OK, text)
+
+        def _reply(self, status: HTTPStatus, text: str, ttl: str = "") -> None:
+            body = text.encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "text/plain")
+            self.send_header("Content-Length", str(len(body)))
+            if ttl:
+                self.send_header("X-aws-ec2-metadata-token-ttl-seconds", ttl)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing: a machine asks every few seconds."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server

@@ -1,0 +1,108 @@
+"""One rehearsed training machine: runs the user data that EC2 would run, in a folder of its own.
+
+The folder stands for the machine's disk. Commands that only root of a real machine has are small
+stand-ins at the front of PATH; credentials come from the metadata service alone.
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+
+from rehearsal.imds import Metadata, start_imds
+from rehearsal.processes import Processes
+
+SHIMS = {
+    # What the machine image brings along, at the version of this environment.
+    "python3": f'exec "{sys.executable}" "$@"',
+    "python3.11": f'exec "{sys.executable}" "$@"',
+    "aws": f'exec "{Path(sys.executable).with_name("aws")}" "$@"',
+    # What would end the machine.
+    "shutdown": 'touch "$MACHINE_DISK/powered-off"',
+}
+
+
+class Machine:
+    """A machine from its boot to its end."""
+
+    def __init__(
+        self,
+        *,
+        processes: Processes,
+        disk: Path,
+        user_data: str,
+        metadata: Metadata,
+        endpoint: str,
+        settings: Mapping[str, str],
+    ) -> None:
+        self.disk = disk
+        self.metadata = metadata
+        self.console = disk / "console.log"
+        self._processes = processes
+        self._imds = start_imds(metadata)
+        programs = disk / "bin"
+        for folder in (programs, disk / "root", disk / "tmp"):
+            folder.mkdir(parents=True)
+        for name, line in SHIMS.items():
+            (programs / name).write_text(f"#!/bin/sh\n{line}\n")
+            (programs / name).chmod(0o755)
+        script = disk / "user-data.sh"
+        script.write_text(user_data)
+        self.process = processes.start(
+            ["bash", script],
+            environment={
+                "PATH": f"{programs}:/usr/local/bin:/usr/bin:/bin",
+                "HOME": str(disk / "root"),
+                "TMPDIR": str(disk / "tmp"),
+                "MACHINE_DISK": str(disk),
+                "WORK": str(self.work),
+                "AWS_ENDPOINT_URL": endpoint,
+                "AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://127.0.0.1:{self._imds.server_port}",
+                "PYTHONDONTWRITEBYTECODE": "1",
+                **settings,
+            },
+            log=self.console,
+            folder=disk,
+        )
+
+    @property
+    def work(self) -> Path:
+        return self.disk / "opt" / "bin-counter"
+
+    @property
+    def powered_off(self) -> bool:
+        return (self.disk / "powered-off").exists()
+
+    def reached(self, event: str) -> bool:
+        """Whether training got to `event`: "features:N" chunks kept, or "epoch:N" finished."""
+        kind, _, number = event.partition(":")
+        if kind == "features":
+            done = len(list(self.work.glob("checkpoints/features-*/train-*.npy")))
+        else:
+            metrics = self.work / "output" / "metrics.jsonl"
+            done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+        return done >= int(number)
+
+    def interrupt(self, notice_seconds: float) -> None:
+        """Give the spot interruption notice, and return once the machine has read it.
+
+        Training is frozen until then: here it may take less time than the notice does to arrive.
+        """
+        training = [
+            process
+            for process in psutil.Process(self.process.pid).children(recursive=True)
+            if "training.train" in process.cmdline()
+        ]
+        for process in training:
+            process.suspend()
+        self.metadata.give_notice(notice_seconds)
+        self.metadata.notice_seen.wait(timeout=30)
+        for process in training:
+            process.resume()
+
+    def end(self) -> None:
+        """The machine is gone, with everything that runs on it."""
+        self._processes.end(self.process)
+        self._imds.shutdown()
+        self._imds.server_close()

@@ -1,0 +1,78 @@
+"""moto's server, with the stand-in for the public bucket filled before it answers.
+
+    python -m rehearsal.moto_server --port 5000 --bins FOLDER_OR_TAR
+
+The bins are put straight into moto's S3 backend: through HTTP, 13,500 objects take a minute.
+"""
+
+import argparse
+import json
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from moto.s3.models import s3_backends
+from moto.server import ThreadedMotoServer
+from tqdm import tqdm
+
+from rehearsal.stand_in import ACCOUNT
+
+PUBLIC_BUCKET = "aft-vbi-pds"
+
+
+def fill_public_bucket(bins: Path) -> int:
+    """Create the public bucket and put every photo and metadata file of `bins` in it."""
+    s3 = s3_backends[ACCOUNT]["aws"]
+    s3.create_bucket(PUBLIC_BUCKET, "us-east-1")
+    anyone_reads = {
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Effect": "Allow",
+                "Principal": "*",
+                "Action": ["s3:GetObject", "s3:ListBucket"],
+                "Resource": [f"arn:aws:s3:::{PUBLIC_BUCKET}", f"arn:aws:s3:::{PUBLIC_BUCKET}/*"],
+            }
+        ],
+    }
+    s3.put_bucket_policy(PUBLIC_BUCKET, json.dumps(anyone_reads).encode())
+    total = 0
+    for key, content in tqdm(_objects(bins), desc="public bucket", unit="object"):
+        s3.put_object(PUBLIC_BUCKET, key, content)
+        total += 1
+    return total
+
+
+def _objects(bins: Path) -> Iterator[tuple[str, bytes]]:
+    """Key and content of each file in a folder, or tar, laid out as the public bucket."""
+    if bins.is_dir():
+        for file in sorted(bins.glob("*/*")):
+            yield file.relative_to(bins).as_posix(), file.read_bytes()
+        return
+    with tarfile.open(bins) as tar:
+        for member in tar:
+            content = tar.extractfile(member)
+            if content:
+                yield member.name.removeprefix("./"), content.read()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m rehearsal.moto_server",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--port", type=int, required=True, help="on 127.0.0.1")
+    parser.add_argument(
+        "--bins", type=Path, required=True, help="bin-images/ and metadata/, a folder or a tar"
+    )
+    args = parser.parse_args()
+    print(f"{fill_public_bucket(args.bins)} objects in {PUBLIC_BUCKET}", flush=True)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=args.port, verbose=True)
+    server.start()
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""The processes that a rehearsal starts, none of which outlives it.
+
+Each is the leader of its own session and written to a file, so that what a killed rehearsal
+left running is ended by the next one.
+"""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+END_SECONDS = 5.0  # from SIGTERM to SIGKILL
+
+
+class CommandError(RuntimeError):
+    """A command of the rehearsal failed; the message is one line."""
+
+
+class Processes:
+    """Starts processes and ends them all on leaving the `with` block."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._record = folder / "processes.jsonl"
+        self._end_leftovers()
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for process in reversed(self._started):
+            self.end(process)
+        self._record.unlink(missing_ok=True)
+
+    def start(
+        self,
+        command: Sequence[str | Path],
+        *,
+        environment: Mapping[str, str],
+        log: Path | None = None,
+        folder: Path | None = None,
+    ) -> "subprocess.Popen[bytes]":
+        """Start `command`; its output goes to `log`, or to this terminal."""
+        output = log.open("ab") if log else None
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT if output else None,
+            start_new_session=True,
+        )
+        if output:
+            output.close()
+        self._started.append(process)
+        with self._record.open("a") as record, suppress(psutil.NoSuchProcess):
+            created = psutil.Process(process.pid).create_time()
+            record.write(json.dumps({"pid": process.pid, "created": created}) + "\n")
+        return process
+
+    def run(
+        self,
+        command: Sequence[str | Path],
+        *,
+        environment: Mapping[str, str],
+        log: Path | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        """Start `command` and wait for its end. Raises CommandError when it fails."""
+        process = self.start(command, environment=environment, log=log, folder=folder)
+        try:
+            code = process.wait()
+        finally:
+            self.end(process)
+        if code:
+            words = " ".join(str(word) for word in command)
+            seen = f"; its output: {log}" if log else ""
+            raise CommandError(f"`{words}` ended with exit code {code}{seen}")
+
+    def end(self, process: "subprocess.Popen[bytes]") -> None:
+        """End `process` and all its descendants, politely first."""
+        _end_session(process.pid)
+        process.wait()
+
+    def _end_leftovers(self) -> None:
+        if not self._record.exists():
+            return
+        for line in self._record.read_text().splitlines():
+            left = json.loads(line)
+            with suppress(psutil.NoSuchProcess):
+                # The same number may be another process by now.
+                if psutil.Process(left["pid"]).create_time() == left["created"]:
+                    _end_session(left["pid"])
+        self._record.unlink()
+
+
+def _end_session(leader: int) -> None:
+    """SIGTERM, then SIGKILL, to every process of the session of `leader`."""
+    members = [process for process in psutil.process_iter() if _session(process) == leader]
+    for process in members:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGCONT)  # a frozen process hears nothing
+    _, alive = psutil.wait_procs(members, timeout=END_SECONDS)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive)
+
+
+def _session(process: psutil.Process) -> int | None:
+    try:
+        return os.getsid(process.pid)
+    except (ProcessLookupError, PermissionError):
+        return None

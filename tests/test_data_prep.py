@@ -1,0 +1,129 @@
+"""The command line, as a user meets it."""
+
+import json
+
+import boto3
+import pytest
+from moto import mock_aws
+
+from data_prep.__main__ import main
+
+SYNTHESIZE = ["synthesize", "--photos", "150", "--seed", "3", "--side", "64-80", "--workers", "1"]
+
+
+@pytest.fixture(scope="module")
+def bins(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("public")
+    assert main([*SYNTHESIZE, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def client(monkeypatch):
+    """A stand-in for AWS in which our bucket is empty."""
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with mock_aws():
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="ours")
+        yield client
+
+
+@pytest.fixture
+def public_bucket(client, bins):
+    """The stand-in with synthetic bins in the public bucket."""
+    client.create_bucket(Bucket="aft-vbi-pds", ACL="public-read")
+    for path in bins.glob("*/*"):
+        key = f"{path.parent.name}/{path.name}"
+        client.put_object(Bucket="aft-vbi-pds", Key=key, Body=path.read_bytes(), ACL="public-read")
+    return client
+
+
+def prepare(tmp_path, *more):
+    small = ["--size", "32", "--workers", "1", "--min-photos", "20"]
+    return main(["all", "--data", str(tmp_path / "data"), "--bucket", "ours", *small, *more])
+
+
+def read_manifest(client, name="bins"):
+    key = f"datasets/{name}/manifest.json"
+    return json.loads(client.get_object(Bucket="ours", Key=key)["Body"].read())
+
+
+def test_all_goes_from_the_public_bucket_to_ours(public_bucket, tmp_path, capsys):
+    assert prepare(tmp_path, "--limit", "120", "--name", "first") == 0
+    manifest = read_manifest(public_bucket, "first")
+    assert sum(sum(photos.values()) for photos in manifest["photos"].values()) == 120
+    assert manifest["name"] == "first"
+    assert capsys.readouterr().out.splitlines()[-1] == "s3://ours/datasets/first/"
+
+
+def test_a_list_decides_which_photos_and_reports_what_the_bucket_lacks(
+    public_bucket, bins, tmp_path, capsys
+):
+    names = [f"data/metadata/{path.name}" for path in (bins / "metadata").iterdir()]
+    listed = tmp_path / "file_list.json"
+    listed.write_text(json.dumps({"1": sorted(names), "2": ["data/metadata/999999.json"]}))
+    assert prepare(tmp_path, "--list", str(listed)) == 0
+    manifest = read_manifest(public_bucket)
+    assert {"id": "999999", "reason": "not in the bucket"} in manifest["left_out"]["photos"]
+    assert "1 not in the bucket" in capsys.readouterr().out
+    packed = sum(sum(photos.values()) for photos in manifest["photos"].values())
+    assert packed + manifest["left_out"]["total"] == 151
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["download"], "--list FILE, or --limit N"),
+        (["download", "--list", "none.json"], "none.json: No such file"),
+        (["split"], "run `python -m data_prep download` first"),
+        (["pack"], "run `python -m data_prep split` first"),
+        (["upload", "--bucket", "ours"], "pack --name bins` first"),
+        (["upload"], "DataStack is not deployed"),
+        (["download", "--limit", "1", "--source-bucket", "no-such-bucket"], "NoSuchBucket"),
+    ],
+)
+def test_a_user_s_error_is_one_line(arguments, says, client, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert main(arguments) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert says in last
+    assert "Traceback" not in last
+
+
+def test_too_few_photos_end_it_with_the_number(public_bucket, tmp_path, capsys):
+    assert prepare(tmp_path, "--limit", "19") == 1
+    assert "only 19 photos are left, --min-photos asks for 20" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--counts", "5-1"),
+        ("--counts", "a"),
+        ("--limit", "0"),
+        ("--limit", "-3"),
+        ("--test-fraction", "1"),
+        ("--test-fraction", "half"),
+        ("--name", "../up"),
+        ("--size", "x"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_value(option, value, capsys):
+    with pytest.raises(SystemExit):
+        main(["all", f"{option}={value}"])
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert option in last
+    assert value in last
+
+
+@pytest.mark.parametrize(
+    "command", ["all", "download", "split", "pack", "upload", "weights", "synthesize"]
+)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert "None" not in capsys.readouterr().out
