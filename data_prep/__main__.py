@@ -12,6 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from data_prep import pack as packing
 from data_prep import source, split, upload
 from data_prep.folder import DataError, dataset_path, summarize
+from infra.outputs import NotDeployedError, stack_output
 
 DESCRIPTION = """\
 Bins from the public bucket into ours, ready to train on.
@@ -38,12 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
     run: Callable[[argparse.Namespace], None] = options.run
     try:
         run(options)
-    except (DataError, Boto3Error, BotoCoreError, ClientError, OSError) as error:
+    except (DataError, NotDeployedError, Boto3Error, BotoCoreError, ClientError, OSError) as error:
         message = " ".join(str(error).split())
         print(f"error: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; run the same command again to go on", file=sys.stderr)
         return 130
     return 0
 
@@ -227,12 +228,14 @@ def run_pack(options: argparse.Namespace) -> None:
 
 
 def run_upload(options: argparse.Namespace) -> None:
-    bucket = options.bucket or upload.stack_bucket()
+    bucket = options.bucket or stack_output("DataStack", "BucketName")
     print(upload.upload_dataset(options.data, options.name, bucket))
 
 
 def run_all(options: argparse.Namespace) -> None:
-    options.bucket = options.bucket or upload.stack_bucket()  # fail before the long part
+    options.bucket = options.bucket or stack_output(
+        "DataStack", "BucketName"
+    )  # fail before the long part
     for step in (run_download, run_split, run_pack, run_upload):
         step(options)
 
@@ -240,7 +243,7 @@ def run_all(options: argparse.Namespace) -> None:
 def run_weights(options: argparse.Namespace) -> None:
     from data_prep.weights import save_weights
 
-    bucket = options.bucket or upload.stack_bucket()
+    bucket = options.bucket or stack_output("DataStack", "BucketName")
     file = save_weights(options.arch, options.data / "weights")
     print(upload.upload_weights(file, bucket))
 

@@ -14,27 +14,6 @@ from data_prep.split import SIDES
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-DATA_STACK = "DataStack"
-
-
-def stack_bucket() -> str:
-    """The name of our bucket, from the output BucketName of DataStack.
-
-    Raises DataError when the stack is not deployed.
-    """
-    try:
-        stacks = boto3.client("cloudformation").describe_stacks(StackName=DATA_STACK)["Stacks"]
-    except ClientError as error:
-        if "does not exist" not in str(error):
-            raise
-        raise DataError(
-            f"{DATA_STACK} is not deployed here: run `cdk deploy {DATA_STACK}`, or name --bucket"
-        ) from error
-    outputs = {item["OutputKey"]: item["OutputValue"] for item in stacks[0].get("Outputs", [])}
-    if "BucketName" not in outputs:
-        raise DataError(f"{DATA_STACK} has no output BucketName: deploy it again, or name --bucket")
-    return outputs["BucketName"]
-
 
 def upload_dataset(folder: Path, name: str, bucket: str) -> str:
     """Upload the dataset `<folder>/datasets/<name>/`; returns its URI.

@@ -105,13 +105,13 @@ def _runtime(endpoint: str, container: str) -> ThreadingHTTPServer:
                     kind = {"Content-Type": answer.headers["Content-Type"]}
                     return self._reply(200, kind, answer.read())
             except urllib.error.HTTPError as error:
-                message = {
+                refusal = {
                     "Message": f"Received client error ({error.code}) from the container",
                     "OriginalStatusCode": error.code,
                     "OriginalMessage": error.read().decode(),
                 }
                 kind = {"x-amzn-errortype": "ModelError"}
-                return self._reply(424, kind, json.dumps(message).encode())
+                return self._reply(424, kind, json.dumps(refusal).encode())
 
         def _reply(self, status: int, headers: dict[str, str], body: bytes) -> None:
             self.send_response(status)

@@ -20,6 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from infra.outputs import NotDeployedError, stack_output
 from serving.inference import ModelError, Prediction, RequestError, load_model, predict_fn
 
 if TYPE_CHECKING:
@@ -30,15 +31,11 @@ STACK = "EndpointStack"
 Photo = str | Path | bytes | Image.Image
 
 
-class EndpointError(ValueError):
-    """There is no endpoint to ask; the message is one line."""
-
-
 class ImagePredictor:
     """Counts items by asking an endpoint (its name) or a local model (folder or model.tar.gz).
 
     With neither, the endpoint that EndpointStack names in its outputs is asked.
-    Raises ModelError, EndpointError or botocore's errors when that source is not there.
+    Raises ModelError, NotDeployedError or botocore's errors when that source is not there.
     """
 
     def __init__(self, *, endpoint: str | None = None, model: str | Path | None = None) -> None:
@@ -49,7 +46,7 @@ class ImagePredictor:
             loaded = load_model(model)
             self._count = lambda photo: predict_fn(photo, loaded)
         else:
-            name = endpoint or deployed_endpoint()
+            name = endpoint or stack_output(STACK, "EndpointName")
             client = boto3.client("sagemaker-runtime")
             self._count = lambda photo: ask_endpoint(client, name, photo)
 
@@ -65,23 +62,6 @@ class ImagePredictor:
         if not isinstance(photo, bytes):
             photo = Path(photo).read_bytes()
         return self._count(photo)
-
-
-def deployed_endpoint() -> str:
-    """The endpoint's name in EndpointStack's outputs; raises EndpointError."""
-    missing = EndpointError(
-        f"{STACK} is not deployed here: run `cdk deploy {STACK}`, or give an endpoint or a model"
-    )
-    try:
-        (stack,) = boto3.client("cloudformation").describe_stacks(StackName=STACK)["Stacks"]
-    except ClientError as error:
-        if "does not exist" in str(error):
-            raise missing from error
-        raise
-    outputs = {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
-    if "EndpointName" not in outputs:
-        raise missing
-    return outputs["EndpointName"]
 
 
 def ask_endpoint(client: "SageMakerRuntimeClient", name: str, photo: bytes) -> Prediction:
@@ -160,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         predictor = ImagePredictor(endpoint=options.endpoint, model=options.model)
         rows, failed = count_files(predictor, options.files)
-    except (ModelError, EndpointError, BotoCoreError, ClientError) as error:
+    except (ModelError, NotDeployedError, BotoCoreError, ClientError) as error:
         parser.exit(1, f"error: {' '.join(str(error).split())}\n")
     sys.stdout.write(FORMATS[options.format](rows))
     if failed:

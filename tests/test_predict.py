@@ -15,7 +15,7 @@ from tiny_model import grey_photo, write_tiny_model
 
 from serving import predict
 from serving.inference import ModelError, RequestError, model_fn
-from serving.predict import EndpointError, ImagePredictor, deployed_endpoint, main
+from serving.predict import ImagePredictor, main
 from serving.server import create_app
 
 
@@ -147,14 +147,6 @@ def deploy(outputs: dict[str, Any]) -> None:
     boto3.client("cloudformation").create_stack(
         StackName="EndpointStack", TemplateBody=json.dumps(template)
     )
-
-
-@pytest.mark.usefixtures("_aws")
-def test_the_deployed_endpoint_is_found_in_the_outputs_of_its_stack() -> None:
-    with pytest.raises(EndpointError, match="EndpointStack is not deployed"):
-        deployed_endpoint()
-    deploy({"EndpointName": {"Value": "bin-counter-serverless"}})
-    assert deployed_endpoint() == "bin-counter-serverless"
 
 
 @pytest.mark.usefixtures("_aws")

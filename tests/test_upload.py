@@ -6,7 +6,7 @@ from data_prep.folder import DataError
 from data_prep.pack import pack
 from data_prep.split import split_folder
 from data_prep.synthetic import synthesize
-from data_prep.upload import stack_bucket, upload_dataset, upload_weights
+from data_prep.upload import upload_dataset, upload_weights
 
 TEMPLATE = """
 Resources: {Bucket: {Type: "AWS::S3::Bucket", Properties: {BucketName: ours}}}
@@ -120,11 +120,3 @@ def test_weights_go_to_their_prefix(client, tmp_path):
     file.write_bytes(b"tensors")
     assert upload_weights(file, "ours") == "s3://ours/weights/resnet50.pth"
     assert stored(client, "weights/resnet50.pth") == b"tensors"
-
-
-def test_our_bucket_is_the_output_of_the_stack(client):
-    with pytest.raises(DataError, match="DataStack is not deployed"):
-        stack_bucket()
-    client.delete_bucket(Bucket="ours")
-    boto3.client("cloudformation").create_stack(StackName="DataStack", TemplateBody=TEMPLATE)
-    assert stack_bucket() == "ours"

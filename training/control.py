@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, TypedDict
 
 from botocore.exceptions import ClientError
 
+from training.transfer import list_keys
+
 if TYPE_CHECKING:  # the type hints are not on a training machine
     from mypy_boto3_s3 import S3Client
 
@@ -32,13 +34,10 @@ class LeaseLostError(RuntimeError):
 
 def current_run(s3: "S3Client", bucket: str) -> CurrentRun | None:
     """The active run, if any."""
-    try:
-        body = s3.get_object(Bucket=bucket, Key=CURRENT)["Body"].read()
-    except ClientError as error:
-        if error.response["Error"]["Code"] == "NoSuchKey":
-            return None
-        raise
-    current: CurrentRun = json.loads(body)
+    found = _read(s3, bucket, CURRENT)
+    if found is None:
+        return None
+    current: CurrentRun = json.loads(found[0])
     return current
 
 
@@ -90,16 +89,10 @@ class Lease:
         self._write(0)
 
     def _take(self) -> bool:
-        try:
-            held = self._s3.get_object(Bucket=self._bucket, Key=LEASE)
-        except ClientError as error:
-            if error.response["Error"]["Code"] != "NoSuchKey":
-                raise
-            self._etag = ""
-        else:
-            if json.loads(held["Body"].read())["expires"] > time.time():
-                return False
-            self._etag = held["ETag"]
+        held = _read(self._s3, self._bucket, LEASE)
+        if held and json.loads(held[0])["expires"] > time.time():
+            return False
+        self._etag = held[1] if held else ""
         try:
             self._write(time.time() + LEASE_SECONDS)
         except LeaseLostError:
@@ -124,6 +117,21 @@ class Lease:
             raise
         self._etag = answer["ETag"]
         self._renewed = time.monotonic()
+
+
+def _read(s3: "S3Client", bucket: str, key: str) -> tuple[bytes, str] | None:
+    """Content and ETag of an object, or None.
+
+    It is looked for in a listing first: S3 answers 403 instead of 404 to a role that may list
+    some prefixes only.
+    """
+    if key not in list_keys(s3, bucket, key):
+        return None
+    try:
+        answer = s3.get_object(Bucket=bucket, Key=key)
+    except s3.exceptions.NoSuchKey:
+        return None  # gone since the listing
+    return answer["Body"].read(), answer["ETag"]
 
 
 def _condition_failed(error: ClientError) -> bool:

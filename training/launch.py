@@ -65,6 +65,8 @@ def launch(args: argparse.Namespace) -> str:
     try:
         _write_request(record, args, deadline, estimate)
         _book_end(autoscaling, group, deadline)
+        # CloudFormation cannot say so: never end a machine at work to even out the zones.
+        autoscaling.suspend_processes(AutoScalingGroupName=group, ScalingProcesses=["AZRebalance"])
         autoscaling.set_desired_capacity(AutoScalingGroupName=group, DesiredCapacity=1)
     except (BotoCoreError, ClientError, LaunchError):
         end_run(s3, bucket)

@@ -14,7 +14,6 @@ class Architecture:
     """What a backbone expects: its name in timm, and the normalisation of its pixels (0–255)."""
 
     timm_name: str
-    features: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
@@ -23,14 +22,12 @@ ARCHITECTURES = {
     # ImageNet's mean and standard deviation per channel, times 255.
     "resnet50": Architecture(
         timm_name="resnet50",
-        features=2048,
         mean=(123.675, 116.28, 103.53),
         std=(58.395, 57.12, 57.375),
     ),
     # (x − 127) / 128: how the published weights were trained (github.com/tensorflow/tpu).
     "efficientnet_lite0": Architecture(
         timm_name="tf_efficientnet_lite0",
-        features=1280,
         mean=(127.0, 127.0, 127.0),
         std=(128.0, 128.0, 128.0),
     ),

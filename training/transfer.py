@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # the type hints are not on a training machine
     from mypy_boto3_s3 import S3Client
 
+
 def list_keys(s3: "S3Client", bucket: str, prefix: str) -> list[str]:
     """All keys under `prefix`, sorted."""
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)

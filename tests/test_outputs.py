@@ -1,0 +1,42 @@
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
+import pytest
+from moto import mock_aws
+
+from infra.outputs import NotDeployedError, stack_output
+
+
+@pytest.fixture
+def _aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with mock_aws():
+        yield
+
+
+def deploy(outputs: dict[str, Any]) -> None:
+    template = {"Resources": {"Any": {"Type": "AWS::SNS::Topic"}}, "Outputs": outputs}
+    boto3.client("cloudformation").create_stack(
+        StackName="DataStack", TemplateBody=json.dumps(template)
+    )
+
+
+@pytest.mark.usefixtures("_aws")
+def test_an_output_of_a_deployed_stack_is_read() -> None:
+    deploy({"Other": {"Value": "no"}, "BucketName": {"Value": "bins"}})
+    assert stack_output("DataStack", "BucketName") == "bins"
+
+
+@pytest.mark.usefixtures("_aws")
+def test_a_stack_that_is_not_deployed_says_what_to_run() -> None:
+    with pytest.raises(NotDeployedError, match="run `cdk deploy DataStack`"):
+        stack_output("DataStack", "BucketName")
+
+
+@pytest.mark.usefixtures("_aws")
+def test_an_output_that_an_older_stack_lacks_is_named() -> None:
+    deploy({"Other": {"Value": "no"}})
+    with pytest.raises(NotDeployedError, match="no output BucketName"):
+        stack_output("DataStack", "BucketName")
