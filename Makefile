@@ -3,7 +3,7 @@
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
-setup:
+setup: ## install what `make` needs, once
 	@python3 rehearsal/setup.py
 
 demo: setup ## from stacks to prediction on this machine, no AWS account needed

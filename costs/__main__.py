@@ -60,8 +60,10 @@ def command_line() -> argparse.ArgumentParser:
     compare = commands.add_parser(
         "compare", help="one run on spot, on demand and on SageMaker, beside the original project"
     )
-    compare.add_argument("--run-id", help="a finished run, whose cost.json is read from --bucket")
-    compare.add_argument("--bucket", help="the bucket of the run (DataStack's output BucketName)")
+    compare.add_argument(
+        "--run-id", help="a finished run, by its cost.json (default: the newest model's run)"
+    )
+    compare.add_argument("--bucket", help="of the run (default: DataStack's output BucketName)")
     compare.add_argument("--seconds", type=positive, help="instead of a run: how long it took")
     for command in (estimate, compare):
         command.add_argument(
@@ -85,20 +87,39 @@ def positive(text: str) -> int:
 
 def past_run(options: argparse.Namespace) -> PastRun:
     """The run that the options name, from its record in the bucket or from --seconds."""
-    if (options.run_id is None) == (options.seconds is None):
-        raise ValueError("give either --run-id and --bucket, or --seconds")
     if options.seconds is not None:
+        if options.run_id:
+            raise ValueError("give --run-id or --seconds, not both")
         return PastRun(options.seconds, options.instance_type, options.volume_gib)
-    if options.bucket is None:
-        raise ValueError("--run-id needs --bucket")
-    return read_run(options.bucket, options.run_id)
+    # Not at the top: an estimate needs neither boto3 nor the time its import takes.
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    from infra.outputs import NotDeployedError, stack_output
+
+    try:
+        bucket = options.bucket or stack_output("DataStack", "BucketName")
+        return read_run(bucket, options.run_id or newest_run())
+    except (BotoCoreError, ClientError, NotDeployedError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def newest_run() -> str:
+    """The run of the newest model, by TrainStack's parameter; ValueError before the first."""
+    import boto3
+
+    from infra.outputs import stack_output
+
+    name = stack_output("TrainStack", "ModelParameterName")
+    uri = boto3.client("ssm").get_parameter(Name=name)["Parameter"]["Value"]
+    if not uri.startswith("s3://"):
+        raise ValueError("no run has succeeded yet: run `python -m training.launch`")
+    return uri.split("/")[-2]
 
 
 def read_run(bucket: str, run_id: str) -> PastRun:
     """The cost record of a run. Raises ValueError when there is none that can be read."""
-    # Not at the top: an estimate needs neither boto3 nor the time its import takes.
     import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import ClientError
 
     from training.run_record import RunRecord
 
@@ -111,8 +132,6 @@ def read_run(bucket: str, run_id: str) -> PastRun:
             raise ValueError(
                 f"{uri} does not exist: is the run's name right, and has the run ended?"
             ) from error
-        raise ValueError(f"{uri} cannot be read: {error}") from error
-    except BotoCoreError as error:  # no credentials, no region, no network
         raise ValueError(f"{uri} cannot be read: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{uri} is not a cost record: {error!r}") from error

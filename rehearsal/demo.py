@@ -8,7 +8,9 @@ costs. The last line is the path of a page with everything that came out.
 
 import argparse
 import os
+import re
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -28,6 +30,7 @@ from serving.predict import ImagePredictor
 from training.control import current_run
 from training.data import open_dataset
 from training.run_record import RunRecord
+from training.transfer import list_keys
 
 REAL_BINS = ROOT.parent / "shared" / "abid" / "abid-224.tar"
 DATASET = "bins"
@@ -67,23 +70,25 @@ def rehearse(args: argparse.Namespace) -> Path:
     folder: Path = args.folder.resolve()
     started = time.monotonic()
     with Processes(folder / "state") as processes:
-        work = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        work.mkdir(parents=True)
+        work = folder / "run"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
         stand_in = StandIn(processes, work)
         os.environ.update(stand_in.environment)
         demo = Demo(folder=work, processes=processes, stand_in=stand_in, started=started)
         bins = _bins(demo, args)
 
-        demo.step(1, "a stand-in for AWS, with the public bucket in it; bootstrap")
-        stand_in.start(bins)
+        kind = "real" if bins == REAL_BINS else "synthetic"
+        demo.step(1, "a stand-in for AWS")
+        objects = stand_in.start(bins)
         stand_in.bootstrap()
 
         demo.step(2, "cdk deploy DataStack TrainStack (BudgetStack comes along)")
-        stand_in.synth()
         stand_in.deploy("DataStack", "TrainStack")
         bucket = stack_output("DataStack", "BucketName")
 
-        demo.step(3, f"bins in the public bucket: {'real' if bins == REAL_BINS else 'synthetic'}")
+        demo.step(3, f"the public bucket: {kind} bins, put there as the stand-in started")
+        demo.say(objects)
         demo.step(4, "data: download, split without leakage, shards, upload")
         _prepare(demo, args.photos)
 
@@ -150,19 +155,42 @@ def _launch(demo: Demo, epochs: int) -> tuple[str, RehearsedGroup]:
 
 
 def _check_run(demo: Demo, record: RunRecord, group: RehearsedGroup, *, machines: int) -> None:
-    """Raises DemoError unless the run succeeded on as many machines as it had to."""
+    """Raises DemoError unless the run succeeded, did no work twice, and left nothing running."""
     status = record.status()
-    if status["state"] != "succeeded":
-        raise DemoError(f"run {record.run_id} {status['state']}: {status['message']}")
     outcomes = [attempt.get("outcome", "none") for attempt in status["attempts"]]
     if outcomes != ["interrupted"] * (machines - 1) + ["succeeded"]:
-        raise DemoError(f"the attempts ended {outcomes}")
+        raise DemoError(f"the run {status['state']} ({status['message']}), attempts: {outcomes}")
+    demo.say(f"{record.uri('')} succeeded; attempts: {', '.join(outcomes)}")
+
+    left = {
+        key.removeprefix(record.key("")) for key in list_keys(record.s3, record.bucket, "runs/")
+    }
+    missing = {"model.tar.gz", "metrics.json", "metrics.jsonl", "loss.png", "cost.json"} - left
+    if missing:
+        raise DemoError(f"{record.uri('')} lacks {', '.join(sorted(missing))}")
+    demo.say(f"it holds {', '.join(sorted(left))}")
+
+    checkpoints = list_keys(record.s3, record.bucket, f"checkpoints/{record.run_id}/")
+    chunks = [key.partition("/features-")[2] for key in checkpoints if "/features-" in key]
+    if len(chunks) != len(set(chunks)):
+        raise DemoError("a chunk of features was computed twice")
+    demo.say(f"{len(chunks)} chunks of features, none computed twice; {_resumed(group)}")
+
     name = stack_output("TrainStack", "ModelParameterName")
     model = boto3.client("ssm").get_parameter(Name=name)["Parameter"]["Value"]
     if model != record.uri("model.tar.gz"):
         raise DemoError(f"{name} points at {model}")
-    demo.say(f"{record.uri('')} succeeded; attempts: {', '.join(outcomes)}")
-    demo.say(f"{name} = {model}; group at 0, no machine left")
+    states = group.states()
+    if states != {"desired": 0, "instances": 0}:
+        raise DemoError(f"the group is not at rest: {states}")
+    demo.say(f"{name} points at the model; group at 0, no machine left")
+
+
+def _resumed(group: RehearsedGroup) -> str:
+    """What the last machine said of where it went on."""
+    console = list(group.machines.values())[-1].console.read_text()
+    said = re.search(r"going on after epoch \d+", console)
+    return f"the last machine: {said.group()}" if said else "the head was trained on one machine"
 
 
 def _predict(demo: Demo) -> list[Sample]:
@@ -208,7 +236,7 @@ def _print_results(demo: Demo, record: RunRecord, samples: list[Sample]) -> None
     )
 
 
-def main() -> None:
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m rehearsal.demo",
         description=__doc__,
@@ -226,7 +254,11 @@ def main() -> None:
         metavar="EVENT",
         help="take the spot machine back there: features:N (chunks) or epoch:N (default: epoch:8)",
     )
-    args = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_arguments(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
     try:

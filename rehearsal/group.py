@@ -48,6 +48,7 @@ class RehearsedGroup:
         self._say = say
         self.machines: dict[str, Machine] = {}  # all that ever started, by instance id
         self._running: dict[str, Machine] = {}
+        self._shown: dict[str, int] = {}  # characters of each console on the terminal
 
     def run(self, *, interruptions: list[str], limit_seconds: float) -> None:
         """Until the group is at 0 and no machine is left.
@@ -62,6 +63,7 @@ class RehearsedGroup:
                 self._carry_out_bookings()
                 instances = self._instances()
                 self._start_new(instances)
+                self._show_consoles()
                 self._end_stopped(instances)
                 if waiting and self._interrupt_at(waiting[0]):
                     waiting.pop(0)
@@ -74,6 +76,27 @@ class RehearsedGroup:
                 machine.end()
             self._running.clear()
 
+    def states(self) -> dict[str, int]:
+        """The group's desired capacity, and how many instances the account has running."""
+        (group,) = self._autoscaling.describe_auto_scaling_groups(
+            AutoScalingGroupNames=[self._group]
+        )["AutoScalingGroups"]
+        reservations = self._ec2.describe_instances(
+            Filters=[{"Name": "instance-state-name", "Values": ["pending", "running"]}]
+        )["Reservations"]
+        instances = sum(len(reservation["Instances"]) for reservation in reservations)
+        return {"desired": group["DesiredCapacity"], "instances": instances}
+
+    def _show_consoles(self) -> None:
+        """Whole lines that the running machines printed since the last look."""
+        for instance_id, machine in self._running.items():
+            text = machine.console.read_text(errors="replace")
+            lines, _, _ = text[self._shown.get(instance_id, 0) :].rpartition("\n")
+            if lines:
+                self._shown[instance_id] = self._shown.get(instance_id, 0) + len(lines) + 1
+                for line in lines.splitlines():
+                    self._say(f"  {instance_id[:6]} │ {line}")
+
     def _instances(self) -> list[str]:
         (group,) = self._autoscaling.describe_auto_scaling_groups(
             AutoScalingGroupNames=[self._group]
@@ -85,44 +108,41 @@ class RehearsedGroup:
             if instance_id not in self.machines:
                 machine = self._boot(instance_id)
                 self.machines[instance_id] = self._running[instance_id] = machine
-                self._say(f"machine {instance_id} boots; its console: {machine.console}")
+                self._say(f"machine {instance_id} boots")
 
     def _end_stopped(self, instances: list[str]) -> None:
         for instance_id, machine in list(self._running.items()):
-            if machine.powered_off or machine.process.poll() is not None:
-                machine.end()
-                del self._running[instance_id]
-                self._say(f"machine {instance_id} powered off")
-                if instance_id in instances:
-                    self._replace(instance_id)
-            elif instance_id not in instances:
-                self._let_finish(machine)
-
-    def _let_finish(self, machine: Machine) -> None:
-        end = time.monotonic() + GRACE_SECONDS
-        while not machine.powered_off and time.monotonic() < end:
-            time.sleep(LOOK_SECONDS)
-
-    def _replace(self, instance_id: str) -> None:
-        """A group that wants a machine and lost it gets another."""
-        self._autoscaling.terminate_instance_in_auto_scaling_group(
-            InstanceId=instance_id, ShouldDecrementDesiredCapacity=False
-        )
+            if instance_id not in instances:
+                self._wait_for_power_off(machine, GRACE_SECONDS)
+                self._lose(instance_id, "was ended by the group")
+            elif machine.powered_off or machine.process.poll() is not None:
+                self._lose(instance_id, "powered off")
 
     def _interrupt_at(self, event: str) -> bool:
+        """Interrupt the machine that reached `event`, if any; whether there was one."""
         for instance_id, machine in list(self._running.items()):
             if machine.reached(event):
                 self._say(f"interruption notice to {instance_id} at {event}")
                 machine.interrupt(NOTICE_SECONDS)
-                end = time.monotonic() + NOTICE_SECONDS
-                while not machine.powered_off and time.monotonic() < end:
-                    time.sleep(LOOK_SECONDS)
-                machine.end()
-                del self._running[instance_id]
-                self._say(f"machine {instance_id} is gone")
-                self._replace(instance_id)
+                self._wait_for_power_off(machine, NOTICE_SECONDS)
+                self._show_consoles()
+                self._lose(instance_id, "was taken back")
                 return True
         return False
+
+    def _wait_for_power_off(self, machine: Machine, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not machine.powered_off and time.monotonic() < end:
+            time.sleep(LOOK_SECONDS)
+
+    def _lose(self, instance_id: str, how: str) -> None:
+        """End what is left of a machine; a group that still counts on it gets another."""
+        self._running.pop(instance_id).end()
+        self._say(f"machine {instance_id} {how}")
+        if instance_id in self._instances():
+            self._autoscaling.terminate_instance_in_auto_scaling_group(
+                InstanceId=instance_id, ShouldDecrementDesiredCapacity=False
+            )
 
     def _carry_out_bookings(self) -> None:
         bookings = self._autoscaling.describe_scheduled_actions(AutoScalingGroupName=self._group)
@@ -163,7 +183,7 @@ class RehearsedGroup:
             user_data=base64.b64decode(data["UserData"]).decode(),
             metadata=metadata,
             endpoint=self._endpoint,
-            settings={"SPOT_POLL_SECONDS": "0.5", "TQDM_MININTERVAL": "2"},
+            settings={"SPOT_POLL_SECONDS": "0.5", "TQDM_MININTERVAL": "5"},
         )
 
     def _role(self, profile_arn: str) -> str:

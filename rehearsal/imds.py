@@ -43,6 +43,7 @@ class Metadata:
         return {
             "/latest/meta-data/instance-id": self.instance_id,
             "/latest/meta-data/instance-type": self.instance_type,
+            "/latest/meta-data/instance-life-cycle": "spot",
             "/latest/meta-data/placement/availability-zone": self.zone,
             "/latest/meta-data/placement/region": self.zone[:-1],
         }.get(path)

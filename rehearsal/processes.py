@@ -15,6 +15,8 @@ from types import TracebackType
 
 import psutil
 
+from rehearsal.setup import show_time
+
 END_SECONDS = 5.0  # from SIGTERM to SIGKILL
 
 
@@ -29,6 +31,7 @@ class Processes:
         folder.mkdir(parents=True, exist_ok=True)
         self._record = folder / "processes.jsonl"
         self._end_leftovers()
+        self._note(os.getpid())
         self._started: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> "Processes":
@@ -66,9 +69,7 @@ class Processes:
         if output:
             output.close()
         self._started.append(process)
-        with self._record.open("a") as record, suppress(psutil.NoSuchProcess):
-            created = psutil.Process(process.pid).create_time()
-            record.write(json.dumps({"pid": process.pid, "created": created}) + "\n")
+        self._note(process.pid)
         return process
 
     def run(
@@ -76,12 +77,18 @@ class Processes:
         command: Sequence[str | Path],
         *,
         environment: Mapping[str, str],
+        label: str | None = None,
         log: Path | None = None,
         folder: Path | None = None,
     ) -> None:
-        """Start `command` and wait for its end. Raises CommandError when it fails."""
+        """Start `command` and wait for its end; with a `label`, the time that passes is shown.
+
+        Raises CommandError when the command fails.
+        """
         process = self.start(command, environment=environment, log=log, folder=folder)
         try:
+            if label:
+                show_time(process, label)
             code = process.wait()
         finally:
             self.end(process)
@@ -95,16 +102,36 @@ class Processes:
         _end_session(process.pid)
         process.wait()
 
+    def _note(self, pid: int) -> None:
+        with self._record.open("a") as record, suppress(psutil.NoSuchProcess):
+            created = psutil.Process(pid).create_time()
+            record.write(json.dumps({"pid": pid, "created": created}) + "\n")
+
     def _end_leftovers(self) -> None:
+        """End what a killed owner of this record left running.
+
+        Raises CommandError while the owner, the first in the record, is still at work.
+        """
         if not self._record.exists():
             return
-        for line in self._record.read_text().splitlines():
-            left = json.loads(line)
-            with suppress(psutil.NoSuchProcess):
-                # The same number may be another process by now.
-                if psutil.Process(left["pid"]).create_time() == left["created"]:
-                    _end_session(left["pid"])
+        owner, *started = map(json.loads, self._record.read_text().splitlines())
+        if _is_running(owner):
+            raise CommandError(
+                f"process {owner['pid']} already works in {self._record.parent.parent}: "
+                "wait for its end, or choose another folder"
+            )
+        for process in started:
+            if _is_running(process):
+                _end_session(process["pid"])
         self._record.unlink()
+
+
+def _is_running(noted: dict[str, float]) -> bool:
+    """Whether the noted process still runs; the same number may be another one by now."""
+    try:
+        return psutil.Process(int(noted["pid"])).create_time() == noted["created"]
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _end_session(leader: int) -> None:

@@ -22,7 +22,12 @@ VENV_PYTHON = ROOT / ".venv/bin/python"
 PYTHON = "3.11"
 NODE = 20
 FREE_GB = 10  # 7 GB stay; pip needs the rest while it unpacks
-PYTHON_FILES = ("requirements.txt", "serving/requirements.txt", ".ci/constraints.txt")
+PYTHON_FILES = (
+    "requirements.txt",
+    "serving/requirements.txt",
+    "training/requirements.txt",
+    ".ci/constraints.txt",
+)
 NODE_FILES = ("package.json", "package-lock.json")
 LACKED_BY_THE_MACHINE = "tqdm"  # the rehearsed training machine installs it as a wheel
 
@@ -145,13 +150,12 @@ def run(label: str, command: Sequence[str]) -> None:
     """
     log = ROOT / ".venv/setup.log"
     log.parent.mkdir(exist_ok=True)
-    start = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
     try:
-        wait(process, label, start)
+        show_time(process, label)
     except BaseException:
         process.terminate()
         process.wait()
@@ -160,22 +164,23 @@ def run(label: str, command: Sequence[str]) -> None:
         tail = log.read_text(errors="replace").splitlines()[-15:]
         say("\n".join(["", *tail]))
         fail(f"{label} failed (exit code {process.returncode}); the whole log: {log}")
-    start_of_line = "\r" if sys.stdout.isatty() else ""
-    say(f"{start_of_line}{label}: done in {elapsed(start)}")
 
 
-def wait(process: subprocess.Popen[bytes], label: str, start: float) -> None:
-    """Wait for the end of `process`; on a terminal the time is updated each second."""
-    if not sys.stdout.isatty():
+def show_time(process: subprocess.Popen[bytes], label: str) -> None:
+    """Wait for the end of `process`, saying how long it takes; on a terminal once a second."""
+    start = time.monotonic()
+    if sys.stdout.isatty():
+        while process.poll() is None:
+            say(f"\r{label} … {elapsed(start)}", end="")
+            try:
+                process.wait(timeout=1)
+            except subprocess.TimeoutExpired:
+                continue
+        say("\r", end="")
+    else:
         say(f"{label} …")
         process.wait()
-        return
-    while process.poll() is None:
-        say(f"\r{label} … {elapsed(start)}", end="")
-        try:
-            process.wait(timeout=1)
-        except subprocess.TimeoutExpired:
-            continue
+    say(f"{label}: {'failed' if process.returncode else 'done'} in {elapsed(start)}")
 
 
 def elapsed(start: float) -> str:

@@ -47,8 +47,8 @@ class StandIn:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
 
-    def start(self, bins: Path) -> None:
-        """Start moto with `bins` in the public bucket, and wait until it answers."""
+    def start(self, bins: Path) -> str:
+        """Start moto with `bins` in the public bucket; returns what it says once it answers."""
         log = self._folder / "moto.log"
         command = [sys.executable, "-m", "rehearsal.moto_server"]
         process = self._processes.start(
@@ -61,25 +61,21 @@ class StandIn:
         while process.poll() is None and time.monotonic() < end:
             try:
                 with urllib.request.urlopen(f"{self.endpoint}/moto-api/data.json", timeout=5):
-                    return
+                    return log.read_text().splitlines()[-1]
             except OSError:
                 time.sleep(0.2)
         raise StandInError(f"the stand-in for AWS did not start, see {log}")
 
     def bootstrap(self) -> None:
-        """What `cdk bootstrap` does once for an account, and `cdk synth` once for all deploys."""
-        self._cdk("bootstrap", f"aws://{ACCOUNT}/{REGION}")
-
-    def synth(self) -> None:
-        self._cdk("synth", "--quiet", "--context", f"serving_image={SERVING_IMAGE}")
+        """Synthesize the stacks, once for all deploys, and prepare the account for the CDK."""
+        self._cdk(["synth"], "--quiet", "--context", f"serving_image={SERVING_IMAGE}")
+        self._cdk(["bootstrap", f"aws://{ACCOUNT}/{REGION}"], "--app", str(self._assembly))
 
     def deploy(self, *stacks: str) -> None:
         """`cdk deploy`, with the flags that moto needs (no change sets)."""
         self._cdk(
-            "deploy",
-            *stacks,
-            *("--app", str(self._assembly)),
-            *("--require-approval", "never"),
+            ["deploy", *stacks],
+            *("--app", str(self._assembly), "--require-approval", "never"),
             *("--method", "direct", "--previous-parameters=false"),
         )
 
@@ -87,10 +83,11 @@ class StandIn:
     def _assembly(self) -> Path:
         return self._folder / "cdk.out"
 
-    def _cdk(self, *arguments: str) -> None:
+    def _cdk(self, words: list[str], *flags: str) -> None:
         self._processes.run(
-            [CDK, *arguments, "--output", str(self._assembly), "--no-color", "--no-notices"],
+            [CDK, *words, *flags, "--output", str(self._assembly), "--no-color", "--no-notices"],
             environment=self.environment,
+            label=f"{' ' * 11}$ cdk {' '.join(words)}",
             log=self._folder / "cdk.log",
             folder=ROOT,
         )

@@ -160,11 +160,37 @@ def test_compare_reads_the_record_of_a_run(bucket: str, capsys: pytest.CaptureFi
     assert "30.0 minutes on m6i.large" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("model", ["s3://bins/runs/r2/model.tar.gz", "none"])
+def test_compare_takes_the_run_of_the_newest_model(
+    model: str, bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = {"instance_type": "m6i.large", "purchase": "spot", "seconds": 600, "volume_gib": 30}
+    boto3.client("s3").put_object(
+        Bucket=bucket, Key="runs/r2/cost.json", Body=json.dumps(record).encode()
+    )
+    boto3.client("ssm").put_parameter(Name="/model", Value=model, Type="String")
+    template = {
+        "Resources": {"Any": {"Type": "AWS::SNS::Topic"}},
+        "Outputs": {"ModelParameterName": {"Value": "/model"}},
+    }
+    boto3.client("cloudformation").create_stack(
+        StackName="TrainStack", TemplateBody=json.dumps(template)
+    )
+    if model == "none":
+        with pytest.raises(SystemExit):
+            main(["compare", "--bucket", bucket])
+        assert "run `python -m training.launch`" in capsys.readouterr().err
+    else:
+        main(["compare", "--bucket", bucket])
+        assert "10.0 minutes on m6i.large" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["compare"], "give either --run-id and --bucket, or --seconds"),
-        (["compare", "--run-id", "r1"], "--run-id needs --bucket"),
+        (["compare", "--run-id", "r1", "--seconds", "60"], "not both"),
+        (["compare"], "DataStack is not deployed here"),
+        (["compare", "--bucket", "bins"], "TrainStack is not deployed here"),
         (["compare", "--seconds", "60", "--instance-type", "x9.huge"], "no spot price"),
         (["compare", "--run-id", "r1", "--bucket", "bins"], "runs/r1/cost.json does not exist"),
         (["compare", "--run-id", "r1", "--bucket", "not-ours"], "cannot be read"),

@@ -1,0 +1,127 @@
+"""The demo's path in a smaller size: stacks, data, an interrupted machine, endpoint, page."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rehearsal import demo
+from rehearsal.group import RehearsedGroup
+from rehearsal.stand_in import ROOT
+
+SMALL = ["--synthetic", "--photos", "240", "--epochs", "300"]
+
+# Where a boot script of a real machine, pip, the AWS command line, PyTorch, Matplotlib and their
+# like would leave something. Not the whole disk: a desktop changes its own files all the time.
+SYSTEM = [Path(folder) for folder in ("/etc", "/opt", "/srv", "/usr", "/var/lib", "/var/log")]
+HOME = [".aws", ".cache/pip", ".cache/torch", ".cache/huggingface", ".cache/matplotlib"]
+HOME += [".config/matplotlib", ".local/lib", ".local/bin"]
+
+
+def files_outside(scratch: Path) -> dict[str, tuple[int, int]]:
+    """Path to modification time and size of every file outside `scratch` that might be touched."""
+    found: dict[str, tuple[int, int]] = {}
+    for folder in (*SYSTEM, *(Path.home() / name for name in HOME), ROOT):
+        for parent, inner, names in os.walk(folder):
+            inner[:] = [name for name in inner if Path(parent, name) != scratch]
+            for name in names:
+                file = os.path.join(parent, name)
+                try:
+                    state = os.lstat(file)
+                except FileNotFoundError:
+                    continue
+                found[file] = (state.st_mtime_ns, state.st_size)
+    return found
+
+
+@pytest.fixture
+def _environment() -> Iterator[None]:
+    """The demo points this process's AWS variables at the stand-in."""
+    before = dict(os.environ)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_environment")
+def test_the_whole_path_from_stacks_to_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    changed: set[str] = set()
+    run = RehearsedGroup.run
+
+    def watched_run(group: RehearsedGroup, **settings: object) -> None:
+        before = files_outside(tmp_path)
+        run(group, **settings)  # type: ignore[arg-type]
+        after = files_outside(tmp_path)
+        changed.update(name for name, _ in before.items() ^ after.items())
+
+    monkeypatch.setattr(RehearsedGroup, "run", watched_run)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    demo.main([*SMALL, "--folder", str(tmp_path), "--interrupt-at", "features:1", "epoch:2"])
+
+    assert changed == set(), "a rehearsed machine wrote outside its own folder"
+    output = capfd.readouterr().out
+    page = Path(output.splitlines()[-1])
+    assert page.is_file()
+    assert "attempts: interrupted, interrupted, succeeded" in output
+    assert "none computed twice" in output
+    assert "going on after epoch" in output
+    assert "$ cdk deploy DataStack TrainStack: done" in output
+    html = page.read_text()
+    assert html.count("data:image/jpeg") == 10
+    assert "95 % interval" in html
+    assert "original project, SageMaker" in html
+    assert processes_of(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "$ cdk synth",
+        pytest.param("boot: training", marks=pytest.mark.slow),
+    ],
+)
+def test_ctrl_c_leaves_no_process_behind(tmp_path: Path, moment: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rehearsal.demo", *SMALL, "--folder", tmp_path],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if moment in line:
+            break
+    assert moment in seen[-1], "".join(seen)
+    os.killpg(process.pid, signal.SIGINT)
+    rest = process.stdout.read()
+    assert process.wait() == 1
+    assert "stopped, nothing is left running" in rest
+    assert "Traceback" not in rest
+    assert processes_of(tmp_path) == []
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Commands of the processes that have anything to do with `folder`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = [*process.cmdline(), *process.environ().values(), process.cwd()]
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        if process.pid != os.getpid() and any(str(folder) in word for word in words):
+            found.append(" ".join(process.cmdline()))
+    return found

@@ -1,0 +1,125 @@
+"""A rehearsed machine: its own disk, the role's credentials, an intercepted shutdown."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rehearsal.imds import Metadata
+from rehearsal.machine import Machine
+from rehearsal.processes import Processes
+
+CREDENTIALS = {
+    "Code": "Success",
+    "Type": "AWS-HMAC",
+    "AccessKeyId": "of-the-role",
+    "SecretAccessKey": "x",
+    "Token": "y",
+    "Expiration": "2999-01-01T00:00:00Z",
+    "LastUpdated": "2026-01-01T00:00:00Z",
+}
+
+
+def boot(processes: Processes, disk: Path, user_data: str) -> Machine:
+    metadata = Metadata(
+        instance_id="i-1",
+        instance_type="c7i.large",
+        zone="us-east-1a",
+        role="trainer",
+        credentials=lambda: CREDENTIALS,
+    )
+    return Machine(
+        processes=processes,
+        disk=disk,
+        user_data=user_data,
+        metadata=metadata,
+        endpoint="http://localhost:1",
+        settings={"EXTRA": "1"},
+    )
+
+
+def console(disk: Path, user_data: str) -> str:
+    """What the machine prints until it powers off."""
+    with Processes(disk.parent / "state") as processes:
+        machine = boot(processes, disk, user_data)
+        machine.process.wait()
+        machine.end()
+        return machine.console.read_text()
+
+
+def test_shutdown_ends_the_machine_and_not_the_computer(tmp_path: Path) -> None:
+    with Processes(tmp_path / "state") as processes:
+        machine = boot(processes, tmp_path / "disk", "shutdown -h now")
+        machine.process.wait()
+        assert machine.powered_off
+        machine.end()
+
+
+def test_the_user_s_own_credentials_do_not_reach_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of-the-user")
+    monkeypatch.setenv("AWS_PROFILE", "of-the-user")
+    text = console(tmp_path / "disk", "env")
+    assert "of-the-user" not in text
+    assert "EXTRA=1" in text
+
+
+def test_credentials_come_from_the_metadata_service(tmp_path: Path) -> None:
+    script = (
+        'python3.11 -c "import botocore.session as s; '
+        'print(s.get_session().get_credentials().access_key)"'
+    )
+    assert "of-the-role" in console(tmp_path / "disk", script)
+
+
+def test_home_and_temporary_files_are_on_the_machine_s_disk(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    text = console(disk, "echo ~; mktemp; pwd; echo $WORK")
+    assert all(line.startswith(str(disk)) for line in text.splitlines())
+
+
+def test_events_are_read_from_what_training_wrote(tmp_path: Path) -> None:
+    with Processes(tmp_path / "state") as processes:
+        machine = boot(processes, tmp_path / "disk", "sleep 600")
+        chunks = machine.work / "checkpoints" / "features-0123"
+        chunks.mkdir(parents=True)
+        (machine.work / "output").mkdir()
+        assert not machine.reached("features:1")
+        assert not machine.reached("epoch:1")
+        (chunks / "train-00000.npy").touch()
+        (machine.work / "output" / "metrics.jsonl").write_text("{}\n{}\n")
+        assert machine.reached("features:1")
+        assert machine.reached("epoch:2")
+        assert not machine.reached("epoch:3")
+        machine.end()
+
+
+def test_training_is_frozen_until_the_notice_was_read(tmp_path: Path) -> None:
+    # The last words stand for what a real machine runs: `python -m training.train`.
+    script = "bash -c 'while :; do sleep 0.01; done' training.train & wait"
+    with Processes(tmp_path / "state") as processes:
+        machine = boot(processes, tmp_path / "disk", script)
+        training: list[psutil.Process] = []
+        while not training:
+            children = psutil.Process(machine.process.pid).children(recursive=True)
+            training = [child for child in children if "training.train" in child.cmdline()]
+        seen = []
+
+        def wait(timeout: float) -> bool:
+            seen.append(training[0].status())
+            return True
+
+        machine.metadata.notice_seen.wait = wait  # type: ignore[method-assign,assignment]
+        machine.interrupt(5)
+        assert seen == [psutil.STATUS_STOPPED]
+        assert training[0].status() != psutil.STATUS_STOPPED
+        machine.end()
+    assert not psutil.pid_exists(training[0].pid)
+
+
+def test_ending_a_machine_ends_what_runs_on_it(tmp_path: Path) -> None:
+    with Processes(tmp_path / "state") as processes:
+        machine = boot(processes, tmp_path / "disk", "sleep 600")
+        machine.end()
+        assert machine.process.poll() is not None
