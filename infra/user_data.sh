@@ -2,7 +2,7 @@
 # What a training machine does at boot, run once by cloud-init as root.
 # TrainStack puts the exports of BUCKET, GROUP_NAME, … in front. Everything with logic is
 # in training/spot.py; here is only what has to work before, and when, Python does not.
-set -Eeuo pipefail
+set -euo pipefail # no -E: the trap below is for this shell alone, not for its $(…)
 work="${WORK:-/opt/bin-counter}"
 mkdir -p "$work/code" "$work/wheels"
 cd "$work"
@@ -11,7 +11,6 @@ exec > >(tee -a boot.log) 2>&1
 # Powering off alone does not stop the spending: the group would start the next machine.
 # When the call is refused, keep asking; the booked action of the launcher ends it otherwise.
 stop_spending() {
-  trap - ERR
   echo "boot: nothing more to do here, group to 0"
   aws s3 cp --only-show-errors boot.log "s3://$BUCKET/runs/${run_id:-none}/boot.log" || true
   until aws autoscaling set-desired-capacity --auto-scaling-group-name "$GROUP_NAME" --desired-capacity 0; do

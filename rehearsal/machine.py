@@ -6,6 +6,7 @@ stand-ins at the front of PATH; credentials come from the metadata service alone
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -84,16 +85,21 @@ class Machine:
             done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
         return done >= int(number)
 
+    def training(self) -> list[psutil.Process]:
+        """The processes that run training.train."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # ended in the meantime
+                if "training.train" in process.cmdline():
+                    found.append(process)
+        return found
+
     def interrupt(self, notice_seconds: float) -> None:
         """Give the spot interruption notice, and return once the machine has read it.
 
         Training is frozen until then: here it may take less time than the notice does to arrive.
         """
-        training = [
-            process
-            for process in psutil.Process(self.process.pid).children(recursive=True)
-            if "training.train" in process.cmdline()
-        ]
+        training = self.training()
         for process in training:
             process.suspend()
         self.metadata.give_notice(notice_seconds)

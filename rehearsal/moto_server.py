@@ -16,9 +16,8 @@ from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 from tqdm import tqdm
 
+from data_prep.source import PUBLIC_BUCKET
 from rehearsal.stand_in import ACCOUNT
-
-PUBLIC_BUCKET = "aft-vbi-pds"
 
 
 def fill_public_bucket(bins: Path) -> int:

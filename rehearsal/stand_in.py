@@ -6,6 +6,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+from data_prep.source import PUBLIC_BUCKET
 from rehearsal.ports import free_port
 from rehearsal.processes import Processes
 
@@ -61,7 +62,7 @@ class StandIn:
         while process.poll() is None and time.monotonic() < end:
             try:
                 with urllib.request.urlopen(f"{self.endpoint}/moto-api/data.json", timeout=5):
-                    return log.read_text().splitlines()[-1]
+                    return _filled(log)
             except OSError:
                 time.sleep(0.2)
         raise StandInError(f"the stand-in for AWS did not start, see {log}")
@@ -91,3 +92,8 @@ class StandIn:
             log=self._folder / "cdk.log",
             folder=ROOT,
         )
+
+
+def _filled(log: Path) -> str:
+    """What the server said of the public bucket."""
+    return next(line for line in log.read_text().splitlines() if PUBLIC_BUCKET in line)

@@ -1,5 +1,6 @@
 """A rehearsed machine: its own disk, the role's credentials, an intercepted shutdown."""
 
+import time
 from pathlib import Path
 
 import psutil
@@ -100,22 +101,30 @@ def test_training_is_frozen_until_the_notice_was_read(tmp_path: Path) -> None:
     script = "bash -c 'while :; do sleep 0.01; done' training.train & wait"
     with Processes(tmp_path / "state") as processes:
         machine = boot(processes, tmp_path / "disk", script)
-        training: list[psutil.Process] = []
-        while not training:
-            children = psutil.Process(machine.process.pid).children(recursive=True)
-            training = [child for child in children if "training.train" in child.cmdline()]
+        while not machine.training():
+            assert machine.process.poll() is None
+        (training,) = machine.training()
         seen = []
 
         def wait(timeout: float) -> bool:
-            seen.append(training[0].status())
+            seen.append(becomes(training, stopped=True))
             return True
 
         machine.metadata.notice_seen.wait = wait  # type: ignore[method-assign,assignment]
         machine.interrupt(5)
-        assert seen == [psutil.STATUS_STOPPED]
-        assert training[0].status() != psutil.STATUS_STOPPED
+        assert seen == [True]
+        assert becomes(training, stopped=False)
         machine.end()
-    assert not psutil.pid_exists(training[0].pid)
+    assert not psutil.pid_exists(training.pid)
+
+
+def becomes(process: psutil.Process, *, stopped: bool) -> bool:
+    """Whether `process` is frozen, or runs, within some seconds of the signal."""
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        if (process.status() == psutil.STATUS_STOPPED) is stopped:
+            return True
+    return False
 
 
 def test_ending_a_machine_ends_what_runs_on_it(tmp_path: Path) -> None:

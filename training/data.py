@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Side = Literal["train", "test"]
+NEEDED = {"name", "size", "counts", "shards"}  # in a manifest
 
 
 class DatasetError(ValueError):
@@ -56,7 +57,7 @@ class Dataset:
         Raises DatasetError when a shard is missing or damaged.
         """
         for shard in self.manifest["shards"][side]:
-            yield from _read_shard(self.folder / str(shard["file"]))
+            yield from _read_shard(self.folder / str(shard["file"]), str(shard["sha256"]))
 
 
 def open_dataset(folder: Path) -> Dataset:
@@ -65,17 +66,23 @@ def open_dataset(folder: Path) -> Dataset:
     try:
         content = file.read_bytes()
         manifest = json.loads(content)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DatasetError(f"no data set in {folder}: manifest.json is missing") from error
     except ValueError as error:
         raise DatasetError(f"{file} is damaged: {error}") from error
+    if not isinstance(manifest, dict) or NEEDED - manifest.keys():
+        raise DatasetError(f"{file} is not the manifest of a packed data set")
     return Dataset(
         folder=folder, manifest=manifest, manifest_sha256=hashlib.sha256(content).hexdigest()
     )
 
 
-def _read_shard(file: Path) -> Iterator[Photo]:
+def _read_shard(file: Path, sha256: str) -> Iterator[Photo]:
     try:
+        # A tar that was cut off or overwritten reads as a shorter one, without an error.
+        with file.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
+                raise DatasetError(f"shard {file} is damaged: fetch the data set again")
         with tarfile.open(file) as shard:
             jpeg = b""
             for member in shard:
@@ -89,8 +96,6 @@ def _read_shard(file: Path) -> Iterator[Photo]:
                     yield Photo(photo_id, jpeg, int(label["count"]), str(label["group"]))
     except FileNotFoundError as error:
         raise DatasetError(f"shard {file} is missing: fetch the data set again") from error
-    except (tarfile.TarError, ValueError, KeyError) as error:
-        raise DatasetError(f"shard {file} is damaged: {error}") from error
 
 
 def in_validation(group: str, fraction: float) -> bool:

@@ -1,7 +1,6 @@
 """The backbone runs once over the data; its features are kept in chunks that survive a restart."""
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -61,6 +60,7 @@ def compute_features(
     """
     folder.mkdir(parents=True, exist_ok=True)
     session: onnxruntime.InferenceSession | None = None
+    onnx_file = folder / ".backbone.onnx"  # hidden: not stored with the chunks
     photos = dataset.photos(side)
     ids: list[str] = []
     groups: list[str] = []
@@ -71,7 +71,7 @@ def compute_features(
             file = folder / f"{side}-{len(chunks):05d}.npy"
             views = _read_chunk(file, len(chunk))
             if views is None:
-                session = session or _session(backbone, dataset.size, threads)
+                session = session or _session(backbone, onnx_file, dataset.size, threads)
                 views = _run(session, chunk, dataset.size, threads, progress, should_stop)
                 _write_chunk(file, views)
             else:
@@ -85,14 +85,18 @@ def compute_features(
     )
 
 
-def _session(backbone: Backbone, size: int, threads: int) -> onnxruntime.InferenceSession:
+def _session(
+    backbone: Backbone, file: Path, size: int, threads: int
+) -> onnxruntime.InferenceSession:
+    """The backbone in ONNX Runtime; `file` keeps the export for the other side of the data set."""
+    if not file.exists():
+        example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+        partial = file.with_name(f"{file.name}.partial")
+        export_onnx(backbone, example, partial, names=("pixels", "features"))
+        partial.replace(file)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "backbone.onnx"
-        example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-        export_onnx(backbone, example, file, names=("pixels", "features"))
-        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
 def _run(

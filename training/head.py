@@ -1,12 +1,13 @@
 """The new head learns on cached features; every epoch follows from the seed and its number."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from training.checkpoint import Snapshot
+from training.checkpoint import Best, Snapshot
 from training.model import Head
 from training.settings import Settings
 
@@ -36,6 +37,7 @@ class HeadTrainer:
             self._optimizer, settings.learning_rate, total_steps=steps
         )
         self.epoch = 0
+        self._best = Best(epoch=0, validation_loss=math.inf, head=self._weights())
         self.history: list[dict[str, Any]] = []  # the lines of metrics.jsonl
 
     def train_epoch(self) -> float:
@@ -67,6 +69,21 @@ class HeadTrainer:
         loss = nn.functional.cross_entropy(logits, examples.classes).item()
         return loss, (logits.argmax(1) == examples.classes).float().mean().item()
 
+    def keep_if_best(self, validation_loss: float) -> None:
+        """Remember the head as it is, if no epoch before had a lower loss on validation."""
+        if validation_loss < self._best["validation_loss"]:
+            self._best = Best(
+                epoch=self.epoch, validation_loss=validation_loss, head=self._weights()
+            )
+
+    def best_head(self) -> tuple[Head, int]:
+        """The head of the epoch with the lowest loss on validation, and that epoch."""
+        self.head.load_state_dict(self._best["head"])
+        return self.head, self._best["epoch"]
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.head.state_dict().items()}
+
     def snapshot(self) -> Snapshot:
         return Snapshot(
             settings=asdict(self.settings),
@@ -74,6 +91,7 @@ class HeadTrainer:
             head=self.head.state_dict(),
             optimizer=self._optimizer.state_dict(),
             schedule=self._schedule.state_dict(),
+            best=self._best,
             history=self.history,
         )
 
@@ -81,4 +99,5 @@ class HeadTrainer:
         self.head.load_state_dict(snapshot["head"])
         self._optimizer.load_state_dict(snapshot["optimizer"])
         self._schedule.load_state_dict(snapshot["schedule"])
+        self._best = snapshot["best"]
         self.history, self.epoch = snapshot["history"], snapshot["epoch"]

@@ -16,11 +16,10 @@ import sys
 import tarfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
-from mypy_boto3_s3 import S3Client
 
 from costs.estimate import Estimate, estimate_training
 from costs.prices import PriceError, load_prices
@@ -31,9 +30,13 @@ from training.settings import ARCHITECTURES
 from training.settings import parse_arguments as parse_train_arguments
 from training.transfer import list_keys
 
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("training", "serving", "costs")  # packages that a machine needs
 BOOKING = "end-training"  # one name: a new run's booking replaces the last one's
+LONGEST_HOURS = 7 * 24
 PRICED_TYPE = "c7i.large"  # the estimate's machine; the group may get another of its size
 
 
@@ -61,15 +64,16 @@ def launch(args: argparse.Namespace) -> str:
     autoscaling = session.client("autoscaling")
     _clear_ended_run(s3, bucket, autoscaling, group)
     deadline = datetime.now(UTC) + timedelta(hours=args.max_hours)
+    _write_request(record, args, deadline, estimate)
     start_run(s3, bucket, CurrentRun(run_id=record.run_id, runtime=runtime))
     try:
-        _write_request(record, args, deadline, estimate)
         _book_end(autoscaling, group, deadline)
         # CloudFormation cannot say so: never end a machine at work to even out the zones.
         autoscaling.suspend_processes(AutoScalingGroupName=group, ScalingProcesses=["AZRebalance"])
         autoscaling.set_desired_capacity(AutoScalingGroupName=group, DesiredCapacity=1)
-    except (BotoCoreError, ClientError, LaunchError):
+    except BaseException:  # Ctrl-C as well: no machine will come to end this run
         end_run(s3, bucket)
+        record.set_status("failed", "could not be started", [])
         raise
     print(f"started; its record: {record.uri('')}")
     return record.run_id
@@ -91,7 +95,7 @@ def _new_run_id(arch: str) -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{arch}-{secrets.token_hex(2)}"
 
 
-def _check_inputs(s3: S3Client, record: RunRecord, args: argparse.Namespace) -> str:
+def _check_inputs(s3: "S3Client", record: RunRecord, args: argparse.Namespace) -> str:
     """Look for data set, weights and wheels; returns the prefix of the newest wheels."""
     for key, command in (
         (f"datasets/{args.dataset}/manifest.json", f"data_prep all --name {args.dataset}"),
@@ -118,7 +122,7 @@ def _estimate(record: RunRecord, args: argparse.Namespace) -> Estimate:
     return estimate_training(photos, args.arch, args.epochs, PRICED_TYPE, load_prices())
 
 
-def _clear_ended_run(s3: S3Client, bucket: str, autoscaling: Any, group: str) -> None:
+def _clear_ended_run(s3: "S3Client", bucket: str, autoscaling: Any, group: str) -> None:
     """Close the record of a run whose machines are gone without having said so.
 
     Raises RunActiveError when the group is at work.
@@ -132,7 +136,9 @@ def _clear_ended_run(s3: S3Client, bucket: str, autoscaling: Any, group: str) ->
         )
     if active:
         ended = RunRecord(s3, bucket, active["run_id"])
-        ended.set_status("failed", "ended without a word, see boot.log", ended.status()["attempts"])
+        status = ended.status()
+        if status["state"] not in {"succeeded", "failed"}:
+            ended.set_status("failed", "ended without a word, see boot.log", status["attempts"])
         end_run(s3, bucket)
 
 
@@ -187,7 +193,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     flag = parser.add_argument
-    flag("--dataset", required=True, help="name of a data set that data_prep uploaded")
+    flag("--dataset", default="bins", help="name of an uploaded data set (default: %(default)s)")
     flag(
         "--arch",
         choices=sorted(ARCHITECTURES),
@@ -203,10 +209,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     flag("--yes", action="store_true", help="start without asking")
     flag("train_arguments", nargs="*", metavar="-- FLAG", help="flags of training.train, after --")
     args = parser.parse_args(arguments)
+    if not 0 < args.max_hours <= LONGEST_HOURS:
+        parser.error(f"--max-hours must be above 0, at most {LONGEST_HOURS}")
     set_by_machine = ["--data", "-", "--weights", "-", "--output", "-", "--arch", args.arch]
-    args.epochs = parse_train_arguments([*set_by_machine, *args.train_arguments]).epochs
-    if args.max_hours <= 0:
-        parser.error(f"--max-hours must be above 0, not {args.max_hours:g}")
+    expected = parse_train_arguments(set_by_machine)
+    asked = parse_train_arguments([*set_by_machine, *args.train_arguments])
+    for name in ("data", "weights", "output", "arch", "checkpoint_dir", "run_id"):
+        if getattr(asked, name) != getattr(expected, name):
+            parser.error(f"--{name.replace('_', '-')} is set by the machine, not after --")
+    args.epochs = asked.epochs
     return args
 
 
@@ -218,6 +229,8 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except (BotoCoreError, ClientError) as error:
         sys.exit(f"error: AWS: {error}")
+    except (EOFError, KeyboardInterrupt):
+        sys.exit("\nerror: not started")
 
 
 if __name__ == "__main__":

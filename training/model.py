@@ -84,14 +84,14 @@ def load_backbone(arch: str, weights: Path) -> Backbone:
     backbone = Backbone(arch)
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)
+        wanted = backbone.network.state_dict().keys()
+        found = {name: tensor for name, tensor in state.items() if name in wanted}
     except FileNotFoundError as error:
         raise WeightsError(
             f"no weights at {weights}: run `python -m data_prep weights --arch {arch}`"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # for damaged files torch.load raises nearly anything
         raise WeightsError(f"{weights} is not a file of weights, or is damaged") from error
-    wanted = set(backbone.network.state_dict())
-    found = {name: tensor for name, tensor in state.items() if name in wanted}
     try:
         backbone.network.load_state_dict(found)
     except RuntimeError as error:

@@ -13,14 +13,17 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
-from mypy_boto3_s3 import S3Client
 from tqdm import tqdm
 
 from infra.outputs import NotDeployedError, stack_output
 from training.transfer import list_keys
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 # The builds without CUDA, a tenth of the size; their "+cpu" versions sort above PyPI's.
@@ -57,7 +60,7 @@ def lock(folder: Path) -> str:
     return "".join(lines)
 
 
-def upload_runtime(s3: S3Client, bucket: str, folder: Path) -> str:
+def upload_runtime(s3: "S3Client", bucket: str, folder: Path) -> str:
     """Upload the wheels in `folder`, their requirements.txt last; returns the prefix."""
     requirements = lock(folder)
     prefix = f"runtime/{hashlib.sha256(requirements.encode()).hexdigest()[:16]}/"

@@ -50,6 +50,14 @@ class Settings:
     threads: int
 
 
+def whole_number(text: str) -> int:
+    """A flag's value, 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
 def parse_arguments(
     arguments: list[str] | None = None, *, description: str | None = None
 ) -> argparse.Namespace:
@@ -71,11 +79,17 @@ def parse_arguments(
     )
     flag("--checkpoint-dir", type=Path, help="features and snapshots (default: OUTPUT/checkpoints)")
     flag("--run-id", default="local", help="noted in the model (default: %(default)s)")
-    flag("--epochs", type=int, default=30, help="passes of the head (default: %(default)s)")
-    flag("--batch-size", type=int, default=256, help="photos a step (default: %(default)s)")
+    flag(
+        "--epochs", type=whole_number, default=30, help="passes of the head (default: %(default)s)"
+    )
+    flag(
+        "--batch-size", type=whole_number, default=256, help="photos a step (default: %(default)s)"
+    )
     flag("--learning-rate", type=float, default=1e-3, help="peak (default: %(default)s)")
     flag("--weight-decay", type=float, default=0.05, help="of AdamW (default: %(default)s)")
-    flag("--hidden", type=int, default=256, help="units of the head (default: %(default)s)")
+    flag(
+        "--hidden", type=whole_number, default=256, help="units of the head (default: %(default)s)"
+    )
     flag("--dropout", type=float, default=0.5, help="in the head (default: %(default)s)")
     flag(
         "--validation-fraction",
@@ -86,7 +100,7 @@ def parse_arguments(
     flag("--seed", type=int, default=0, help="of all randomness (default: %(default)s)")
     flag(
         "--threads",
-        type=int,
+        type=whole_number,
         default=os.cpu_count(),
         help="CPU threads; weights are reproducible for one number (default: all, %(default)s)",
     )

@@ -21,14 +21,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import boto3
 import watchtower
-from botocore.exceptions import ClientError
 from ec2_metadata import EC2Metadata
 
 from costs.estimate import run_cost, total
-from costs.prices import load_prices
+from costs.prices import PriceError, Purchase, load_prices
 from training.control import Lease, LeaseLostError, current_run, end_run
 from training.imds import instance_metadata, interruption_notice
 from training.run_record import Attempt, Request, RunRecord, billed_seconds, utc_now
@@ -98,10 +98,21 @@ class SpotAttempt:
         Raises LeaseLostError when another machine took over.
         """
         self.lease.acquire()
+        current = current_run(self.record.s3, self.stack.bucket)
+        if current is None or current["run_id"] != self.record.run_id:
+            log.info("another machine ended the run while this one waited for the lease")
+            self.lease.release()
+            return TRY_AGAIN
+        self.attempts = self.record.status()["attempts"]
+        deadline = self.request["deadline"]
+        if datetime.now(UTC) > datetime.fromisoformat(deadline):
+            self._end_run("failed", f"the deadline {deadline} has passed")
+            return OVER
         self._begin()
         self._fetch()
         code = self._train(asked_to_leave, poll_seconds)
         self.checkpoints.store(len(self.attempts))
+        self.lease.renew()  # the last snapshot may have taken longer than the lease lasts
         if code == 0:
             self._succeed()
             return OVER
@@ -114,7 +125,6 @@ class SpotAttempt:
         return self._after_failure(f"training ended with exit code {code}, see the log")
 
     def _begin(self) -> None:
-        self.attempts = self.record.status()["attempts"]
         self.attempts.append(
             Attempt(
                 instance_id=self.metadata.instance_id,
@@ -146,6 +156,7 @@ class SpotAttempt:
                 *("--run-id", self.record.run_id),
                 *self.request["train_arguments"],
             ],
+            env={"TQDM_MININTERVAL": "10", **os.environ},  # a progress bar's lines in the log
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -158,19 +169,17 @@ class SpotAttempt:
                 time.sleep(poll_seconds)
                 if asked_to_leave() or interruption_notice(self.metadata):
                     log.warning("the machine is being taken back: snapshot and leave")
-                    process.terminate()
-                    process.wait(STOP_SECONDS)
-                    break
+                    return _stop(process)
                 self.lease.renew()
                 if time.monotonic() - stored >= STORE_SECONDS:
                     self.checkpoints.store(len(self.attempts))
                     self._store_progress()
                     stored = time.monotonic()
         finally:
-            if process.poll() is None:
-                process.kill()
+            process.kill()  # does nothing to one that has ended
+            process.wait()
             relay.join()
-        return process.wait()
+        return process.returncode
 
     def _store_progress(self) -> None:
         metrics = self.output / "metrics.jsonl"
@@ -188,6 +197,7 @@ class SpotAttempt:
             for file in sorted((self.output / "model").iterdir()):
                 tar.add(file, arcname=file.name)
         self.record.upload(archive)
+        self.lease.renew()
         boto3.client("ssm").put_parameter(
             Name=self.stack.model_parameter, Value=self.record.uri(archive.name), Overwrite=True
         )
@@ -206,16 +216,19 @@ class SpotAttempt:
         prices = load_prices()
         seconds = billed_seconds(self.attempts)
         instance_type, gib = self.metadata.instance_type, self.stack.volume_gib
-        lines = run_cost(seconds, instance_type, "spot", gib, prices)
-        cost = {
+        purchase: Purchase = "spot" if self.metadata.instance_life_cycle == "spot" else "on_demand"
+        cost: dict[str, Any] = {
             "instance_type": instance_type,
-            "purchase": "spot",
+            "purchase": purchase,
             "seconds": seconds,
             "volume_gib": gib,
-            "dollars": total(lines),
-            "lines": [dataclasses.asdict(line) for line in lines],
             "prices_date": prices.date,
         }
+        try:
+            lines = run_cost(seconds, instance_type, purchase, gib, prices)
+            cost |= {"dollars": total(lines), "lines": [dataclasses.asdict(it) for it in lines]}
+        except PriceError as error:  # no reason to lose a model that is finished
+            cost |= {"dollars": None, "lines": [], "note": str(error)}
         self.record.write("cost.json", cost)
 
     def _end_attempt(self, outcome: str) -> None:
@@ -224,21 +237,34 @@ class SpotAttempt:
 
     def _end_run(self, state: str, message: str) -> None:
         self.record.set_status(state, message, self.attempts)  # type: ignore[arg-type]
+        end_run(self.record.s3, self.stack.bucket)
+        self.lease.release()
         boto3.client("sns").publish(
             TopicArn=self.stack.topic_arn,
             Subject=f"Training run {self.record.run_id} {state}",
             Message=message,
         )
-        end_run(self.record.s3, self.stack.bucket)
-        self.lease.release()
+
+
+def _stop(process: "subprocess.Popen[str]") -> int:
+    """Ask the training process to leave; returns 0 if it had just finished, else INTERRUPTED.
+
+    Its own exit code tells nothing else: before its imports are done, SIGTERM just kills it.
+    """
+    process.terminate()
+    try:
+        return 0 if process.wait(STOP_SECONDS) == 0 else INTERRUPTED
+    except subprocess.TimeoutExpired:
+        return INTERRUPTED
 
 
 def _relay(process: "subprocess.Popen[str]") -> None:
     """Log what the training process prints, line by line, until it ends."""
     assert process.stdout
-    for line in process.stdout:
-        if line.strip():
-            log.info("train: %s", line.rstrip())
+    with process.stdout as lines:
+        for line in lines:
+            if line.strip():
+                log.info("train: %s", line.rstrip())
 
 
 def work_on_active_run(work: Path, poll_seconds: float) -> int:
@@ -253,11 +279,6 @@ def work_on_active_run(work: Path, poll_seconds: float) -> int:
     _log_to_cloudwatch(stack, f"{current['run_id']}/{metadata.instance_id}")
     record = RunRecord(s3, stack.bucket, current["run_id"])
     request = record.request()
-    if datetime.now(UTC) > datetime.fromisoformat(request["deadline"]):
-        log.warning("the deadline %s has passed", request["deadline"])
-        record.set_status("failed", "the deadline has passed", record.status()["attempts"])
-        end_run(s3, stack.bucket)
-        return OVER
     leave = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: leave.set())
     attempt = SpotAttempt(stack=stack, record=record, request=request, work=work, metadata=metadata)
@@ -269,16 +290,12 @@ def work_on_active_run(work: Path, poll_seconds: float) -> int:
 
 
 def _log_to_cloudwatch(stack: Stack, stream: str) -> None:
-    try:
-        handler = watchtower.CloudWatchLogHandler(
-            log_group_name=stack.log_group,
-            log_stream_name=stream,
-            boto3_client=boto3.client("logs"),
-            create_log_group=False,
-        )
-    except ClientError as error:
-        log.warning("no logging to CloudWatch: %s", error)  # the boot log has it all as well
-        return
+    handler = watchtower.CloudWatchLogHandler(
+        log_group_name=stack.log_group,
+        log_stream_name=stream,
+        boto3_client=boto3.client("logs"),
+        create_log_group=False,
+    )
     logging.getLogger("training").addHandler(handler)
 
 
@@ -296,7 +313,8 @@ def main() -> None:
         help="between looks for an interruption notice (default: SPOT_POLL_SECONDS, or 5)",
     )
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(message)s")
+    logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("training").setLevel(logging.INFO)
     sys.exit(work_on_active_run(args.work, args.poll_seconds))
 
 

@@ -54,26 +54,30 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(settings.threads)
     dataset = open_dataset(args.data)
     backbone = load_backbone(settings.arch, args.weights)
+    key = features_key(dataset, settings.arch, args.weights)
     checkpoints: Path = args.checkpoint_dir or args.output / "checkpoints"
-    cache = checkpoints / f"features-{features_key(dataset, settings.arch, args.weights)}"
+    cache, snapshots = checkpoints / f"features-{key}", checkpoints / f"snapshots-{key}"
     features, test_features = (
         compute_features(dataset, side, backbone, cache, threads=settings.threads, should_stop=stop)
         for side in ("train", "test")
     )
     fit, validation = _split_validation(features, dataset, settings.validation_fraction)
     trainer = HeadTrainer(fit, classes=len(dataset.counts), settings=settings)
-    snapshot = load_snapshot(checkpoints, asdict(settings))
+    snapshot = load_snapshot(snapshots, asdict(settings))
     if snapshot:
         trainer.restore(snapshot)
         print(f"going on after epoch {trainer.epoch}", file=sys.stderr)
     args.output.mkdir(parents=True, exist_ok=True)
     metrics_file = args.output / "metrics.jsonl"
-    _train_head(trainer, validation, metrics_file, checkpoints, args.snapshot_seconds, stop)
+    _train_head(trainer, validation, metrics_file, snapshots, args.snapshot_seconds, stop)
 
-    metrics = _test_metrics(trainer.head, features, test_features, dataset)
+    head, epoch = trainer.best_head()
+    print(f"the head of epoch {epoch} has the lowest validation loss", file=sys.stderr)
+    metrics = _test_metrics(head, features, test_features, dataset)
+    metrics["train"]["epoch"] = epoch
     plot_loss(metrics_file, args.output / "loss.png")
     export_model(
-        Counter(backbone, trainer.head),
+        Counter(backbone, head),
         args.output / "model",
         dataset=dataset,
         metrics=metrics,
@@ -89,7 +93,7 @@ def _train_head(
     trainer: HeadTrainer,
     validation: Examples,
     metrics_file: Path,
-    checkpoints: Path,
+    snapshots: Path,
     snapshot_seconds: float,
     stop: StopRequest,
 ) -> None:
@@ -105,6 +109,7 @@ def _train_head(
             started = time.monotonic()
             train_loss = trainer.train_epoch()
             validation_loss, validation_accuracy = trainer.evaluate(validation)
+            trainer.keep_if_best(validation_loss)
             line = {
                 "epoch": trainer.epoch,
                 "train_loss": round(train_loss, 6),
@@ -115,11 +120,12 @@ def _train_head(
             trainer.history.append(line)
             with metrics_file.open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
-            progress.set_postfix(loss=f"{train_loss:.3f}", accuracy=f"{validation_accuracy:.1%}")
+            accuracy = f"{validation_accuracy:.1%}"
+            progress.set_postfix(refresh=False, loss=f"{train_loss:.3f}", accuracy=accuracy)
             progress.update()
             stopping = stop()
             if stopping or time.monotonic() - saved >= snapshot_seconds:
-                save_snapshot(checkpoints, trainer.snapshot())
+                save_snapshot(snapshots, trainer.snapshot())
                 saved = time.monotonic()
             if stopping:
                 raise StoppedError

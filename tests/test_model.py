@@ -1,0 +1,205 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from data_prep.weights import save_weights
+from training.model import Backbone, Counter, Head, WeightsError, export_onnx, load_backbone
+
+SIZE = 12
+NAMES = ("pixels", "probabilities")
+
+
+class TinyBackbone(nn.Module):
+    """Pixels, uint8 [N, size, size, 3] → features, float32 [N, 6]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.layers(pixels.permute(0, 3, 1, 2) / 255).mean((2, 3))
+        return features
+
+
+def random_pixels(photos: int, size: int = SIZE) -> Tensor:
+    generator = torch.Generator().manual_seed(photos)
+    return torch.randint(256, (photos, size, size, 3), dtype=torch.uint8, generator=generator)
+
+
+def counter(backbone: nn.Module, features: int) -> Counter:
+    torch.manual_seed(0)
+    head = Head(features, classes=5, hidden=8, dropout=0.5)
+    head.standardise(torch.randn(50, features) * 0.1)
+    return Counter(backbone, head).eval()  # type: ignore[arg-type]
+
+
+def onnx_answers(file: Path, pixels: Tensor) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (answers,) = session.run([NAMES[1]], {NAMES[0]: pixels.numpy()})
+    return np.asarray(answers)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Counter:
+    return counter(TinyBackbone(), features=6)
+
+
+@pytest.fixture(scope="module")
+def exported(tiny: Counter, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("exported") / "model.onnx"
+    tiny.train()  # as training leaves it: the export must not carry dropout along
+    export_onnx(tiny, random_pixels(2), file, names=NAMES)
+    return file
+
+
+@pytest.mark.parametrize("photos", [1, 2, 5])
+def test_the_onnx_file_answers_as_pytorch_for_any_number_of_photos(
+    tiny: Counter, exported: Path, photos: int
+) -> None:
+    pixels = random_pixels(photos)
+    with torch.inference_mode():
+        expected = tiny.eval()(pixels).numpy()
+    answers = onnx_answers(exported, pixels)
+    assert answers.shape == (photos, 5)
+    assert answers.dtype == np.float32
+    np.testing.assert_allclose(answers, expected, atol=1e-5)
+    np.testing.assert_allclose(answers.sum(axis=1), 1, atol=1e-5)
+    assert answers.std() > 1e-3
+
+
+def test_the_onnx_file_takes_bytes_and_stands_alone(exported: Path) -> None:
+    (entry,) = onnxruntime.InferenceSession(str(exported)).get_inputs()
+    assert (entry.name, entry.type) == ("pixels", "tensor(uint8)")
+    assert entry.shape[1:] == [SIZE, SIZE, 3]
+    assert isinstance(entry.shape[0], str)
+    assert list(exported.parent.iterdir()) == [exported]
+
+
+@pytest.mark.parametrize(
+    ("arch", "pixel", "expected"),
+    [
+        ("efficientnet_lite0", (255, 127, 0), (1.0, 0.0, -127 / 128)),
+        # (value / 255 - mean) / std with ImageNet's usual numbers
+        ("resnet50", (255, 0, 51), (0.515 / 0.229, -0.456 / 0.224, -0.206 / 0.225)),
+    ],
+)
+def test_each_backbone_sees_pixels_normalised_as_it_was_trained(
+    arch: str, pixel: tuple[int, ...], expected: tuple[float, ...]
+) -> None:
+    backbone = Backbone(arch)
+    backbone.network = nn.Identity()
+    seen = backbone(torch.tensor(pixel, dtype=torch.uint8).expand(2, 4, 5, 3))
+    assert seen.shape == (2, 3, 4, 5)
+    np.testing.assert_allclose(seen[1, :, 3, 4], expected, atol=1e-5)
+
+
+def test_the_head_sees_features_of_mean_0_and_spread_1() -> None:
+    head = Head(3, classes=2, hidden=4, dropout=0)
+    head.layers = nn.Sequential(nn.Identity())
+    features = torch.randn(500, 3) * torch.tensor([1e-2, 1.0, 500.0]) + torch.tensor([5, 0, -900])
+    features[:, 1] = 7  # a feature that is always the same must not divide by 0
+    head.standardise(features)
+    seen = head(features)
+    torch.testing.assert_close(seen.mean(0), torch.zeros(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(seen.std(0), torch.tensor([1.0, 0.0, 1.0]), atol=1e-3, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    """Weights of an EfficientNet-Lite0 with its classifier, as the published files hold them."""
+    torch.manual_seed(0)
+    return dict(timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict())
+
+
+@pytest.fixture
+def weights(state: dict[str, Tensor], tmp_path: Path) -> Path:
+    torch.save(state, tmp_path / "weights.pth")
+    return tmp_path / "weights.pth"
+
+
+def test_the_backbone_takes_over_every_weight_and_does_without_the_classifier(
+    state: dict[str, Tensor], weights: Path
+) -> None:
+    backbone = load_backbone("efficientnet_lite0", weights)
+    loaded = backbone.network.state_dict()
+    assert state.keys() - loaded.keys() == {"classifier.weight", "classifier.bias"}
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.items())
+    assert not any(module.training for module in backbone.modules())
+    with torch.inference_mode():
+        assert backbone(random_pixels(2, 32)).shape == (2, 1280)
+
+
+def refused(arch: str, weights: Path) -> str:
+    with pytest.raises(WeightsError) as error:
+        load_backbone(arch, weights)
+    message = str(error.value)
+    assert "\n" not in message
+    assert str(weights) in message
+    return message
+
+
+def test_missing_weights_are_one_line_that_says_how_to_get_them(tmp_path: Path) -> None:
+    message = refused("efficientnet_lite0", tmp_path / "none.pth")
+    assert "python -m data_prep weights --arch efficientnet_lite0" in message
+
+
+def cut(file: Path, share: float) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * share)])
+
+
+def to_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "empty": lambda file: cut(file, 0),
+    "cut off early": lambda file: cut(file, 0.01),
+    "cut off late": lambda file: cut(file, 0.99),
+    "a web page": lambda file: file.write_text("<html>not found</html>"),
+    "JSON": lambda file: file.write_text('{"message": "not found"}'),
+    "words": lambda file: file.write_text("hello, no weights in here"),
+    "zeros": lambda file: file.write_bytes(bytes(4000)),
+    "a single tensor": lambda file: torch.save(torch.zeros(3), file),
+    "a whole module": lambda file: torch.save(nn.Linear(2, 2), file),
+    "a folder": to_folder,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_weights_are_one_line(weights: Path, damage: Callable[[Path], object]) -> None:
+    damage(weights)
+    assert "is not a file of weights, or is damaged" in refused("efficientnet_lite0", weights)
+
+
+def test_weights_of_another_architecture_are_one_line(
+    state: dict[str, Tensor], weights: Path
+) -> None:
+    assert "are not those of resnet50" in refused("resnet50", weights)
+    wider = {name: torch.cat([tensor, tensor]) for name, tensor in state.items() if tensor.dim()}
+    torch.save({**state, **wider}, weights)
+    assert "are not those of efficientnet_lite0" in refused("efficientnet_lite0", weights)
+    torch.save(dict(list(state.items())[1:]), weights)
+    assert "are not those of efficientnet_lite0" in refused("efficientnet_lite0", weights)
+
+
+@pytest.mark.slow
+def test_the_pretrained_efficientnet_answers_alike_in_both_runtimes(tmp_path: Path) -> None:
+    backbone = load_backbone("efficientnet_lite0", save_weights("efficientnet_lite0", tmp_path))
+    model = counter(backbone, features=1280)
+    file = tmp_path / "model.onnx"
+    export_onnx(model, random_pixels(2, 224), file, names=NAMES)
+    for photos in (1, 5):
+        pixels = random_pixels(photos, 224)
+        with torch.inference_mode():
+            expected = model(pixels).numpy()
+        answers = onnx_answers(file, pixels)
+        np.testing.assert_allclose(answers, expected, atol=1e-4)
+        assert answers.std() > 1e-3

@@ -1,0 +1,100 @@
+"""What a run's record in the bucket says, and for how long its machines are paid."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.run_record import Attempt, RunRecord, billed_seconds, utc_now
+
+START = datetime(2026, 11, 23, 8, tzinfo=UTC)
+
+
+@pytest.fixture
+def record(aws: None) -> RunRecord:
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket="bins")
+    return RunRecord(s3, "bins", "r1")
+
+
+def attempt(start: float, end: float | None = None) -> Attempt:
+    """A machine's attempt from `start` to `end`, seconds after START."""
+    attempt = Attempt(
+        instance_id="i-1",
+        instance_type="c7i.large",
+        zone="us-east-1a",
+        started=(START + timedelta(seconds=start)).isoformat(),
+    )
+    if end is not None:
+        attempt["ended"] = (START + timedelta(seconds=end)).isoformat()
+    return attempt
+
+
+def test_everything_of_a_run_is_under_its_own_prefix(record: RunRecord) -> None:
+    record.write("cost.json", {"dollars": 0.01})
+    listed: Any = record.s3.list_objects_v2(Bucket="bins")["Contents"]
+    assert [item["Key"] for item in listed] == ["runs/r1/cost.json"]
+    assert record.uri("model.tar.gz") == "s3://bins/runs/r1/model.tar.gz"
+    assert record.read("cost.json") == {"dollars": 0.01}
+
+
+def test_a_browser_shows_what_is_written_as_json(record: RunRecord) -> None:
+    record.write("cost.json", {})
+    head = record.s3.head_object(Bucket="bins", Key="runs/r1/cost.json")
+    assert head["ContentType"] == "application/json"
+
+
+def test_a_status_says_when_it_was_written(record: RunRecord) -> None:
+    before = utc_now()
+    record.set_status("running", "attempt 1 on i-1", [attempt(0)])
+    status = record.status()
+    assert (status["state"], status["message"]) == ("running", "attempt 1 on i-1")
+    assert status["attempts"] == [attempt(0)]
+    assert before <= status["updated"] <= utc_now()
+
+
+def test_what_was_never_written_is_an_error_of_s3(record: RunRecord) -> None:
+    with pytest.raises(ClientError, match="NoSuchKey"):
+        record.status()
+
+
+def test_files_keep_their_name_unless_told_another(record: RunRecord, tmp_path: Path) -> None:
+    (tmp_path / "loss.png").write_bytes(b"picture")
+    record.upload(tmp_path / "loss.png")
+    record.upload(tmp_path / "loss.png", "other.png")
+    for name in ("loss.png", "other.png"):
+        record.download(name, tmp_path / "copy.png")
+        assert (tmp_path / "copy.png").read_bytes() == b"picture"
+
+
+def test_times_are_utc_and_whole_seconds() -> None:
+    time = datetime.fromisoformat(utc_now())
+    assert time.utcoffset() == timedelta(0)
+    assert time.microsecond == 0
+
+
+def test_a_run_without_a_machine_costs_nothing() -> None:
+    assert billed_seconds([]) == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 10_000))))
+def test_attempts_are_paid_and_the_time_between_them_is_not(spans: list[tuple[int, int]]) -> None:
+    attempts, now = [], 0
+    for pause, work in spans:
+        attempts.append(attempt(now + pause, now + pause + work))
+        now += pause + work
+    assert billed_seconds(attempts) == sum(work for _, work in spans)
+
+
+def test_a_machine_that_vanished_is_paid_until_the_next_one_started() -> None:
+    assert billed_seconds([attempt(0), attempt(100, 130)]) == 130
+
+
+def test_a_machine_still_at_work_is_paid_until_now() -> None:
+    started = (datetime.now(UTC) - timedelta(seconds=100) - START).total_seconds()
+    assert billed_seconds([attempt(started)]) == pytest.approx(100, abs=5)

@@ -1,0 +1,201 @@
+"""The boot script in bash, with programs that only note how they were called."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from infra.train_stack import boot_script
+
+SCRIPT = Path(__file__).parent.parent / "infra" / "user_data.sh"
+LIMIT = 16 * 1024  # bytes, EC2's
+
+GROUP_TO_ZERO = (
+    "aws autoscaling set-desired-capacity --auto-scaling-group-name trainers --desired-capacity 0"
+)
+POWER_OFF = "shutdown -h now"
+
+# Notes its call; fails when it contains $FAILING; `aws s3 cp` copies from the folder $S3.
+PROGRAM = """#!/bin/bash
+call="$(basename "$0") $*"
+echo "$call" >> "$CALLS"
+if [ -n "$FAILING" ] && [[ "$call" == *"$FAILING"* ]]; then
+  [ "$(grep -cF -- "$FAILING" "$CALLS")" -le "$FAILURES" ] && exit 1
+fi
+case "$call" in
+  *"-m training.spot"*) pwd > "$S3/where"; echo "$PYTHONPATH" >> "$S3/where"; exit "$TRAINING" ;;
+  "aws s3 cp"*" boot.log "*) cat boot.log > "$S3/boot.log" ;;
+  "aws s3 cp"*"/control/current.json "*) cp "$S3/current.json" current.json ;;
+  "aws s3 cp"*"/code.tar.gz "*) cp "$S3/code.tar.gz" code.tar.gz ;;
+esac
+"""
+
+
+@dataclass
+class Boot:
+    """A machine's boot, in a folder."""
+
+    folder: Path
+    calls: list[str]
+    output: str
+
+    def names(self, *programs: str) -> list[str]:
+        return [call for call in self.calls if call.split()[0] in programs]
+
+    @property
+    def boot_log(self) -> str:
+        """What arrived in the bucket."""
+        return (self.folder / "s3" / "boot.log").read_text()
+
+
+def archive() -> bytes:
+    """code.tar.gz with one file."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("spot.py"))
+    return content.getvalue()
+
+
+def boot(
+    folder: Path,
+    *,
+    training: int = 0,
+    failing: str = "",
+    failures: int = 99,
+    current: str = json.dumps({"run_id": "r1", "runtime": "runtime/a/"}),
+    code: bytes | None = None,
+) -> Boot:
+    """Run the script; calls that contain `failing` fail, the first `failures` of them."""
+    programs, s3 = folder / "bin", folder / "s3"
+    for new in (programs, s3):
+        new.mkdir()
+    for name in ("aws", "dnf", "python3.11", "shutdown", "sleep"):
+        (programs / name).write_text(PROGRAM)
+        (programs / name).chmod(0o755)
+    (programs / "python3").symlink_to(sys.executable)
+    (s3 / "current.json").write_text(current)
+    (s3 / "code.tar.gz").write_bytes(archive() if code is None else code)
+    calls = folder / "calls"
+    done = subprocess.run(
+        ["bash", "-c", boot_script({"BUCKET": "bins", "GROUP_NAME": "trainers"})],
+        env={
+            "PATH": f"{programs}:{os.defpath}",
+            "WORK": str(folder / "work"),
+            "CALLS": str(calls),
+            "S3": str(s3),
+            "TRAINING": str(training),
+            "FAILING": failing,
+            "FAILURES": str(failures),
+        },
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    return Boot(folder, calls.read_text().splitlines(), done.stdout + done.stderr)
+
+
+def test_the_script_is_valid_bash_and_fits_with_its_header() -> None:
+    subprocess.run(["bash", "-n", SCRIPT], check=True)
+    variables = {f"VARIABLE_{number}": "x" * 100 for number in range(10)}
+    assert len(boot_script(variables).encode()) < LIMIT
+
+
+def test_shellcheck_finds_nothing() -> None:
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run([shellcheck, "--severity=style", SCRIPT], capture_output=True, text=True)
+    assert done.stdout == ""
+    assert done.returncode == 0
+
+
+def test_a_machine_fetches_run_code_and_wheels_and_trains(tmp_path: Path) -> None:
+    booted = boot(tmp_path)
+    fetched = [call.split()[-2:] for call in booted.names("aws") if "s3 cp" in call]
+    assert fetched == [
+        ["s3://bins/control/current.json", "current.json"],
+        ["s3://bins/runs/r1/code.tar.gz", "code.tar.gz"],
+        ["s3://bins/runtime/a/", "wheels"],
+        ["boot.log", "s3://bins/runs/r1/boot.log"],
+    ]
+    work = tmp_path / "work"
+    assert (work / "code" / "spot.py").exists()
+    install, train = booted.names("python3.11")
+    assert "--no-index --no-deps --require-hashes" in install
+    assert train == f"python3.11 -m training.spot --work {work}"
+    where, python_path = (tmp_path / "s3" / "where").read_text().splitlines()
+    assert where == str(work)
+    assert python_path == f"{work}/runtime:{work}/code"
+
+
+def test_nothing_is_installed_where_python_is_already(tmp_path: Path) -> None:
+    assert boot(tmp_path).names("dnf") == []
+
+
+@pytest.mark.parametrize("code", [0, 1, 137])
+def test_after_the_end_of_a_run_the_group_is_at_zero_before_the_machine_is_off(
+    tmp_path: Path, code: int
+) -> None:
+    booted = boot(tmp_path, training=code)
+    assert booted.calls[-2:] == [GROUP_TO_ZERO, POWER_OFF]
+    assert booted.calls.count(GROUP_TO_ZERO) == booted.calls.count(POWER_OFF) == 1
+
+
+def test_an_interrupted_machine_leaves_the_group_to_the_next_one(tmp_path: Path) -> None:
+    booted = boot(tmp_path, training=75)
+    assert booted.calls[-1] == POWER_OFF
+    assert GROUP_TO_ZERO not in booted.calls
+
+
+@pytest.mark.parametrize(
+    ("failing", "run_id"),
+    [
+        ("control/current.json", "none"),
+        ("code.tar.gz", "r1"),
+        ("runtime/a/", "r1"),
+        ("-m pip install", "r1"),
+    ],
+)
+def test_a_boot_step_that_fails_ends_the_spending(
+    tmp_path: Path, failing: str, run_id: str
+) -> None:
+    booted = boot(tmp_path, failing=failing)
+    log, *end = booted.calls[-3:]
+    assert log.endswith(f"boot.log s3://bins/runs/{run_id}/boot.log")
+    assert end == [GROUP_TO_ZERO, POWER_OFF]
+    assert not [call for call in booted.calls if "training.spot" in call]
+    assert "boot: nothing more to do here" in booted.output
+
+
+@pytest.mark.parametrize("current", ["{", "{}", '{"run_id": "r1"}'])
+def test_a_damaged_pointer_to_the_run_ends_the_spending(tmp_path: Path, current: str) -> None:
+    booted = boot(tmp_path, current=current)
+    assert booted.calls[-2:] == [GROUP_TO_ZERO, POWER_OFF]
+    assert not [call for call in booted.calls if "training.spot" in call]
+
+
+def test_code_that_cannot_be_unpacked_ends_the_spending(tmp_path: Path) -> None:
+    booted = boot(tmp_path, code=b"cut off")
+    assert booted.calls[-2:] == [GROUP_TO_ZERO, POWER_OFF]
+    assert not [call for call in booted.calls if "training.spot" in call]
+
+
+def test_the_log_in_the_bucket_says_how_far_the_boot_came(tmp_path: Path) -> None:
+    booted = boot(tmp_path, failing="-m pip install")
+    assert "boot: run r1, code and wheels" in booted.boot_log
+    assert "boot: training" not in booted.boot_log
+
+
+def test_a_log_that_cannot_be_stored_is_no_reason_to_go_on_spending(tmp_path: Path) -> None:
+    booted = boot(tmp_path, failing="boot.log")
+    assert booted.calls[-2:] == [GROUP_TO_ZERO, POWER_OFF]
+
+
+def test_a_refused_end_is_asked_for_again(tmp_path: Path) -> None:
+    booted = boot(tmp_path, failing="set-desired-capacity", failures=3)
+    wait = "sleep 60"
+    assert booted.calls[-8:] == [*[GROUP_TO_ZERO, wait] * 3, GROUP_TO_ZERO, POWER_OFF]
