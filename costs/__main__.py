@@ -55,7 +55,7 @@ def command_line() -> argparse.ArgumentParser:
         "--arch", choices=sorted(FEATURE_RATE), default="resnet50", help="default: %(default)s"
     )
     estimate.add_argument(
-        "--epochs", type=positive, default=30, help="over the features (default: %(default)s)"
+        "--epochs", type=positive, default=20, help="over the features (default: %(default)s)"
     )
     compare = commands.add_parser(
         "compare", help="one run on spot, on demand and on SageMaker, beside the original project"

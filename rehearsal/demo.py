@@ -246,7 +246,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     flag("--folder", type=Path, default=ROOT / ".demo", help="all it writes (default: .demo)")
     flag("--synthetic", action="store_true", help="drawn bins even where real photos are")
     flag("--photos", type=int, help="at most so many (default: all real ones, 1200 synthetic)")
-    flag("--epochs", type=int, default=30, help="of the head (default: %(default)s)")
+    flag("--epochs", type=int, default=20, help="of the head (default: %(default)s)")
     flag(
         "--interrupt-at",
         nargs="*",

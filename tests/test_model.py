@@ -93,10 +93,31 @@ def test_each_backbone_sees_pixels_normalised_as_it_was_trained(
     arch: str, pixel: tuple[int, ...], expected: tuple[float, ...]
 ) -> None:
     backbone = Backbone(arch)
-    backbone.network = nn.Identity()
+    backbone.network = Stages(lambda pixels: [pixels])
     seen = backbone(torch.tensor(pixel, dtype=torch.uint8).expand(2, 4, 5, 3))
-    assert seen.shape == (2, 3, 4, 5)
-    np.testing.assert_allclose(seen[1, :, 3, 4], expected, atol=1e-5)
+    np.testing.assert_allclose(seen[1], [*expected, 0, 0, 0], atol=1e-5)
+
+
+def test_features_are_mean_and_spread_of_every_stage() -> None:
+    backbone = Backbone("efficientnet_lite0")
+    backbone.network = Stages(lambda pixels: [pixels[:, :1], 10 * pixels[:, 1:2, ::2, ::2]])
+    pixels = torch.randint(256, (3, 8, 8, 3), dtype=torch.uint8)
+    seen = ((pixels.double() - 127) / 128).numpy()
+    first, second = seen[..., 0], 10 * seen[:, ::2, ::2, 1]
+    expected = [first.mean((1, 2)), first.std((1, 2)), second.mean((1, 2)), second.std((1, 2))]
+    np.testing.assert_allclose(backbone(pixels), np.stack(expected, axis=1), rtol=1e-4)
+
+
+class Stages(nn.Module):
+    """A network whose feature maps are a function of what it sees."""
+
+    def __init__(self, maps: Callable[[Tensor], list[Tensor]]) -> None:
+        super().__init__()
+        self.maps = maps
+
+    def forward_intermediates(self, seen: Tensor) -> tuple[Tensor, list[Tensor]]:
+        maps = self.maps(seen)
+        return maps[-1], maps
 
 
 def test_the_head_sees_features_of_mean_0_and_spread_1() -> None:
@@ -132,7 +153,7 @@ def test_the_backbone_takes_over_every_weight_and_does_without_the_classifier(
     assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.items())
     assert not any(module.training for module in backbone.modules())
     with torch.inference_mode():
-        assert backbone(random_pixels(2, 32)).shape == (2, 1280)
+        assert backbone(random_pixels(2, 32)).shape == (2, 3584)
 
 
 def refused(arch: str, weights: Path) -> str:
@@ -193,7 +214,7 @@ def test_weights_of_another_architecture_are_one_line(
 @pytest.mark.slow
 def test_the_pretrained_efficientnet_answers_alike_in_both_runtimes(tmp_path: Path) -> None:
     backbone = load_backbone("efficientnet_lite0", save_weights("efficientnet_lite0", tmp_path))
-    model = counter(backbone, features=1280)
+    model = counter(backbone, features=3584)
     file = tmp_path / "model.onnx"
     export_onnx(model, random_pixels(2, 224), file, names=NAMES)
     for photos in (1, 5):

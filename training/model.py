@@ -1,6 +1,7 @@
 """A pretrained backbone with a new head, and what both look like as one ONNX graph."""
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -14,8 +15,13 @@ class WeightsError(ValueError):
 
 
 class Backbone(nn.Module):
-    """RGB pixels, uint8 [N, size, size, 3] → features, float32 [N, features]."""
+    """RGB pixels, uint8 [N, size, size, 3] → features, float32 [N, features].
 
+    Features are the mean and the spread of each channel of every stage's feature map: the early
+    stages know edges and textures, of which there are more where there are more items.
+    """
+
+    network: Any  # timm's models have more than the methods of nn.Module
     mean: Tensor
     std: Tensor
 
@@ -28,8 +34,11 @@ class Backbone(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         normalised = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        features: Tensor = self.network(normalised)
-        return features
+        final, stages = self.network.forward_intermediates(normalised)
+        maps = stages if final is stages[-1] else [*stages, final]
+        pixels_last = [feature_map.flatten(2) for feature_map in maps]
+        statistics = [(m.mean(2), m.std(2, correction=0)) for m in pixels_last]
+        return torch.cat([values for pair in statistics for values in pair], dim=1)
 
 
 class Head(nn.Module):

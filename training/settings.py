@@ -80,17 +80,17 @@ def parse_arguments(
     flag("--checkpoint-dir", type=Path, help="features and snapshots (default: OUTPUT/checkpoints)")
     flag("--run-id", default="local", help="noted in the model (default: %(default)s)")
     flag(
-        "--epochs", type=whole_number, default=30, help="passes of the head (default: %(default)s)"
+        "--epochs", type=whole_number, default=20, help="passes of the head (default: %(default)s)"
     )
     flag(
         "--batch-size", type=whole_number, default=256, help="photos a step (default: %(default)s)"
     )
-    flag("--learning-rate", type=float, default=1e-3, help="peak (default: %(default)s)")
-    flag("--weight-decay", type=float, default=0.05, help="of AdamW (default: %(default)s)")
+    flag("--learning-rate", type=float, default=5e-4, help="peak (default: %(default)s)")
+    flag("--weight-decay", type=float, default=0.3, help="of AdamW (default: %(default)s)")
     flag(
-        "--hidden", type=whole_number, default=256, help="units of the head (default: %(default)s)"
+        "--hidden", type=whole_number, default=512, help="units of the head (default: %(default)s)"
     )
-    flag("--dropout", type=float, default=0.5, help="in the head (default: %(default)s)")
+    flag("--dropout", type=float, default=0.7, help="in the head (default: %(default)s)")
     flag(
         "--validation-fraction",
         type=float,
