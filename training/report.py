@@ -7,6 +7,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.ticker import MaxNLocator
 
 
 def plot_loss(metrics_file: Path, picture: Path) -> None:
@@ -17,6 +18,7 @@ def plot_loss(metrics_file: Path, picture: Path) -> None:
     axes.plot(epochs, [line["train_loss"] for line in lines], label="training")
     axes.plot(epochs, [line["validation_loss"] for line in lines], label="validation")
     axes.set(xlabel="epoch", ylabel="cross-entropy", title="Loss")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(picture, dpi=100)
