@@ -9,10 +9,10 @@ setup: ## install what `make` needs, once
 demo: setup ## from stacks to prediction on this machine, no AWS account needed
 	@.venv/bin/python -m rehearsal.demo
 
-test: lint ## every fast test
+test: lint ## style, types and every test
 	@.venv/bin/python -m pytest -q
 
-test-all: lint ## the slow tests, too
+test-all: lint ## proofs that take long as well
 	@.venv/bin/python -m pytest -q -m "slow or not slow"
 
 lint: setup ## ruff and mypy

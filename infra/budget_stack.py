@@ -1,6 +1,6 @@
 """BudgetStack: the topic for alerts, and the budgets that raise them."""
 
-from aws_cdk import CfnOutput, Stack
+from aws_cdk import Stack
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_sns as sns
 from aws_cdk import aws_sns_subscriptions as subscriptions
@@ -41,8 +41,6 @@ class BudgetStack(Stack):
             )
             # Creating a budget fails while its topic refuses it.
             budget.node.add_dependency(policy)
-
-        CfnOutput(self, "AlertTopicArn", value=self.topic.topic_arn)
 
     def _budgets_may_publish(self) -> iam.PolicyStatement:
         budgets_of_account = f"arn:{self.partition}:budgets::{self.account}:*"

@@ -18,7 +18,7 @@ from infra.spot_trainer import GROUP_NAME, SpotTrainer
 from infra.statements import PREFIXES, allow, list_prefixes, on_objects
 
 MODEL_PARAMETER = "/bin-counter/model-uri"
-NO_MODEL = "none"
+NO_MODEL = "none: run python -m training.launch first"  # SageMaker quotes it when it refuses
 LOG_GROUP = "/bin-counter/training"
 READABLE = [f"{prefix}*" for prefix in PREFIXES]
 GROUP_WILDCARD = (
@@ -41,6 +41,7 @@ class TrainStack(Stack):
         alerts: sns.ITopic,
     ) -> None:
         super().__init__(scope, id, description="Bin counter: spot machines that train")
+        # CloudFormation writes NO_MODEL again if a property of it ever changes.
         self.model = ssm.StringParameter(
             self,
             "Model",
@@ -78,16 +79,14 @@ class TrainStack(Stack):
             self,
             "LauncherRole",
             assumed_by=iam.AccountRootPrincipal(),
-            description="Starts, watches and stops training runs",
+            description="Starts training runs",
         )
         self._grant_machine(trainer.role, bucket, alerts)
         self._grant_launcher(launcher, bucket)
 
         CfnOutput(self, "GroupName", value=trainer.group.auto_scaling_group_name)
         CfnOutput(self, "LauncherRoleArn", value=launcher.role_arn)
-        CfnOutput(self, "MachineRoleName", value=trainer.role.role_name)
         CfnOutput(self, "ModelParameterName", value=self.model.parameter_name)
-        CfnOutput(self, "LogGroupName", value=self.log_group.log_group_name)
 
     def _grant_machine(self, role: iam.Role, bucket: s3.IBucket, alerts: sns.ITopic) -> None:
         for statement in (
@@ -96,18 +95,13 @@ class TrainStack(Stack):
             on_objects(
                 "Write", "s3:PutObject", bucket, ["control/lease.json", "checkpoints/*", "runs/*"]
             ),
-            on_objects(
-                "Release",
-                "s3:DeleteObject",
-                bucket,
-                ["control/current.json", "control/lease.json"],
-            ),
+            on_objects("Release", "s3:DeleteObject", bucket, ["control/current.json"]),
             allow("EndTheRun", ["autoscaling:SetDesiredCapacity"], [self._group_arn]),
-            allow("Publish", ["ssm:GetParameter", "ssm:PutParameter"], [self.model.parameter_arn]),
+            allow("Publish", ["ssm:PutParameter"], [self.model.parameter_arn]),
             allow("Notify", ["sns:Publish"], [alerts.topic_arn]),
             allow(
                 "Log",
-                ["logs:CreateLogStream", "logs:DescribeLogStreams", "logs:PutLogEvents"],
+                ["logs:CreateLogStream", "logs:PutLogEvents"],
                 [self.log_group.log_group_arn],
             ),
             # Session Manager. AWS's managed policy for it reads every parameter of the account.
@@ -137,21 +131,17 @@ class TrainStack(Stack):
             allow(
                 "Steer",
                 [
-                    "autoscaling:DeleteScheduledAction",
                     "autoscaling:PutScheduledUpdateGroupAction",
                     "autoscaling:SetDesiredCapacity",
                     "autoscaling:SuspendProcesses",
                 ],
                 [self._group_arn],
             ),
-            allow("ReadModel", ["ssm:GetParameter"], [self.model.parameter_arn]),
             allow(
                 "Watch",
                 [
                     "autoscaling:DescribeAutoScalingGroups",
-                    "autoscaling:DescribeScalingActivities",
                     "autoscaling:DescribeScheduledActions",
-                    "ec2:DescribeSpotPriceHistory",
                 ],
                 ["*"],
             ),

@@ -4,14 +4,18 @@
 # in training/spot.py; here is only what has to work before, and when, Python does not.
 set -euo pipefail # no -E: the trap below is for this shell alone, not for its $(…)
 work="${WORK:-/opt/bin-counter}"
-mkdir -p "$work/code" "$work/wheels"
-cd "$work"
-exec > >(tee -a boot.log) 2>&1
+BOOT_STARTED="$(date -u +%FT%TZ)"
+export BOOT_STARTED       # from here on the machine is paid for
+export TMPDIR="$work/tmp" # /tmp is in memory, too small for pip
 
 # Powering off alone does not stop the spending: the group would start the next machine.
 # When the call is refused, keep asking; the booked action of the launcher ends it otherwise.
 stop_spending() {
   echo "boot: nothing more to do here, group to 0"
+  if [ "$1" = broken ]; then # a run that ended in order has told by itself
+    aws sns publish --topic-arn "$TOPIC_ARN" --subject "Training machine broke" \
+      --message "See boot.log in s3://$BUCKET/runs/${run_id:-none}/" || true
+  fi
   aws s3 cp --only-show-errors boot.log "s3://$BUCKET/runs/${run_id:-none}/boot.log" || true
   until aws autoscaling set-desired-capacity --auto-scaling-group-name "$GROUP_NAME" --desired-capacity 0; do
     sleep 60
@@ -19,9 +23,12 @@ stop_spending() {
   shutdown -h now
   exit
 }
-trap stop_spending ERR
+trap 'stop_spending broken' ERR
 
-echo "boot: $(date -u +%FT%TZ)"
+mkdir -p "$work/code" "$work/wheels" "$TMPDIR"
+cd "$work"
+exec > >(tee -a boot.log) 2>&1
+echo "boot: $BOOT_STARTED"
 aws s3 cp --only-show-errors "s3://$BUCKET/control/current.json" current.json
 field() { python3 -c 'import json, sys; print(json.load(open("current.json"))[sys.argv[1]])' "$1"; }
 run_id=$(field run_id)
@@ -36,12 +43,13 @@ python3.11 -m pip install --quiet --disable-pip-version-check --no-index --no-de
   --find-links wheels --target runtime --requirement wheels/requirements.txt
 
 echo "boot: training"
-export PYTHONPATH="$work/runtime:$work/code"
 code=0
-python3.11 -m training.spot --work "$work" || code=$?
+# Not exported: the wheels would shadow the packages of the machine's own `aws`.
+PYTHONPATH="$work/runtime:$work/code" python3.11 -m training.spot --work "$work" || code=$?
 if [ "$code" -eq 75 ]; then # EX_TEMPFAIL: another machine goes on with this run
   echo "boot: leaving the run to the next machine"
   shutdown -h now
   exit
 fi
-stop_spending
+[ "$code" -eq 0 ] || stop_spending broken
+stop_spending ended

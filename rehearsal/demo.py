@@ -33,6 +33,7 @@ from training.run_record import RunRecord
 from training.transfer import list_keys
 
 REAL_BINS = ROOT.parent / "shared" / "abid" / "abid-224.tar"
+REAL_PHOTOS, SYNTHETIC_PHOTOS = 6749, 1200  # with 1 to 5 items; drawn
 DATASET = "bins"
 ARCH = "efficientnet_lite0"  # its weights come with an installed package
 SAMPLES_PER_COUNT = 2
@@ -74,11 +75,13 @@ def rehearse(args: argparse.Namespace) -> Path:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         stand_in = StandIn(processes, work)
+        os.environ.clear()  # none of the user's own AWS settings is left
         os.environ.update(stand_in.environment)
         demo = Demo(folder=work, processes=processes, stand_in=stand_in, started=started)
-        bins = _bins(demo, args)
+        real = REAL_BINS.exists() and not args.synthetic
+        photos = args.photos or (REAL_PHOTOS if real else SYNTHETIC_PHOTOS)
+        bins = REAL_BINS if real else _synthesize(demo, photos)
 
-        kind = "real" if bins == REAL_BINS else "synthetic"
         demo.step(1, "a stand-in for AWS")
         objects = stand_in.start(bins)
         stand_in.bootstrap()
@@ -87,10 +90,11 @@ def rehearse(args: argparse.Namespace) -> Path:
         stand_in.deploy("DataStack", "TrainStack")
         bucket = stack_output("DataStack", "BucketName")
 
+        kind = "real" if real else "synthetic"
         demo.step(3, f"the public bucket: {kind} bins, put there as the stand-in started")
         demo.say(objects)
         demo.step(4, "data: download, split without leakage, shards, upload")
-        _prepare(demo, args.photos)
+        _prepare(demo, photos)
 
         demo.step(5, "python -m training.launch")
         run_id, group = _launch(demo, args.epochs)
@@ -109,27 +113,25 @@ def rehearse(args: argparse.Namespace) -> Path:
             folder / "report.html",
             record=record,
             samples=samples,
-            real=bins == REAL_BINS,
+            real=real,
             seconds=time.monotonic() - started,
         )
         _print_results(demo, record, samples)
     return page
 
 
-def _bins(demo: Demo, args: argparse.Namespace) -> Path:
-    if REAL_BINS.exists() and not args.synthetic:
-        return REAL_BINS
+def _synthesize(demo: Demo, photos: int) -> Path:
     bins = demo.folder / "public"
-    size = ("--photos", str(args.photos or 1200), "--side", "224-320")
+    size = ("--photos", str(photos), "--side", "224-320")
     demo.command("python", "-m", "data_prep", "synthesize", "--out", bins, *size)
     return bins
 
 
-def _prepare(demo: Demo, photos: int | None) -> None:
+def _prepare(demo: Demo, photos: int) -> None:
     data = demo.folder / "data"
     demo.command(
         *("python", "-m", "data_prep", "all", "--data", data, "--name", DATASET),
-        *("--counts", "1-5", "--limit", str(photos or 100_000)),
+        *("--counts", "1-5", "--limit", str(photos)),
     )
     demo.command("python", "-m", "data_prep", "weights", "--data", data, "--arch", ARCH)
     wheels = Path(sys.prefix) / "wheels"
@@ -245,7 +247,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     flag = parser.add_argument
     flag("--folder", type=Path, default=ROOT / ".demo", help="all it writes (default: .demo)")
     flag("--synthetic", action="store_true", help="drawn bins even where real photos are")
-    flag("--photos", type=int, help="at most so many (default: all real ones, 1200 synthetic)")
+    flag("--photos", type=int, help="at most so many (default: all 6,749 real, 1,200 synthetic)")
     flag("--epochs", type=int, default=20, help="of the head (default: %(default)s)")
     flag(
         "--interrupt-at",

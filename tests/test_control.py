@@ -6,6 +6,7 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 
 from training import control
 from training.control import (
@@ -62,6 +63,15 @@ def lease_of(s3: Any, holder: str) -> Lease:
 
 def stored(s3: Any) -> Any:
     return json.loads(s3.get_object(Bucket="bins", Key=control.LEASE)["Body"].read())
+
+
+def refusal(code: str) -> Callable[..., Any]:
+    """A put_object that S3 answers with the error `code`."""
+
+    def put_object(**_: Any) -> Any:
+        raise ClientError({"Error": {"Code": code, "Message": ""}}, "PutObject")
+
+    return put_object
 
 
 def test_no_run_is_active_at_first(s3: Any) -> None:
@@ -168,6 +178,31 @@ def test_of_two_machines_that_see_an_expired_lease_one_gets_it(
     monkeypatch.setattr(control, "_read", read_then_another_takes_it)
     lease_of(s3, "i-one").acquire()
     assert clock.now - start >= LEASE_SECONDS
+
+
+@pytest.mark.parametrize("code", ["ConditionalRequestConflict", "NoSuchKey"])
+def test_a_lease_that_s3_will_not_renew_is_lost(
+    code: str, s3: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = lease_of(s3, "i-one")
+    lease.acquire()
+    clock.now += RENEW_SECONDS
+    monkeypatch.setattr(s3, "put_object", refusal(code))
+    with pytest.raises(LeaseLostError, match="i-one no longer holds the lease"):
+        lease.renew()
+
+
+@pytest.mark.parametrize("code", ["ConditionalRequestConflict", "NoSuchKey"])
+def test_a_machine_that_s3_refuses_the_lease_asks_again(
+    code: str, s3: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = clock.now
+    put_object = s3.put_object
+    monkeypatch.setattr(s3, "put_object", refusal(code))
+    clock.meanwhile = lambda: monkeypatch.setattr(s3, "put_object", put_object)
+    lease_of(s3, "i-one").acquire()
+    assert clock.now == start + 1
+    assert stored(s3)["holder"] == "i-one"
 
 
 def test_another_error_of_s3_is_not_taken_for_a_lost_lease(s3: Any, clock: Clock) -> None:

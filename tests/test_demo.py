@@ -17,7 +17,8 @@ from rehearsal.stand_in import ROOT
 SMALL = ["--synthetic", "--photos", "240", "--epochs", "300"]
 
 # Where a boot script of a real machine, pip, the AWS command line, PyTorch, Matplotlib and their
-# like would leave something. Not the whole disk: a desktop changes its own files all the time.
+# like would leave something. Not the whole disk, and nothing that only others may write: a desktop
+# changes its own files all the time.
 SYSTEM = [Path(folder) for folder in ("/etc", "/opt", "/srv", "/usr", "/var/lib", "/var/log")]
 HOME = [".aws", ".cache/pip", ".cache/torch", ".cache/huggingface", ".cache/matplotlib"]
 HOME += [".config/matplotlib", ".local/lib", ".local/bin"]
@@ -27,6 +28,8 @@ def files_outside(scratch: Path) -> dict[str, tuple[int, int]]:
     """Path to modification time and size of every file outside `scratch` that might be touched."""
     found: dict[str, tuple[int, int]] = {}
     for folder in (*SYSTEM, *(Path.home() / name for name in HOME), ROOT):
+        if not os.access(folder, os.W_OK):
+            continue
         for parent, inner, names in os.walk(folder):
             inner[:] = [name for name in inner if Path(parent, name) != scratch]
             for name in names:
@@ -55,6 +58,8 @@ def _environment() -> Iterator[None]:
 def test_the_whole_path_from_stacks_to_a_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "of-the-user")  # must not matter
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://localhost:1")
     changed: set[str] = set()
     run = RehearsedGroup.run
 
@@ -83,13 +88,7 @@ def test_the_whole_path_from_stacks_to_a_page(
     assert processes_of(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [
-        "$ cdk synth",
-        pytest.param("boot: training", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("moment", ["$ cdk synth", "boot: training"])
 def test_ctrl_c_leaves_no_process_behind(tmp_path: Path, moment: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "rehearsal.demo", *SMALL, "--folder", tmp_path],

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.checkpoint import load_snapshot, save_snapshot
-from training.head import Examples, HeadTrainer
+from training.head import DivergedError, Examples, HeadTrainer
 from training.settings import Settings
 
 CLASSES = 3
@@ -184,11 +185,26 @@ def test_the_head_with_the_lowest_validation_loss_is_kept_across_an_interruption
     assert equal_weights(head.state_dict(), weights[2])
 
 
-def test_without_any_usable_validation_loss_the_head_is_as_it_began() -> None:
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_without_any_finite_validation_loss_there_is_no_best_head(
+    tmp_path: Path, loss: float
+) -> None:
     trainer = new_trainer()
-    began = {name: it.clone() for name, it in trainer.head.state_dict().items()}
     trainer.train_epoch()
-    trainer.keep_if_best(float("nan"))
-    head, epoch = trainer.best_head()
-    assert epoch == 0
-    assert equal_weights(head.state_dict(), began)
+    trainer.keep_if_best(loss)
+    save_snapshot(tmp_path, trainer.snapshot())
+    snapshot = load_snapshot(tmp_path, asdict(CHOSEN))
+    assert snapshot
+    resumed = new_trainer()
+    resumed.restore(snapshot)
+    for it in (trainer, resumed):
+        with pytest.raises(DivergedError, match="no epoch had a finite validation loss"):
+            it.best_head()
+
+
+def test_the_best_head_of_before_a_divergence_is_kept() -> None:
+    trainer = new_trainer()
+    for loss in (0.9, math.nan):
+        trainer.train_epoch()
+        trainer.keep_if_best(loss)
+    assert trainer.best_head()[1] == 1

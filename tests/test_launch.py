@@ -98,7 +98,13 @@ def deploy() -> None:
         MinSize=0,
         MaxSize=1,
         AvailabilityZones=["us-east-1a"],
-        LaunchTemplate={"LaunchTemplateName": "machine"},
+        MixedInstancesPolicy={
+            "LaunchTemplate": {
+                "LaunchTemplateSpecification": {"LaunchTemplateName": "machine", "Version": "1"},
+                "Overrides": [{"InstanceType": "m7i.large"}, {"InstanceType": "c7i.large"}],
+            },
+            "InstancesDistribution": {"OnDemandPercentageAboveBaseCapacity": 0},
+        },
     )
     s3 = boto3.client("s3")
     s3.create_bucket(Bucket="bins")
@@ -188,6 +194,7 @@ def test_time_and_cost_are_stated_before_the_question(
     monkeypatch.setattr("builtins.input", fake_input)
     launch.launch(launch.parse_arguments(["--dataset", "photos", "--max-hours", "2"]))
     assert "about 9 minutes and $0.0" in stated[0]
+    assert "on a m7i.large, spot" in stated[0]
     assert "ended by force after 2 hours" in stated[0]
     assert "8,000 photos" in stated[0]
     assert account.desired() == 1
@@ -331,6 +338,18 @@ def test_flags_that_training_would_refuse_are_refused_at_launch(
         launch.parse_arguments(["--dataset", "photos", *flags])
     assert caught.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_group_of_on_demand_machines_is_priced_as_such(
+    account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group = boto3.client("autoscaling")
+    (described,) = group.describe_auto_scaling_groups()["AutoScalingGroups"]
+    policy: Any = described["MixedInstancesPolicy"]
+    policy["InstancesDistribution"]["OnDemandPercentageAboveBaseCapacity"] = 100
+    account.answers["DescribeAutoScalingGroups"] = {"AutoScalingGroups": [described]}
+    start()
+    assert "on a m7i.large, on-demand" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -211,7 +211,6 @@ def test_weights_of_another_architecture_are_one_line(
     assert "are not those of efficientnet_lite0" in refused("efficientnet_lite0", weights)
 
 
-@pytest.mark.slow
 def test_the_pretrained_efficientnet_answers_alike_in_both_runtimes(tmp_path: Path) -> None:
     backbone = load_backbone("efficientnet_lite0", save_weights("efficientnet_lite0", tmp_path))
     model = counter(backbone, features=3584)

@@ -238,6 +238,16 @@ def test_wheels_of_a_folder_are_uploaded_as_they_are(
     assert capsys.readouterr().out.startswith("s3://bins/runtime/")
 
 
+def test_an_upload_that_s3_refuses_is_one_line(
+    s3: Any, wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.delete_bucket(Bucket="bins")
+    monkeypatch.setattr(runtime, "list_keys", lambda *_: [])
+    message = command_line(monkeypatch, "--wheels", str(wheels))
+    assert message.startswith(f"error: AWS: Failed to upload {wheels / WHEELS[0]}")
+    assert "\n" not in message
+
+
 def command_line(monkeypatch: pytest.MonkeyPatch, *flags: str) -> str:
     """Run the command against the bucket bins; returns its error, if any."""
     monkeypatch.setattr(runtime, "stack_output", lambda *_: "bins")

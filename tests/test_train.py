@@ -234,12 +234,23 @@ def test_wrong_weights_are_one_line(tmp_path: Path, data: Path, here: Here) -> N
     assert "not those of efficientnet_lite0" in error_line(here, arguments)
 
 
-@pytest.mark.parametrize(("share", "side"), [("0", "validation"), ("1", "training")])
+@pytest.mark.parametrize(("share", "side"), [("1e-9", "validation"), ("0.999999", "training")])
 def test_too_few_products_for_both_sides_are_one_line(
     tmp_path: Path, data: Path, weights: Path, here: Here, quick: None, share: str, side: str
 ) -> None:
     arguments = command(data, weights, tmp_path / "run", "--validation-fraction", share)
     assert f"no photo is left for {side}" in error_line(here, arguments)
+
+
+def test_a_run_that_diverges_is_one_line_and_no_model(
+    tmp_path: Path, data: Path, weights: Path, here: Here, quick: None
+) -> None:
+    arguments = command(data, weights, tmp_path / "run", "--epochs", "2", "--learning-rate", "1e30")
+    for _ in range(2):  # the same command again fails the same way
+        assert "lower --learning-rate" in error_line(here, arguments)
+        assert [line["epoch"] for line in history(tmp_path / "run")] == [1, 2]
+        assert not (tmp_path / "run" / "model").exists()
+        assert not (tmp_path / "run" / "metrics.json").exists()
 
 
 @pytest.mark.parametrize("flag", ["--epochs", "--batch-size", "--hidden", "--threads"])

@@ -2,9 +2,14 @@ import subprocess
 from typing import Any
 
 import pytest
+import test_launch
 from synthesized import Template
 
 from infra.train_stack import USER_DATA
+from training.control import start_run
+from training.run_record import RunRecord
+
+account = test_launch.account  # its fixture: records every call to AWS
 
 GROUP = (
     "arn:<AWS::Partition>:autoscaling:<AWS::Region>:<AWS::AccountId>"
@@ -33,8 +38,6 @@ def test_outputs_and_fixed_names(template: Template, group: dict[str, Any]) -> N
     assert set(template.raw["Outputs"]) == {
         "GroupName",
         "LauncherRoleArn",
-        "LogGroupName",
-        "MachineRoleName",
         "ModelParameterName",
     }
     assert group["AutoScalingGroupName"] == "bin-trainer"
@@ -143,7 +146,9 @@ def test_user_data_is_valid_bash(machine: dict[str, Any]) -> None:
 
 
 def test_there_is_no_model_at_first(template: Template) -> None:
-    assert template.only("AWS::SSM::Parameter")["Value"] == "none"
+    assert template.only("AWS::SSM::Parameter")["Value"].startswith(
+        "none: run python -m training.launch"
+    )
 
 
 def test_logs_expire(template: Template) -> None:
@@ -154,17 +159,14 @@ def test_what_a_machine_may_do(template: Template) -> None:
     assert permissions(template, "TrainerMachineRole") == {
         ("autoscaling:SetDesiredCapacity", GROUP),
         ("logs:CreateLogStream", "<Logs6819BB44.Arn>"),
-        ("logs:DescribeLogStreams", "<Logs6819BB44.Arn>"),
         ("logs:PutLogEvents", "<Logs6819BB44.Arn>"),
         ("s3:DeleteObject", "bucket/control/current.json"),
-        ("s3:DeleteObject", "bucket/control/lease.json"),
         *(("s3:GetObject", f"bucket/{prefix}/*") for prefix in PREFIXES),
         ("s3:ListBucket", "bucket"),
         ("s3:PutObject", "bucket/checkpoints/*"),
         ("s3:PutObject", "bucket/control/lease.json"),
         ("s3:PutObject", "bucket/runs/*"),
         ("sns:Publish", "<BudgetStack:ExportsOutputRefAlerts91F83244F0271852>"),
-        ("ssm:GetParameter", PARAMETER),
         ("ssm:PutParameter", PARAMETER),
         ("ssm:UpdateInstanceInformation", "*"),
         ("ssmmessages:CreateControlChannel", "*"),
@@ -176,21 +178,28 @@ def test_what_a_machine_may_do(template: Template) -> None:
 
 def test_what_the_launcher_may_do(template: Template) -> None:
     assert permissions(template, "LauncherRole") == {
-        ("autoscaling:DeleteScheduledAction", GROUP),
         ("autoscaling:DescribeAutoScalingGroups", "*"),
-        ("autoscaling:DescribeScalingActivities", "*"),
         ("autoscaling:DescribeScheduledActions", "*"),
         ("autoscaling:PutScheduledUpdateGroupAction", GROUP),
         ("autoscaling:SetDesiredCapacity", GROUP),
         ("autoscaling:SuspendProcesses", GROUP),
-        ("ec2:DescribeSpotPriceHistory", "*"),
         ("s3:DeleteObject", "bucket/control/current.json"),
         *(("s3:GetObject", f"bucket/{prefix}/*") for prefix in PREFIXES),
         ("s3:ListBucket", "bucket"),
         ("s3:PutObject", "bucket/control/current.json"),
         ("s3:PutObject", "bucket/runs/*"),
-        ("ssm:GetParameter", PARAMETER),
     }
+
+
+def test_the_launcher_may_do_what_a_launch_does_and_nothing_else(
+    template: Template, account: test_launch.Account
+) -> None:
+    start_run(account.s3, "bins", test_launch.ACTIVE)
+    RunRecord(account.s3, "bins", "earlier").set_status("running", "", [])
+    test_launch.start()
+    operations = {name for name, key in account.calls if key.startswith("ASIA")}
+    allowed = {action.split(":")[1] for action, _ in permissions(template, "LauncherRole")}
+    assert operations - {"ListObjectsV2"} | {"ListBucket"} == allowed
 
 
 @pytest.mark.parametrize("role", ["TrainerMachineRole", "LauncherRole"])

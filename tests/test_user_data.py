@@ -16,6 +16,7 @@ from infra.train_stack import boot_script
 SCRIPT = Path(__file__).parent.parent / "infra" / "user_data.sh"
 LIMIT = 16 * 1024  # bytes, EC2's
 
+VARIABLES = {"BUCKET": "bins", "GROUP_NAME": "trainers", "TOPIC_ARN": "arn:topic"}
 GROUP_TO_ZERO = (
     "aws autoscaling set-desired-capacity --auto-scaling-group-name trainers --desired-capacity 0"
 )
@@ -25,6 +26,7 @@ POWER_OFF = "shutdown -h now"
 PROGRAM = """#!/bin/bash
 call="$(basename "$0") $*"
 echo "$call" >> "$CALLS"
+[[ "$call" != "aws "* ]] || echo "PYTHONPATH=$PYTHONPATH" >> "$S3/aws-paths"
 if [ -n "$FAILING" ] && [[ "$call" == *"$FAILING"* ]]; then
   [ "$(grep -cF -- "$FAILING" "$CALLS")" -le "$FAILURES" ] && exit 1
 fi
@@ -83,7 +85,7 @@ def boot(
     (s3 / "code.tar.gz").write_bytes(archive() if code is None else code)
     calls = folder / "calls"
     done = subprocess.run(
-        ["bash", "-c", boot_script({"BUCKET": "bins", "GROUP_NAME": "trainers"})],
+        ["bash", "-c", boot_script(VARIABLES)],
         env={
             "PATH": f"{programs}:{os.defpath}",
             "WORK": str(folder / "work"),
@@ -134,6 +136,34 @@ def test_a_machine_fetches_run_code_and_wheels_and_trains(tmp_path: Path) -> Non
 
 def test_nothing_is_installed_where_python_is_already(tmp_path: Path) -> None:
     assert boot(tmp_path).names("dnf") == []
+
+
+def told(booted: "Boot") -> list[str]:
+    return [call for call in booted.names("aws") if "sns publish --topic-arn arn:topic" in call]
+
+
+@pytest.mark.parametrize(("code", "messages"), [(0, 0), (75, 0), (1, 1), (137, 1)])
+def test_only_an_end_that_nobody_announced_is_announced(
+    tmp_path: Path, code: int, messages: int
+) -> None:
+    assert len(told(boot(tmp_path, training=code))) == messages
+
+
+def test_a_failing_boot_is_announced_with_where_its_log_is(tmp_path: Path) -> None:
+    (message,) = told(boot(tmp_path, failing="code.tar.gz"))
+    assert "boot.log in s3://bins/runs/r1/" in message
+
+
+def test_a_topic_that_refuses_is_no_reason_to_go_on_spending(tmp_path: Path) -> None:
+    assert boot(tmp_path, training=1, failing="sns publish").calls[-2:] == [
+        GROUP_TO_ZERO,
+        POWER_OFF,
+    ]
+
+
+def test_the_machine_s_own_aws_does_not_see_the_wheels(tmp_path: Path) -> None:
+    boot(tmp_path)
+    assert set((tmp_path / "s3" / "aws-paths").read_text().splitlines()) == {"PYTHONPATH="}
 
 
 @pytest.mark.parametrize("code", [0, 1, 137])

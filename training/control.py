@@ -135,5 +135,8 @@ def _read(s3: "S3Client", bucket: str, key: str) -> tuple[bytes, str] | None:
 
 
 def _condition_failed(error: ClientError) -> bool:
-    # 409: a conditional write that raced with another one.
-    return error.response["Error"]["Code"] in {"PreconditionFailed", "ConditionalRequestConflict"}
+    return error.response["Error"]["Code"] in {
+        "PreconditionFailed",
+        "ConditionalRequestConflict",  # raced with another conditional write
+        "NoSuchKey",  # IfMatch, and the object is gone
+    }

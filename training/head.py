@@ -20,6 +20,10 @@ class Examples:
     classes: Tensor
 
 
+class DivergedError(RuntimeError):
+    """No epoch gave a usable head; the message is one line."""
+
+
 class HeadTrainer:
     """A head in training: state after `epoch` epochs, and one more at a time."""
 
@@ -37,7 +41,7 @@ class HeadTrainer:
             self._optimizer, settings.learning_rate, total_steps=steps
         )
         self.epoch = 0
-        self._best = Best(epoch=0, validation_loss=math.inf, head=self._weights())
+        self._best = Best(epoch=0, validation_loss=math.inf, head={})
         self.history: list[dict[str, Any]] = []  # the lines of metrics.jsonl
 
     def train_epoch(self) -> float:
@@ -77,7 +81,14 @@ class HeadTrainer:
             )
 
     def best_head(self) -> tuple[Head, int]:
-        """The head of the epoch with the lowest loss on validation, and that epoch."""
+        """The head of the epoch with the lowest loss on validation, and that epoch.
+
+        Raises DivergedError when that loss was NaN or infinite after every epoch.
+        """
+        if not self._best["head"]:
+            raise DivergedError(
+                "training diverged, no epoch had a finite validation loss: lower --learning-rate"
+            )
         self.head.load_state_dict(self._best["head"])
         return self.head, self._best["epoch"]
 

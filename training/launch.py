@@ -22,7 +22,7 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
 from costs.estimate import Estimate, estimate_training
-from costs.prices import PriceError, load_prices
+from costs.prices import PriceError, Purchase, load_prices
 from infra.outputs import NotDeployedError, stack_output
 from training.control import CurrentRun, RunActiveError, current_run, end_run, start_run
 from training.run_record import Request, RunRecord, utc_now
@@ -37,7 +37,6 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = ("training", "serving", "costs")  # packages that a machine needs
 BOOKING = "end-training"  # one name: a new run's booking replaces the last one's
 LONGEST_HOURS = 7 * 24
-PRICED_TYPE = "c7i.large"  # the estimate's machine; the group may get another of its size
 
 
 class LaunchError(RuntimeError):
@@ -52,16 +51,17 @@ def launch(args: argparse.Namespace) -> str:
     s3 = session.client("s3")
     record = RunRecord(s3, bucket, _new_run_id(args.arch))
     runtime = _check_inputs(s3, record, args)
-    estimate = _estimate(record, args)
+    autoscaling = session.client("autoscaling")
+    instance_type, purchase = _machine(autoscaling, group)
+    estimate = _estimate(record, args, instance_type, purchase)
     print(
         f"run {record.run_id}: about {estimate.seconds / 60:.0f} minutes and "
-        f"${estimate.dollars:.3f} on a spot {PRICED_TYPE}; ended by force after "
-        f"{args.max_hours:g} hours\n  basis: {estimate.basis}"
+        f"${estimate.dollars:.3f} on a {instance_type}, {purchase.replace('_', '-')}; "
+        f"ended by force after {args.max_hours:g} hours\n  basis: {estimate.basis}"
     )
     if not args.yes and input("Start it? [y/N] ").strip().lower() not in {"y", "yes"}:
         raise LaunchError("not started")
 
-    autoscaling = session.client("autoscaling")
     _clear_ended_run(s3, bucket, autoscaling, group)
     deadline = datetime.now(UTC) + timedelta(hours=args.max_hours)
     _write_request(record, args, deadline, estimate)
@@ -115,11 +115,25 @@ def _check_inputs(s3: "S3Client", record: RunRecord, args: argparse.Namespace) -
     return max(built)[1].removesuffix("requirements.txt")
 
 
-def _estimate(record: RunRecord, args: argparse.Namespace) -> Estimate:
+def _machine(autoscaling: Any, group: str) -> tuple[str, Purchase]:
+    """What the group starts: the first of its types (one of the others costs about as much), and
+    how it is bought."""
+    groups = autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[group])
+    policy = groups["AutoScalingGroups"][0]["MixedInstancesPolicy"]
+    on_demand = policy["InstancesDistribution"]["OnDemandPercentageAboveBaseCapacity"]
+    instance_type: str = policy["LaunchTemplate"]["Overrides"][0]["InstanceType"]
+    return instance_type, "on_demand" if on_demand else "spot"
+
+
+def _estimate(
+    record: RunRecord, args: argparse.Namespace, instance_type: str, purchase: Purchase
+) -> Estimate:
     key = f"datasets/{args.dataset}/manifest.json"
     manifest = json.loads(record.s3.get_object(Bucket=record.bucket, Key=key)["Body"].read())
     photos = sum(sum(by_count.values()) for by_count in manifest["photos"].values())
-    return estimate_training(photos, args.arch, args.epochs, PRICED_TYPE, load_prices())
+    return estimate_training(
+        photos, args.arch, args.epochs, instance_type, load_prices(), purchase=purchase
+    )
 
 
 def _clear_ended_run(s3: "S3Client", bucket: str, autoscaling: Any, group: str) -> None:

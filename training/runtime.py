@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import boto3
+from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 from tqdm import tqdm
 
@@ -89,8 +90,10 @@ def main() -> None:
             if not args.wheels:
                 download_wheels(folder)
             prefix = upload_runtime(boto3.client("s3"), bucket, folder)
-    except (RuntimeBuildError, NotDeployedError, BotoCoreError, ClientError) as error:
+    except (RuntimeBuildError, NotDeployedError) as error:
         sys.exit(f"error: {error}")
+    except (Boto3Error, BotoCoreError, ClientError) as error:
+        sys.exit(f"error: AWS: {error}")
     print(f"s3://{bucket}/{prefix}")
 
 

@@ -2,7 +2,9 @@
 machine read flags here without loading PyTorch."""
 
 import argparse
+import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +60,20 @@ def whole_number(text: str) -> int:
     return number
 
 
+def number_from_zero(*, included: bool, below: float = math.inf) -> Callable[[str], float]:
+    """The type of a flag: a number from 0, itself allowed if `included`, to less than `below`."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not 0 <= value < below or (value == 0 and not included):
+            least = "0 or more" if included else "above 0"
+            most = f"below {below:g}" if math.isfinite(below) else "finite"
+            raise argparse.ArgumentTypeError(f"must be {least} and {most}, not {text}")
+        return value
+
+    return number
+
+
 def parse_arguments(
     arguments: list[str] | None = None, *, description: str | None = None
 ) -> argparse.Namespace:
@@ -85,15 +101,30 @@ def parse_arguments(
     flag(
         "--batch-size", type=whole_number, default=256, help="photos a step (default: %(default)s)"
     )
-    flag("--learning-rate", type=float, default=5e-4, help="peak (default: %(default)s)")
-    flag("--weight-decay", type=float, default=0.3, help="of AdamW (default: %(default)s)")
+    flag(
+        "--learning-rate",
+        type=number_from_zero(included=False),
+        default=5e-4,
+        help="peak (default: %(default)s)",
+    )
+    flag(
+        "--weight-decay",
+        type=number_from_zero(included=True),
+        default=0.3,
+        help="of AdamW (default: %(default)s)",
+    )
     flag(
         "--hidden", type=whole_number, default=512, help="units of the head (default: %(default)s)"
     )
-    flag("--dropout", type=float, default=0.7, help="in the head (default: %(default)s)")
+    flag(
+        "--dropout",
+        type=number_from_zero(included=True, below=1),
+        default=0.7,
+        help="in the head (default: %(default)s)",
+    )
     flag(
         "--validation-fraction",
-        type=float,
+        type=number_from_zero(included=False, below=1),
         default=0.1,
         help="share of the training products held out while training (default: %(default)s)",
     )
@@ -106,7 +137,7 @@ def parse_arguments(
     )
     flag(
         "--snapshot-seconds",
-        type=float,
+        type=number_from_zero(included=True),
         default=30,
         help="time between snapshots (default: %(default)s)",
     )

@@ -25,6 +25,8 @@ from typing import Any
 
 import boto3
 import watchtower
+from boto3.exceptions import Boto3Error
+from botocore.exceptions import BotoCoreError, ClientError
 from ec2_metadata import EC2Metadata
 
 from costs.estimate import run_cost, total
@@ -38,6 +40,7 @@ from training.transfer import CheckpointStore, download_prefix
 OVER, TRY_AGAIN = 0, 75  # 75 is EX_TEMPFAIL
 FAILED_ATTEMPTS = 3  # the third ends the run
 STORE_SECONDS = 10.0  # between uploads of checkpoints and progress
+CLOSING_SECONDS = 120.0  # before the deadline, for a last snapshot and the record
 STOP_SECONDS = 60.0  # for the training process to take its snapshot
 
 log = logging.getLogger("training.spot")
@@ -98,15 +101,25 @@ class SpotAttempt:
         Raises LeaseLostError when another machine took over.
         """
         self.lease.acquire()
+        try:
+            return self._run(asked_to_leave, poll_seconds)
+        except (BotoCoreError, ClientError, Boto3Error, OSError) as error:
+            if not self.attempts:
+                raise  # the record could not even be read: the boot script ends it
+            log.exception("this attempt cannot go on")
+            self.lease.renew()
+            self._end_attempt("failed")
+            return self._after_failure(f"{type(error).__name__}: {error}")
+
+    def _run(self, asked_to_leave: Callable[[], bool], poll_seconds: float) -> int:
         current = current_run(self.record.s3, self.stack.bucket)
         if current is None or current["run_id"] != self.record.run_id:
             log.info("another machine ended the run while this one waited for the lease")
             self.lease.release()
             return TRY_AGAIN
         self.attempts = self.record.status()["attempts"]
-        deadline = self.request["deadline"]
-        if datetime.now(UTC) > datetime.fromisoformat(deadline):
-            self._end_run("failed", f"the deadline {deadline} has passed")
+        if self._out_of_time():
+            self._end_run("failed", f"the deadline {self.request['deadline']} has passed")
             return OVER
         self._begin()
         self._fetch()
@@ -115,6 +128,10 @@ class SpotAttempt:
         self.lease.renew()  # the last snapshot may have taken longer than the lease lasts
         if code == 0:
             self._succeed()
+            return OVER
+        if self._out_of_time():
+            self._end_attempt("failed")
+            self._end_run("failed", f"not done at the deadline, {self.request['deadline']}")
             return OVER
         if code == INTERRUPTED:
             self._end_attempt("interrupted")
@@ -130,7 +147,7 @@ class SpotAttempt:
                 instance_id=self.metadata.instance_id,
                 instance_type=self.metadata.instance_type,
                 zone=self.metadata.availability_zone,
-                started=utc_now(),
+                started=os.environ.get("BOOT_STARTED", utc_now()),
             )
         )
         message = f"attempt {len(self.attempts)} on {self.metadata.instance_id}"
@@ -170,6 +187,9 @@ class SpotAttempt:
                 if asked_to_leave() or interruption_notice(self.metadata):
                     log.warning("the machine is being taken back: snapshot and leave")
                     return _stop(process)
+                if self._out_of_time():
+                    log.warning("the deadline is near: snapshot and end the run")
+                    return _stop(process)
                 self.lease.renew()
                 if time.monotonic() - stored >= STORE_SECONDS:
                     self.checkpoints.store(len(self.attempts))
@@ -180,6 +200,11 @@ class SpotAttempt:
             process.wait()
             relay.join()
         return process.returncode
+
+    def _out_of_time(self) -> bool:
+        """Whether what is left before the booked end of the group is only enough to say so."""
+        left = datetime.fromisoformat(self.request["deadline"]) - datetime.now(UTC)
+        return left.total_seconds() < CLOSING_SECONDS
 
     def _store_progress(self) -> None:
         metrics = self.output / "metrics.jsonl"
@@ -239,11 +264,14 @@ class SpotAttempt:
         self.record.set_status(state, message, self.attempts)  # type: ignore[arg-type]
         end_run(self.record.s3, self.stack.bucket)
         self.lease.release()
-        boto3.client("sns").publish(
-            TopicArn=self.stack.topic_arn,
-            Subject=f"Training run {self.record.run_id} {state}",
-            Message=message,
-        )
+        try:
+            boto3.client("sns").publish(
+                TopicArn=self.stack.topic_arn,
+                Subject=f"Training run {self.record.run_id} {state}",
+                Message=message,
+            )
+        except (BotoCoreError, ClientError) as error:  # the run is over all the same
+            log.warning("nobody could be told: %s", error)
 
 
 def _stop(process: "subprocess.Popen[str]") -> int:

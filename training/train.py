@@ -26,7 +26,7 @@ from training.checkpoint import load_snapshot, save_snapshot
 from training.data import Dataset, DatasetError, in_validation, open_dataset
 from training.export import export_model
 from training.features import Features, StoppedError, compute_features, features_key
-from training.head import Examples, HeadTrainer
+from training.head import DivergedError, Examples, HeadTrainer
 from training.metrics import evaluate
 from training.model import Counter, Head, WeightsError, load_backbone
 from training.report import plot_loss
@@ -168,7 +168,7 @@ def main() -> None:
     except StoppedError:
         print("stopped: the same command goes on from here", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except (DatasetError, WeightsError) as error:
+    except (DatasetError, WeightsError, DivergedError) as error:
         sys.exit(f"error: {error}")
 
 
