@@ -8,12 +8,12 @@ HOURS_PER_MONTH = 730  # AWS's own convention for prices a month
 MINIMUM_SECONDS = 60  # EC2, gp3 and public IPv4 are billed by the second, a minute at least
 
 BOOT_SECONDS = 180  # start of the machine, wheels, data set
-# Photos a second through the frozen backbone in ONNX Runtime, float32, 224 pixels, on two
-# cores, measured in November 2026 (EfficientNet-Lite0: 100 to 160 a thread, the low end).
-FEATURE_RATE = {"resnet50": 47.0, "efficientnet_lite0": 200.0}
+# Views a second through the frozen backbone in ONNX Runtime, float32, 224 pixels, on two cores,
+# measured in November 2026: EfficientNet-Lite0 by `make demo`, ResNet50 as its forward pass alone.
+FEATURE_RATE = {"resnet50": 47.0, "efficientnet_lite0": 175.0}
 VIEWS = 2  # features are computed of each photo and of its mirror image
-# Cached features a second through the head; seen between 1,100 (busy) and 17,600 (idle).
-HEAD_RATE = 5_000.0
+# Photos a second through the head in training, on cached features, by the same `make demo`.
+HEAD_RATE = 9_000.0
 DEFAULT_VOLUME_GIB = 30
 
 

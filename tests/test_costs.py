@@ -95,8 +95,8 @@ def test_the_original_project_stands_beside_the_run() -> None:
 def test_an_estimate_grows_with_photos_and_states_its_basis() -> None:
     small = estimate_training(1000, "resnet50", 20, "c7i.large", PRICES)
     large = estimate_training(9000, "resnet50", 20, "c7i.large", PRICES)
-    # 8,000 more photos, seen twice at 47/s, and 20 times by the head at 5,000/s.
-    assert large.seconds - small.seconds == pytest.approx(2 * 8000 / 47 + 20 * 8000 / 5000)
+    # 8,000 more photos, seen twice at 47/s, and 20 times by the head at 9,000/s.
+    assert large.seconds - small.seconds == pytest.approx(2 * 8000 / 47 + 20 * 8000 / 9000)
     assert large.dollars == pytest.approx(
         total(run_cost(large.seconds, "c7i.large", "spot", 30, PRICES))
     )
