@@ -2,12 +2,16 @@
 
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import boto3
 import pytest
 from botocore.loaders import JSONFileLoader
 from moto import mock_aws
 from synthesized import Template, synthesize
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 read_api = functools.cache(JSONFileLoader().load_file)
 
@@ -26,6 +30,14 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
     with mock_aws():
         yield
+
+
+@pytest.fixture
+def client(aws: None) -> "S3Client":
+    """S3 in the mocked account, where the bucket `ours` is empty."""
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="ours")
+    return client
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,7 @@
 
 import json
 
-import boto3
 import pytest
-from moto import mock_aws
 
 from data_prep.__main__ import main
 
@@ -16,17 +14,6 @@ def bins(tmp_path_factory):
     folder = tmp_path_factory.mktemp("public")
     assert main([*SYNTHESIZE, "--out", str(folder)]) == 0
     return folder
-
-
-@pytest.fixture
-def client(monkeypatch):
-    """A stand-in for AWS in which our bucket is empty."""
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    with mock_aws():
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="ours")
-        yield client
 
 
 @pytest.fixture

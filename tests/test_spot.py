@@ -372,6 +372,22 @@ def test_who_lost_the_lease_over_its_snapshot_leaves_the_status_to_the_other(sit
     assert "001/snapshot-00001.pt" in site.keys("checkpoints/r1/")
 
 
+def test_who_lost_the_lease_over_its_upload_leaves_the_model_to_the_other(site: Site) -> None:
+    site.monkeypatch.setattr(control, "RENEW_SECONDS", 0)
+    before = site.model()
+    upload = RunRecord.upload
+
+    def slow_upload(record: RunRecord, file: Path, name: str | None = None) -> None:
+        upload(record, file, name)
+        if file.name == "model.tar.gz":
+            site.another_machine_takes_the_lease()
+
+    site.monkeypatch.setattr(RunRecord, "upload", slow_upload)
+    assert site.work("succeeds") == 75
+    assert site.model() == before
+    assert site.record.status()["state"] == "running"
+
+
 def test_a_failing_training_is_tried_three_times(site: Site) -> None:
     assert site.work("fails") == 75
     assert site.record.status()["state"] == "interrupted"

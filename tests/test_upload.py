@@ -1,6 +1,5 @@
 import boto3
 import pytest
-from moto import mock_aws
 
 from data_prep.folder import DataError
 from data_prep.pack import pack
@@ -22,16 +21,6 @@ def folder(tmp_path_factory):
     pack(folder, "bins", size=32, shard_mb=0.1, workers=1)
     pack(folder, "larger", size=40, shard_mb=0.1, workers=1)
     return folder
-
-
-@pytest.fixture
-def client(monkeypatch):
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    with mock_aws():
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="ours")
-        yield client
 
 
 @pytest.fixture

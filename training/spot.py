@@ -37,7 +37,7 @@ from training.run_record import Attempt, Request, RunRecord, billed_seconds, utc
 from training.settings import INTERRUPTED
 from training.transfer import CheckpointStore, download_prefix
 
-OVER, TRY_AGAIN = 0, 75  # 75 is EX_TEMPFAIL
+OVER, TRY_AGAIN = 0, INTERRUPTED
 FAILED_ATTEMPTS = 3  # the third ends the run
 STORE_SECONDS = 10.0  # between uploads of checkpoints and progress
 CLOSING_SECONDS = 120.0  # before the deadline, for a last snapshot and the record
