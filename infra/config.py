@@ -83,6 +83,21 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         examples=["50,80,100"],
         description="Shares of a budget, in percent, that raise an alert: spent and forecast.",
     )
+    over_budget: Literal["alert", "deny"] = Field(
+        default="alert",
+        description="deny: above the monthly budget, the launcher may start nothing any more.",
+    )
+    cost_dashboard: Literal["no", "yes"] = Field(
+        default="no",
+        description="A Billing and Cost Management dashboard, EC2 beside SageMaker; us-east-1.",
+    )
+    kms: Literal["aws", "customer"] = Field(
+        default="aws",
+        description="Keys that encrypt what is stored: AWS's own, or one of yours ($1 a month).",
+    )
+    on_destroy: Literal["keep", "delete"] = Field(
+        default="keep", description="What `cdk destroy` does with the data bucket and its logs."
+    )
     machine: Literal["cpu", "gpu"] = Field(
         default="cpu", description="What trains; picks the next three settings' defaults."
     )
@@ -120,6 +135,27 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         le=5,
         description="Calls at once of the serverless endpoint; a new account has 10 in all.",
     )
+    endpoint_instance_type: Annotated[str, Field(pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9]+$")] = Field(
+        default="ml.m5.large",
+        examples=["ml.m5.large"],
+        description="Machine of the real-time endpoint; it costs by the hour.",
+    )
+    endpoint_instances: int = Field(
+        default=1, ge=1, le=4, description="Machines of the real-time endpoint, at least."
+    )
+    endpoint_max_instances: int = Field(
+        default=2, ge=1, le=8, description="Machines of the real-time endpoint under load, at most."
+    )
+    endpoint_traffic: Literal["all_at_once", "canary", "linear"] = Field(
+        default="all_at_once",
+        description="How a new model takes over a real-time endpoint; the others need 2 machines.",
+    )
+    endpoint_capture_percentage: int = Field(
+        default=10,
+        ge=0,
+        le=100,
+        description="Share of a real-time endpoint's calls that is kept in the bucket, 30 days.",
+    )
     serving_image: str | None = Field(
         default=None,
         pattern=r"^\d{12}\.dkr\.ecr\.[a-z0-9-]+\.amazonaws\.com(\.cn)?/[a-z0-9._/-]+[:@][\w.:-]+$",
@@ -131,6 +167,14 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     @classmethod
     def _fill_machine_defaults(cls, settings: dict[str, object]) -> dict[str, object]:
         return {**MACHINE_DEFAULTS.get(settings.get("machine", "cpu"), {}), **settings}
+
+    @model_validator(mode="after")
+    def _check_endpoint(self) -> "Config":
+        if self.endpoint_max_instances < self.endpoint_instances:
+            raise ValueError("endpoint_max_instances is less than endpoint_instances")
+        if self.endpoint_traffic != "all_at_once" and self.endpoint_instances < 2:
+            raise ValueError(f"endpoint_traffic={self.endpoint_traffic} needs endpoint_instances=2")
+        return self
 
     @classmethod
     def from_context(cls, context: Mapping[str, object]) -> "Config":
@@ -154,6 +198,9 @@ def _explain(error: ValidationError) -> list[str]:
     """One line for each setting of `error`."""
     lines: dict[str, str] = {}
     for problem in error.errors():
+        if not problem["loc"]:  # two settings that do not go together
+            lines.setdefault("", f"settings: {problem['msg'].removeprefix('Value error, ')}")
+            continue
         name = str(problem["loc"][0])
         if problem["type"] == "extra_forbidden":
             allowed = f"no such setting; there are {', '.join(Config.model_fields)}"

@@ -2,7 +2,7 @@
 
 import json
 import time
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from botocore.exceptions import ClientError
 
@@ -22,6 +22,7 @@ class CurrentRun(TypedDict):
 
     run_id: str
     runtime: str  # prefix of the wheels, "runtime/<hash>/"
+    stop: NotRequired[bool]  # the user asks the machine for a snapshot and the end of the run
 
 
 class RunActiveError(RuntimeError):
@@ -41,11 +42,18 @@ def current_run(s3: "S3Client", bucket: str) -> CurrentRun | None:
     return current
 
 
-def start_run(s3: "S3Client", bucket: str, run: CurrentRun) -> None:
-    """Make `run` the active one. Raises RunActiveError when there is one already."""
-    body = json.dumps(run).encode()
+def start_run(
+    s3: "S3Client", bucket: str, run: CurrentRun, *, instead_of: CurrentRun | None = None
+) -> None:
+    """Make `run` the active one, instead of one that has ended without saying so, if any.
+
+    Raises RunActiveError when another run is active; of two callers, one gets it.
+    """
+    found = _read(s3, bucket, CURRENT) if instead_of else None
+    if found and json.loads(found[0]) != instead_of:
+        raise RunActiveError(f"run {json.loads(found[0])['run_id']} is active")
     try:
-        s3.put_object(Bucket=bucket, Key=CURRENT, Body=body, IfNoneMatch="*")
+        _put_current(s3, bucket, run, etag=found[1] if found else None)
     except ClientError as error:
         if not _condition_failed(error):
             raise
@@ -53,9 +61,40 @@ def start_run(s3: "S3Client", bucket: str, run: CurrentRun) -> None:
         raise RunActiveError(f"run {active['run_id'] if active else '?'} is active") from error
 
 
+def ask_to_stop(s3: "S3Client", bucket: str, run_id: str) -> bool:
+    """Ask the machine of the active run to end it; False when `run_id` is not the active one."""
+    found = _read(s3, bucket, CURRENT)
+    if found is None or json.loads(found[0])["run_id"] != run_id:
+        return False
+    run: CurrentRun = json.loads(found[0])
+    run["stop"] = True
+    try:
+        _put_current(s3, bucket, run, etag=found[1])
+    except ClientError as error:
+        if _condition_failed(error):
+            return False  # it ended in the meantime
+        raise
+    return True
+
+
+def asked_to_stop(s3: "S3Client", bucket: str) -> bool:
+    """Whether `ask_to_stop` was called for the active run; for the machine that works on it."""
+    active = current_run(s3, bucket)
+    return active is not None and active.get("stop", False)
+
+
 def end_run(s3: "S3Client", bucket: str) -> None:
     """No run is active any more."""
     s3.delete_object(Bucket=bucket, Key=CURRENT)
+
+
+def _put_current(s3: "S3Client", bucket: str, run: CurrentRun, *, etag: str | None) -> None:
+    """Write the pointer if it is as it was at `etag`, or, without one, if there is none."""
+    body = json.dumps(run).encode()
+    if etag:
+        s3.put_object(Bucket=bucket, Key=CURRENT, Body=body, IfMatch=etag)
+    else:
+        s3.put_object(Bucket=bucket, Key=CURRENT, Body=body, IfNoneMatch="*")
 
 
 class Lease:

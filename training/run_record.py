@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 if TYPE_CHECKING:  # the type hints are not on a training machine
     from mypy_boto3_s3 import S3Client
 
-State = Literal["requested", "running", "interrupted", "succeeded", "failed"]
+State = Literal["requested", "running", "interrupted", "succeeded", "stopped", "failed"]
+OVER: frozenset[State] = frozenset({"succeeded", "stopped", "failed"})
+Outcome = Literal["interrupted", "lost", "failed", "stopped", "succeeded"]  # lost: without a word
 
 
 class Request(TypedDict):
@@ -20,6 +22,7 @@ class Request(TypedDict):
     train_arguments: list[str]  # flags of training.train
     deadline: str  # ISO 8601, UTC; no machine works on the run after it
     estimate: dict[str, Any]
+    earlier_attempts: NotRequired[int]  # before `launch resume`; their failures no longer count
 
 
 class Attempt(TypedDict):
@@ -30,7 +33,7 @@ class Attempt(TypedDict):
     zone: str
     started: str
     ended: NotRequired[str]
-    outcome: NotRequired[Literal["interrupted", "failed", "succeeded"]]
+    outcome: NotRequired[Outcome]
 
 
 class Status(TypedDict):
