@@ -1,15 +1,34 @@
-"""Answers to findings of cdk-nag's AwsSolutions rules, each with its reason."""
+"""Answers to findings of cdk-nag, checkov and cfn-lint, each with its reason."""
 
+import re
 from collections.abc import Sequence
 
-from aws_cdk import Acknowledgment, Stack, Validations
+from aws_cdk import Acknowledgment, CfnResource, Stack, Validations
 from aws_cdk import aws_s3 as s3
-from constructs import Construct
+from constructs import Construct, IConstruct
+
+AWS_KEY = "AWS's own key encrypts it and costs nothing; -c kms=customer makes one of yours do it."
 
 
-def acknowledge(scope: Construct, finding: str, reason: str) -> None:
-    """Accept one finding, such as `VPC7` or `IAM5[Resource::*]`, on everything in `scope`."""
-    Validations.of(scope).acknowledge(Acknowledgment(id=f"AwsSolutions-{finding}", reason=reason))
+def acknowledge(scope: IConstruct, findings: str | Sequence[str], reason: str) -> None:
+    """Accept one finding, or several that `reason` answers alike, on what is in `scope`.
+
+    `VPC7` and `IAM5[Resource::*]` are of cdk-nag's AwsSolutions, `VPCFlowLogsEnabled` is of its
+    NIST 800-53; both hold for everything in `scope`. `CKV_AWS_18` is of checkov and `W3005` of
+    cfn-lint; these hold for the one resource that `scope` stands for.
+    """
+    for finding in [findings] if isinstance(findings, str) else findings:
+        if finding.startswith("CKV"):
+            resource = _resource(scope)
+            skips = (resource.get_metadata("checkov") or {"skip": []})["skip"]
+            skips = [*skips, {"id": finding, "comment": reason}]
+            resource.add_metadata("checkov", {"skip": skips})
+        elif re.fullmatch(r"[EIW]\d{4}", finding):
+            ignored = {"config": {"ignore_checks": [finding]}, "comment": reason}
+            _resource(scope).add_metadata("cfn-lint", ignored)
+        else:
+            pack = "AwsSolutions" if re.match(r"[A-Z]+\d+(\[|$)", finding) else "NIST.800.53.R5"
+            Validations.of(scope).acknowledge(Acknowledgment(id=f"{pack}-{finding}", reason=reason))
 
 
 def acknowledge_objects(
@@ -20,3 +39,10 @@ def acknowledge_objects(
     imported = Stack.of(scope).resolve(Stack.of(bucket).export_value(bucket.bucket_arn))
     for key in keys:
         acknowledge(scope, f"IAM5[Resource::{imported['Fn::ImportValue']}/{key}]", reason)
+
+
+def _resource(scope: IConstruct) -> CfnResource:
+    """The resource that `scope` stands for; checkov and cfn-lint look into its metadata."""
+    resource = scope if isinstance(scope, CfnResource) else scope.node.default_child
+    assert isinstance(resource, CfnResource), f"{scope.node.path} stands for no resource"
+    return resource

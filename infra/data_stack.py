@@ -1,15 +1,27 @@
-"""DataStack: the bucket that everything reads from and writes to."""
+"""DataStack: the bucket that everything reads from and writes to, and the customer key, if any."""
 
-from aws_cdk import CfnOutput, Stack
+from aws_cdk import CfnOutput, RemovalPolicy, Stack
+from aws_cdk import aws_kms as kms
 from constructs import Construct
 
+from infra.config import Config
+from infra.customer_key import CustomerKey
 from infra.data_bucket import DataBucket
 
 
 class DataStack(Stack):
-    """The data bucket. It stays when the stack is destroyed."""
+    """The data bucket; `key` is None where AWS's own keys encrypt.
 
-    def __init__(self, scope: Construct, id: str) -> None:
+    Both stay when the stack is destroyed, unless the setting `on_destroy` says `delete`.
+    """
+
+    def __init__(self, scope: Construct, id: str, *, config: Config) -> None:
         super().__init__(scope, id, description="Bin counter: data sets, runs and models")
-        self.bucket = DataBucket(self, "Data").bucket
+        keep = config.on_destroy == "keep"
+        removal_policy = RemovalPolicy.RETAIN if keep else RemovalPolicy.DESTROY
+        self.key: kms.IKey | None = None
+        if config.kms == "customer":
+            self.key = CustomerKey(self, "CustomerKey", removal_policy=removal_policy).key
+        data = DataBucket(self, "Data", key=self.key, removal_policy=removal_policy)
+        self.bucket = data.bucket
         CfnOutput(self, "BucketName", value=self.bucket.bucket_name)

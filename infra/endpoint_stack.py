@@ -12,13 +12,16 @@ from aws_cdk import (
 )
 from aws_cdk import aws_ecr_assets as ecr_assets
 from aws_cdk import aws_iam as iam
+from aws_cdk import aws_kms as kms
 from aws_cdk import aws_s3 as s3
+from aws_cdk import aws_sns as sns
 from constructs import Construct
 
 from infra.acknowledge import acknowledge, acknowledge_objects
 from infra.config import Config
-from infra.model_endpoint import ModelEndpoint, endpoint_name
-from infra.statements import allow, on_objects
+from infra.endpoint_alarms import rollback_alarms
+from infra.model_endpoint import CAPTURED, ModelEndpoint, captures, endpoint_name
+from infra.statements import allow, on_objects, use_key
 from infra.train_stack import MODEL_PARAMETER, NO_MODEL
 
 MODELS = "runs/*/model.tar.gz"
@@ -28,7 +31,16 @@ SERVING = Path(__file__).parent.parent / "serving"
 class EndpointStack(Stack):
     """The endpoint of the model that the model parameter points at when this is deployed."""
 
-    def __init__(self, scope: Construct, id: str, *, config: Config, bucket: s3.IBucket) -> None:
+    def __init__(
+        self,
+        scope: Construct,
+        id: str,
+        *,
+        config: Config,
+        bucket: s3.IBucket,
+        alerts: sns.ITopic,
+        key: kms.IKey | None = None,
+    ) -> None:
         super().__init__(scope, id, description="Bin counter: the model behind an endpoint")
         model_uri = CfnParameter(
             self,
@@ -54,7 +66,10 @@ class EndpointStack(Stack):
             config=config,
             image_uri=image_uri,
             model_uri=model_uri,
-            role=self._execution_role(bucket, repository_arn, endpoint_name(config)),
+            role=self._execution_role(config, bucket, repository_arn, key),
+            bucket=bucket,
+            alerts=alerts,
+            key=key,
         ).endpoint
         CfnOutput(self, "EndpointName", value=endpoint.attr_endpoint_name)
 
@@ -70,14 +85,55 @@ class EndpointStack(Stack):
         )
         return asset.image_uri, asset.repository.repository_arn
 
-    def _execution_role(self, bucket: s3.IBucket, repository_arn: str, name: str) -> iam.Role:
-        """What SageMaker needs to create and run the endpoint `name`, and nothing else.
+    def _execution_role(
+        self, config: Config, bucket: s3.IBucket, repository_arn: str, key: kms.IKey | None
+    ) -> iam.Role:
+        """What SageMaker needs to create and run the endpoint, and nothing else.
 
         The policy is inline, so that it is there when SageMaker tries the role on a new model.
         """
+        name = endpoint_name(config)
         log_group = f"log-group:/aws/sagemaker/Endpoints/{name}:*"
         measure = allow("Measure", ["cloudwatch:PutMetricData"], ["*"])
         measure.add_condition("StringEquals", {"cloudwatch:namespace": "/aws/sagemaker/Endpoints"})
+        statements = [
+            on_objects("ReadModel", "s3:GetObject", bucket, [MODELS]),
+            allow(
+                "PullImage",
+                [
+                    "ecr:BatchCheckLayerAvailability",
+                    "ecr:BatchGetImage",
+                    "ecr:GetDownloadUrlForLayer",
+                ],
+                [repository_arn],
+            ),
+            allow("LogIn", ["ecr:GetAuthorizationToken"], ["*"]),
+            allow(
+                "Log",
+                [
+                    "logs:CreateLogGroup",
+                    "logs:CreateLogStream",
+                    "logs:DescribeLogStreams",
+                    "logs:PutLogEvents",
+                ],
+                [f"arn:{self.partition}:logs:{self.region}:{self.account}:{log_group}"],
+            ),
+            measure,
+        ]
+        if config.endpoint == "realtime":
+            alarms = f"arn:{self.partition}:cloudwatch:{self.region}:{self.account}:alarm"
+            statements.append(
+                allow(
+                    "WatchRollout",
+                    ["cloudwatch:DescribeAlarms"],
+                    [f"{alarms}:{alarm}" for alarm in rollback_alarms(name)],
+                )
+            )
+        captured = [f"{CAPTURED}/{name}/*"] if captures(config) else []
+        if captured:
+            statements.append(on_objects("Capture", "s3:PutObject", bucket, captured))
+        if key:
+            statements += [use_key(key, ["s3"]), _lend_key(key)]
         role = iam.Role(
             self,
             "ExecutionRole",
@@ -85,43 +141,25 @@ class EndpointStack(Stack):
                 "sagemaker.amazonaws.com",
                 conditions={"StringEquals": {"aws:SourceAccount": self.account}},
             ),
-            inline_policies={
-                "Endpoint": iam.PolicyDocument(
-                    statements=[
-                        on_objects("ReadModel", "s3:GetObject", bucket, [MODELS]),
-                        allow(
-                            "PullImage",
-                            [
-                                "ecr:BatchCheckLayerAvailability",
-                                "ecr:BatchGetImage",
-                                "ecr:GetDownloadUrlForLayer",
-                            ],
-                            [repository_arn],
-                        ),
-                        allow("LogIn", ["ecr:GetAuthorizationToken"], ["*"]),
-                        allow(
-                            "Log",
-                            [
-                                "logs:CreateLogGroup",
-                                "logs:CreateLogStream",
-                                "logs:DescribeLogStreams",
-                                "logs:PutLogEvents",
-                            ],
-                            [f"arn:{self.partition}:logs:{self.region}:{self.account}:{log_group}"],
-                        ),
-                        measure,
-                    ]
-                )
-            },
+            inline_policies={"Endpoint": iam.PolicyDocument(statements=statements)},
         )
         acknowledge_objects(role, bucket, [MODELS], "The newest run's id is known at deploy time.")
+        acknowledge_objects(role, bucket, captured, "SageMaker names what it keeps by date.")
         acknowledge(
             role,
             f"IAM5[Resource::arn:<AWS::Partition>:logs:<AWS::Region>:<AWS::AccountId>:{log_group}]",
             "SageMaker names the log streams.",
         )
         acknowledge(role, "IAM5[Resource::*]", "Login to ECR and PutMetricData know no resource.")
+        acknowledge(role, "IAMNoInlinePolicy", "The policy is this role's alone and goes with it.")
         return role
+
+
+def _lend_key(key: kms.IKey) -> iam.PolicyStatement:
+    """Let SageMaker have `key` encrypt what the endpoint's machines keep: disk, or image."""
+    statement = allow("LendKey", ["kms:CreateGrant"], [key.key_arn])
+    statement.add_condition("Bool", {"kms:GrantIsForAWSResource": "true"})
+    return statement
 
 
 def _repository_arn(image_uri: str) -> str:

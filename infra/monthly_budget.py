@@ -1,6 +1,6 @@
 """A monthly budget with alerts on what is spent and on what is forecast."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from aws_cdk import aws_budgets as budgets
 from aws_cdk import aws_sns as sns
@@ -8,9 +8,11 @@ from constructs import Construct
 
 
 class MonthlyBudget(Construct):
-    """A monthly cost budget of the account, or of one AWS service.
+    """A monthly cost budget of the account, or of what `filters` leave of it.
 
-    It has no name: a changed budget is replaced, and a name would clash with the old one.
+    `filters` maps a dimension, such as Service, to its values; all dimensions have to match.
+    It has no name of ours: with other alerts it is replaced, and a name would clash with the old
+    one. `name` is the one that AWS makes up.
     """
 
     def __init__(
@@ -19,44 +21,53 @@ class MonthlyBudget(Construct):
         id: str,
         *,
         limit_usd: float,
-        percentages: Sequence[int],
-        topic: sns.ITopic,
+        filters: Mapping[str, Sequence[str]] | None = None,
+        percentages: Sequence[int] = (),
+        topic: sns.ITopic | None = None,
         email: str | None = None,
-        service: str | None = None,
     ) -> None:
         super().__init__(scope, id)
-        subscribers = [
-            budgets.CfnBudget.SubscriberProperty(subscription_type="SNS", address=topic.topic_arn)
-        ]
-        if email:
-            # Besides the topic's own e-mail, which says nothing until somebody confirms it.
-            subscribers.append(
-                budgets.CfnBudget.SubscriberProperty(subscription_type="EMAIL", address=email)
-            )
-        budgets.CfnBudget(
+        budget = budgets.CfnBudget(
             self,
             "Budget",
             budget=budgets.CfnBudget.BudgetDataProperty(
                 budget_type="COST",
                 time_unit="MONTHLY",
                 budget_limit=budgets.CfnBudget.SpendProperty(amount=limit_usd, unit="USD"),
-                cost_filters={"Service": [service]} if service else None,
+                cost_filters=filters,
                 # Credits would hide the spending until the day they run out.
                 cost_types=budgets.CfnBudget.CostTypesProperty(
                     include_credit=False, include_refund=False
                 ),
             ),
-            notifications_with_subscribers=[
-                budgets.CfnBudget.NotificationWithSubscribersProperty(
-                    notification=budgets.CfnBudget.NotificationProperty(
-                        notification_type=kind,
-                        comparison_operator="GREATER_THAN",
-                        threshold=percentage,
-                        threshold_type="PERCENTAGE",
-                    ),
-                    subscribers=subscribers,
-                )
-                for kind in ("ACTUAL", "FORECASTED")
-                for percentage in percentages
-            ],
+            notifications_with_subscribers=_alerts(percentages, topic, email) or None,
         )
+        self.name = budget.ref
+
+
+def _alerts(
+    percentages: Sequence[int], topic: sns.ITopic | None, email: str | None
+) -> list[budgets.CfnBudget.NotificationWithSubscribersProperty]:
+    subscribers = []
+    if topic:
+        subscribers.append(
+            budgets.CfnBudget.SubscriberProperty(subscription_type="SNS", address=topic.topic_arn)
+        )
+    if email:
+        # Besides the topic's own e-mail, which says nothing until somebody confirms it.
+        subscribers.append(
+            budgets.CfnBudget.SubscriberProperty(subscription_type="EMAIL", address=email)
+        )
+    return [
+        budgets.CfnBudget.NotificationWithSubscribersProperty(
+            notification=budgets.CfnBudget.NotificationProperty(
+                notification_type=kind,
+                comparison_operator="GREATER_THAN",
+                threshold=percentage,
+                threshold_type="PERCENTAGE",
+            ),
+            subscribers=subscribers,
+        )
+        for kind in ("ACTUAL", "FORECASTED")
+        for percentage in percentages
+    ]

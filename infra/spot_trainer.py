@@ -3,6 +3,7 @@
 from aws_cdk import aws_autoscaling as autoscaling
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
+from aws_cdk import aws_kms as kms
 from aws_cdk import aws_sns as sns
 from constructs import Construct
 
@@ -29,6 +30,7 @@ class SpotTrainer(Construct):
         network: TrainingNetwork,
         user_data: str,
         alerts: sns.ITopic,
+        key: kms.IKey | None,
     ) -> None:
         super().__init__(scope, id)
         self.role = iam.Role(
@@ -50,6 +52,7 @@ class SpotTrainer(Construct):
                         config.volume_gib,
                         volume_type=ec2.EbsDeviceVolumeType.GP3,
                         encrypted=True,
+                        kms_key=key,
                         delete_on_termination=True,
                     ),
                 )
@@ -84,6 +87,13 @@ class SpotTrainer(Construct):
                     ),
                 ),
             ),
+            # Free, but off unless asked for; the dashboard shows them.
+            group_metrics=[
+                autoscaling.GroupMetrics(
+                    autoscaling.GroupMetric.DESIRED_CAPACITY,
+                    autoscaling.GroupMetric.IN_SERVICE_INSTANCES,
+                )
+            ],
             # No capacity must not be silent.
             notifications=[
                 autoscaling.NotificationConfiguration(
@@ -99,6 +109,11 @@ class SpotTrainer(Construct):
         )
         acknowledge(
             self.group,
-            "EC26",
-            "The rule fails on a mixed instances policy; the template encrypts the disk.",
+            ["EC26", "EC2IMDSv2Enabled"],
+            "The rule fails on a mixed instances policy; the template has encryption and IMDSv2.",
+        )
+        acknowledge(
+            template,
+            "CKV_AWS_88",
+            "A public address costs $0.005 an hour, a NAT gateway $32 a month; nothing gets in.",
         )

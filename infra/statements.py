@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
+from aws_cdk import Aws
 from aws_cdk import aws_iam as iam
+from aws_cdk import aws_kms as kms
 from aws_cdk import aws_s3 as s3
-
-# Everything that training reads, in the data bucket.
-PREFIXES = ("datasets/", "weights/", "runtime/", "control/", "runs/", "checkpoints/")
 
 
 def allow(sid: str, actions: Sequence[str], resources: Sequence[str]) -> iam.PolicyStatement:
@@ -15,12 +14,12 @@ def allow(sid: str, actions: Sequence[str], resources: Sequence[str]) -> iam.Pol
 
 
 def list_prefixes(bucket: s3.IBucket, prefixes: Sequence[str]) -> iam.PolicyStatement:
-    """Allow to list what is under `prefixes`, and nothing beside them."""
+    """Allow to list what is under `prefixes`, such as `runs/*`, and nothing beside them."""
     return iam.PolicyStatement(
         sid="ListPrefixes",
         actions=["s3:ListBucket"],
         resources=[bucket.bucket_arn],
-        conditions={"StringLike": {"s3:prefix": [f"{prefix}*" for prefix in prefixes]}},
+        conditions={"StringLike": {"s3:prefix": list(prefixes)}},
     )
 
 
@@ -29,3 +28,11 @@ def on_objects(
 ) -> iam.PolicyStatement:
     """Allow `action` on the objects `keys`; a key may end in `*`."""
     return allow(sid, [action], [bucket.arn_for_objects(key) for key in keys])
+
+
+def use_key(key: kms.IKey, services: Sequence[str]) -> iam.PolicyStatement:
+    """Allow to read and write what `key` encrypts, through `services` such as `s3` alone."""
+    statement = allow("UseKey", ["kms:Decrypt", "kms:GenerateDataKey"], [key.key_arn])
+    via = [f"{service}.{Aws.REGION}.{Aws.URL_SUFFIX}" for service in services]
+    statement.add_condition("StringEquals", {"kms:ViaService": via})
+    return statement

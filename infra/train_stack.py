@@ -5,22 +5,52 @@ from pathlib import Path
 
 from aws_cdk import ArnFormat, CfnOutput, RemovalPolicy, Stack
 from aws_cdk import aws_iam as iam
+from aws_cdk import aws_kms as kms
 from aws_cdk import aws_logs as logs
 from aws_cdk import aws_s3 as s3
 from aws_cdk import aws_sns as sns
 from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
-from infra.acknowledge import acknowledge, acknowledge_objects
+from infra.acknowledge import AWS_KEY, acknowledge, acknowledge_objects
+from infra.budget_action import BudgetAction
 from infra.config import Config
+from infra.dashboard import Dashboard
 from infra.network import TrainingNetwork
 from infra.spot_trainer import GROUP_NAME, SpotTrainer
-from infra.statements import PREFIXES, allow, list_prefixes, on_objects
+from infra.statements import allow, list_prefixes, on_objects, use_key
 
 MODEL_PARAMETER = "/bin-counter/model-uri"
 NO_MODEL = "none: run python -m training.launch first"  # SageMaker quotes it when it refuses
 LOG_GROUP = "/bin-counter/training"
-READABLE = [f"{prefix}*" for prefix in PREFIXES]
+# Keys in the bucket, no more than are used: tests/test_permissions.py tells of one too many.
+MACHINE_LISTS = ["checkpoints/*", "control/*", "datasets/*", "runtime/*"]
+MACHINE_READS = [
+    "checkpoints/*",
+    "control/current.json",
+    "control/lease.json",
+    "datasets/*",
+    *(f"runs/*/{name}" for name in ("code.tar.gz", "request.json", "status.json")),
+    "runtime/*",
+    "weights/*",
+]
+RESULTS = ("cost.json", "loss.png", "metrics.json", "metrics.jsonl", "model.tar.gz")
+MACHINE_WRITES = [
+    "checkpoints/*",
+    "control/lease.json",
+    *(f"runs/*/{name}" for name in ("logs/*", "status.json", *RESULTS)),
+]
+LAUNCHER_LISTS = ["checkpoints/*", "control/*", "datasets/*", "runs/*", "runtime/*", "weights/*"]
+RECORD = ("logs/*", "metrics.json", "metrics.jsonl", "request.json", "status.json")
+LAUNCHER_READS = [
+    "control/current.json",
+    "datasets/*/manifest.json",
+    *(f"runs/*/{name}" for name in RECORD),
+]
+LAUNCHER_WRITES = [
+    "control/current.json",
+    *(f"runs/*/{name}" for name in ("code.tar.gz", "request.json", "status.json")),
+]
 GROUP_WILDCARD = (
     "IAM5[Resource::arn:<AWS::Partition>:autoscaling:<AWS::Region>:<AWS::AccountId>"
     f":autoScalingGroup:*:autoScalingGroupName/{GROUP_NAME}]"
@@ -39,6 +69,7 @@ class TrainStack(Stack):
         config: Config,
         bucket: s3.IBucket,
         alerts: sns.ITopic,
+        key: kms.IKey | None,
     ) -> None:
         super().__init__(scope, id, description="Bin counter: spot machines that train")
         # CloudFormation writes NO_MODEL again if a property of it ever changes.
@@ -54,6 +85,7 @@ class TrainStack(Stack):
             "Logs",
             log_group_name=LOG_GROUP,
             retention=logs.RetentionDays.ONE_MONTH,
+            encryption_key=key,
             removal_policy=RemovalPolicy.DESTROY,
         )
         network = TrainingNetwork(self, "Network")
@@ -63,6 +95,7 @@ class TrainStack(Stack):
             config=config,
             network=network,
             alerts=alerts,
+            key=key,
             user_data=boot_script(
                 {
                     "BUCKET": bucket.bucket_name,
@@ -83,6 +116,29 @@ class TrainStack(Stack):
         )
         self._grant_machine(trainer.role, bucket, alerts)
         self._grant_launcher(launcher, bucket)
+        if key:
+            trainer.role.add_to_policy(use_key(key, ["s3", "sns"]))
+            launcher.add_to_policy(use_key(key, ["s3"]))
+        else:
+            acknowledge(self.log_group, ["CloudWatchLogGroupEncrypted", "CKV_AWS_158"], AWS_KEY)
+        for role in (trainer.role, launcher):
+            acknowledge(role, "IAMNoInlinePolicy", "The policy is only this role's, goes with it.")
+        acknowledge(
+            trainer.role.node.find_child("DefaultPolicy"),
+            "CKV_AWS_111",
+            "What may be on any resource is Session Manager's, whose actions know none.",
+        )
+
+        if config.over_budget == "deny":
+            BudgetAction(
+                self,
+                "OverBudget",
+                config=config,
+                launcher=launcher,
+                group_arn=self._group_arn,
+                alerts=alerts,
+            )
+        Dashboard(self, "Dashboard", config=config, log_group=self.log_group, group=GROUP_NAME)
 
         CfnOutput(self, "GroupName", value=trainer.group.auto_scaling_group_name)
         CfnOutput(self, "LauncherRoleArn", value=launcher.role_arn)
@@ -90,11 +146,10 @@ class TrainStack(Stack):
 
     def _grant_machine(self, role: iam.Role, bucket: s3.IBucket, alerts: sns.ITopic) -> None:
         for statement in (
-            list_prefixes(bucket, PREFIXES),
-            on_objects("Read", "s3:GetObject", bucket, READABLE),
-            on_objects(
-                "Write", "s3:PutObject", bucket, ["control/lease.json", "checkpoints/*", "runs/*"]
-            ),
+            list_prefixes(bucket, MACHINE_LISTS),
+            on_objects("Read", "s3:GetObject", bucket, MACHINE_READS),
+            on_objects("Write", "s3:PutObject", bucket, MACHINE_WRITES),
+            on_objects("BreakOff", "s3:AbortMultipartUpload", bucket, ["checkpoints/*"]),
             on_objects("Release", "s3:DeleteObject", bucket, ["control/current.json"]),
             allow("EndTheRun", ["autoscaling:SetDesiredCapacity"], [self._group_arn]),
             allow("Publish", ["ssm:PutParameter"], [self.model.parameter_arn]),
@@ -118,15 +173,17 @@ class TrainStack(Stack):
             ),
         ):
             role.add_to_policy(statement)
-        acknowledge_objects(role, bucket, READABLE, "Run ids and data sets are made later.")
+        acknowledge_objects(
+            role, bucket, MACHINE_READS + MACHINE_WRITES, "Run ids and data sets are made later."
+        )
         acknowledge(role, GROUP_WILDCARD, "AWS makes up the middle of the ARN; the name is fixed.")
         acknowledge(role, "IAM5[Resource::*]", "Session Manager's actions know no resource.")
 
     def _grant_launcher(self, role: iam.Role, bucket: s3.IBucket) -> None:
         for statement in (
-            list_prefixes(bucket, PREFIXES),
-            on_objects("Read", "s3:GetObject", bucket, READABLE),
-            on_objects("Request", "s3:PutObject", bucket, ["control/current.json", "runs/*"]),
+            list_prefixes(bucket, LAUNCHER_LISTS),
+            on_objects("Read", "s3:GetObject", bucket, LAUNCHER_READS),
+            on_objects("Request", "s3:PutObject", bucket, LAUNCHER_WRITES),
             on_objects("Cancel", "s3:DeleteObject", bucket, ["control/current.json"]),
             allow(
                 "Steer",
@@ -141,15 +198,38 @@ class TrainStack(Stack):
                 "Watch",
                 [
                     "autoscaling:DescribeAutoScalingGroups",
+                    "autoscaling:DescribeScalingActivities",
                     "autoscaling:DescribeScheduledActions",
                 ],
                 ["*"],
             ),
+            allow(
+                "CheckTheAccount",
+                [
+                    "ec2:DescribeInstanceTypes",
+                    "freetier:GetAccountPlanState",
+                    "servicequotas:GetServiceQuota",
+                ],
+                ["*"],
+            ),
+            allow("CheckBudgets", ["budgets:ViewBudget"], [self._budgets_arn]),
+            allow("FindTheModel", ["ssm:GetParameter"], [self.model.parameter_arn]),
         ):
             role.add_to_policy(statement)
-        acknowledge_objects(role, bucket, READABLE, "Run ids and data sets are made later.")
+        acknowledge_objects(
+            role, bucket, LAUNCHER_READS + LAUNCHER_WRITES, "Run ids and data sets are made later."
+        )
         acknowledge(role, GROUP_WILDCARD, "AWS makes up the middle of the ARN; the name is fixed.")
-        acknowledge(role, "IAM5[Resource::*]", "Describe actions know no resource.")
+        acknowledge(role, "IAM5[Resource::*]", "Actions that describe know no resource.")
+        acknowledge(
+            role,
+            "IAM5[Resource::arn:<AWS::Partition>:budgets::<AWS::AccountId>:budget/*]",
+            "AWS makes up the names of the budgets; there is nothing in them but sums.",
+        )
+
+    @property
+    def _budgets_arn(self) -> str:
+        return self.format_arn(service="budgets", region="", resource="budget", resource_name="*")
 
     @property
     def _group_arn(self) -> str:

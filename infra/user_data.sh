@@ -4,6 +4,7 @@
 # in training/spot.py; here is only what has to work before, and when, Python does not.
 set -euo pipefail # no -E: the trap below is for this shell alone, not for its $(…)
 work="${WORK:-/opt/bin-counter}"
+instance_id="${INSTANCE_ID:-$(cat /var/lib/cloud/data/instance-id || echo unknown)}"
 BOOT_STARTED="$(date -u +%FT%TZ)"
 export BOOT_STARTED       # from here on the machine is paid for
 export TMPDIR="$work/tmp" # /tmp is in memory, too small for pip
@@ -13,10 +14,11 @@ export TMPDIR="$work/tmp" # /tmp is in memory, too small for pip
 stop_spending() {
   echo "boot: nothing more to do here, group to 0"
   if [ "$1" = broken ]; then # a run that ended in order has told by itself
+    log_to_cloudwatch || true
     aws sns publish --topic-arn "$TOPIC_ARN" --subject "Training machine broke" \
-      --message "See boot.log in s3://$BUCKET/runs/${run_id:-none}/" || true
+      --message "See s3://$BUCKET/runs/${run_id:-none}/logs/$instance_id.log" > /dev/null || true
   fi
-  aws s3 cp --only-show-errors boot.log "s3://$BUCKET/runs/${run_id:-none}/boot.log" || true
+  store_log
   until aws autoscaling set-desired-capacity --auto-scaling-group-name "$GROUP_NAME" --desired-capacity 0; do
     sleep 60
   done
@@ -25,9 +27,22 @@ stop_spending() {
 }
 trap 'stop_spending broken' ERR
 
+store_log() {
+  aws s3 cp --only-show-errors machine.log "s3://$BUCKET/runs/${run_id:-none}/logs/$instance_id.log" || true
+}
+
+# The end of the log; training.spot, if it came that far, has sent the rest.
+log_to_cloudwatch() {
+  local stream=(--log-group-name "$LOG_GROUP" --log-stream-name "${run_id:-none}/$instance_id")
+  aws logs create-log-stream "${stream[@]}" 2> /dev/null || true # it may be there already
+  aws logs put-log-events "${stream[@]}" --log-events "$(tail -n 100 machine.log | python3 -c '
+import json, sys, time
+print(json.dumps([{"timestamp": int(time.time() * 1000), "message": sys.stdin.read()}]))')" > /dev/null
+}
+
 mkdir -p "$work/code" "$work/wheels" "$TMPDIR"
 cd "$work"
-exec > >(tee -a boot.log) 2>&1
+exec > >(trap "" TERM && exec tee -a machine.log) 2>&1 # a shutdown tells everyone, last words come after
 echo "boot: $BOOT_STARTED"
 aws s3 cp --only-show-errors "s3://$BUCKET/control/current.json" current.json
 field() { python3 -c 'import json, sys; print(json.load(open("current.json"))[sys.argv[1]])' "$1"; }
@@ -43,11 +58,17 @@ python3.11 -m pip install --quiet --disable-pip-version-check --no-index --no-de
   --find-links wheels --target runtime --requirement wheels/requirements.txt
 
 echo "boot: training"
-code=0
 # Not exported: the wheels would shadow the packages of the machine's own `aws`.
-PYTHONPATH="$work/runtime:$work/code" python3.11 -m training.spot --work "$work" || code=$?
+PYTHONPATH="$work/runtime:$work/code" python3.11 -m training.spot --work "$work" &
+spot=$!
+trap 'kill -TERM "$spot" || true' TERM # which bash would not hear while it waits in the foreground
+while kill -0 "$spot" 2> /dev/null; do wait "$spot" || true; done
+code=0
+wait "$spot" || code=$?
+trap - TERM
 if [ "$code" -eq 75 ]; then # EX_TEMPFAIL: another machine goes on with this run
   echo "boot: leaving the run to the next machine"
+  store_log
   shutdown -h now
   exit
 fi

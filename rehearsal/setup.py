@@ -29,6 +29,7 @@ PYTHON_FILES = (
     ".ci/constraints.txt",
 )
 NODE_FILES = ("package.json", "package-lock.json")
+CHECKOV_FILES = (".ci/checkov.txt",)
 LACKED_BY_THE_MACHINE = "tqdm"  # the rehearsed training machine installs it as a wheel
 
 Which = Callable[[str], Optional[str]]
@@ -52,6 +53,9 @@ def main() -> None:
         install_python(python)
     if node_stale:
         install_node()
+    # Asked only now: a new .venv is without it.
+    if is_stale("checkov", CHECKOV_FILES, ROOT / ".venv/checkov/bin/checkov"):
+        install_checkov()
 
 
 def find_python(which: Which, output: Output) -> str | None:
@@ -115,6 +119,20 @@ def install_node() -> None:
     stamp_file("node").unlink(missing_ok=True)
     run("Installing the AWS CDK command line", ["npm", "ci", "--no-audit", "--no-fund"])
     write_stamp("node", NODE_FILES)
+
+
+def install_checkov() -> None:
+    """Make an environment for checkov, whose packages clash with ours: 270 MB, in .venv/checkov."""
+    stamp_file("checkov").unlink(missing_ok=True)
+    environment = ROOT / ".venv/checkov"
+    shutil.rmtree(environment, ignore_errors=True)
+    venv = [str(VENV_PYTHON), "-m", "venv", "--without-pip", str(environment)]
+    run("Making .venv/checkov", venv)
+    pip = [str(VENV_PYTHON), "-m", "pip", "--disable-pip-version-check"]
+    install = ["--python", str(environment / "bin/python"), "install", "--progress-bar=off"]
+    frozen = ["--no-deps", "--requirement", *CHECKOV_FILES]
+    run("Installing checkov", pip + install + frozen)
+    write_stamp("checkov", CHECKOV_FILES)
 
 
 def is_stale(name: str, files: Sequence[str], product: Path) -> bool:

@@ -49,6 +49,14 @@ class Template:
         ]
         return {s["Sid"]: s for document in documents for s in document["Statement"]}
 
+    def checkov_skips(self) -> dict[str, dict[str, str]]:
+        """Logical id to what checkov is told to skip there, each with its reason."""
+        return {
+            name: {skip["id"]: skip["comment"] for skip in metadata["checkov"]["skip"]}
+            for name, resource in self.resources.items()
+            if "checkov" in (metadata := resource.get("Metadata", {}))
+        }
+
 
 def synthesize(folder: Path, **settings: object) -> dict[str, Template]:
     """Stack id to template, as `cdk synth -c name=value …` would write them into `folder`."""

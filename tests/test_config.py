@@ -1,7 +1,9 @@
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthesized import CDK_CONTEXT
+from synthesized import CDK_CONTEXT, ROOT
 
 from infra.config import Config, SettingError
 
@@ -50,6 +52,15 @@ def test_machine_picks_types_image_and_disk_unless_they_are_set() -> None:
         ("machine", "tpu", "'cpu' or 'gpu'"),
         ("purchase", "borrow", "'spot' or 'on_demand'"),
         ("endpoint", "batch", "'serverless' or 'realtime'"),
+        ("over_budget", "stop", "'alert' or 'deny'"),
+        ("cost_dashboard", "true", "'no' or 'yes'"),
+        ("kms", "mine", "'aws' or 'customer'"),
+        ("on_destroy", "ask", "'keep' or 'delete'"),
+        ("endpoint_instance_type", "m5.large", "ml.m5.large"),
+        ("endpoint_instances", "0", "greater than or equal to 1"),
+        ("endpoint_max_instances", "9", "less than or equal to 8"),
+        ("endpoint_traffic", "shadow", "'all_at_once', 'canary' or 'linear'"),
+        ("endpoint_capture_percentage", "101", "less than or equal to 100"),
         ("endpoint_memory_mb", "1500", "multiple of 1024"),
         ("endpoint_max_concurrency", "6", "less than or equal to 5"),
         ("monthly_budget_usd", "-1", "greater than 0"),
@@ -73,6 +84,32 @@ def test_a_wrong_value_is_named_with_what_is_allowed(name: str, value: str, allo
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"endpoint_instances": "3"},
+            "settings: endpoint_max_instances is less than endpoint_instances",
+        ),
+        (
+            {"endpoint_traffic": "linear"},
+            "settings: endpoint_traffic=linear needs endpoint_instances=2",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_named(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        Config.from_context(settings)
+    assert str(caught.value) == message
+
+
+def test_settings_that_go_together_are_taken() -> None:
+    config = Config.from_context(
+        {"endpoint_instances": "2", "endpoint_max_instances": "2", "endpoint_traffic": "canary"}
+    )
+    assert (config.endpoint_instances, config.endpoint_traffic) == (2, "canary")
+
+
 @pytest.mark.parametrize("name", ["alert_mail", "alertEmail", "alert-email"])
 def test_an_unknown_setting_is_named_with_those_that_exist(name: str) -> None:
     with pytest.raises(SettingError, match=f"setting {name}=.*no such setting.*alert_email"):
@@ -92,7 +129,30 @@ def test_no_value_fails_in_another_way(name: str, value: object) -> None:
     try:
         Config.from_context({name: value})
     except SettingError as error:
-        assert str(error).startswith(f"setting {name}=")
+        assert str(error).startswith((f"setting {name}=", "settings: "))
+
+
+def test_the_readme_has_every_setting_with_its_default() -> None:
+    text = (ROOT / "README.md").read_text()
+    section = text.split("### Settings")[1].split("\n#")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", section, re.MULTILINE))
+    said = {"ami_parameter": "newest Amazon Linux 2023", "serving_image": "built by Docker"}
+    assert {name: default.replace(", ", ",") for name, default in rows.items()} == {
+        name: said.get(name, in_words(value)) for name, value in Config.from_context({})
+    }
+
+
+def in_words(value: object) -> str:
+    """A default as a table shows it."""
+    match value:
+        case None:
+            return "none"
+        case tuple():
+            return ",".join(str(item) for item in value)
+        case float():
+            return f"{value:g}"
+        case _:
+            return str(value)
 
 
 def test_settings_cannot_be_changed_later() -> None:

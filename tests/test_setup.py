@@ -154,6 +154,24 @@ def test_an_interrupted_installation_leaves_no_stamp(
     assert not setup.stamp_file("node").exists()
 
 
+def test_checkov_has_an_environment_of_its_own_made_anew_when_its_list_changes(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[Sequence[str]] = []
+    monkeypatch.setattr(setup, "run", lambda label, command: commands.append(command))
+    monkeypatch.setattr(setup, "CHECKOV_FILES", ["a.txt"])
+    left = checkout / ".venv/checkov/left"
+    left.parent.mkdir()
+    left.touch()
+    setup.install_checkov()
+    assert not left.exists(), "what an earlier list brought"
+    assert all(str(checkout / ".venv/checkov") in " ".join(command) for command in commands)
+    assert "a.txt" in commands[-1]
+    assert not setup.is_stale("checkov", ["a.txt"], checkout / "product")
+    (checkout / "a.txt").write_text("one==2\n")
+    assert setup.is_stale("checkov", ["a.txt"], checkout / "product")
+
+
 def test_a_failing_command_shows_the_end_of_its_log(
     checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,13 +17,15 @@ from synthesized import CDK_CONTEXT, ROOT, Template
 
 from app import add_stacks
 
+REGIONS = ["us-east-1", "eu-west-1", "ap-southeast-2"]
+NOWHERE = "http://127.0.0.1:9"
+
 
 def run_app(folder: Path, **settings: object) -> subprocess.CompletedProcess[str]:
     """Run app.py as the CDK command line does: no account, and no way into a network."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "CDK_"))
     }
-    nowhere = "http://127.0.0.1:9"
     return subprocess.run(
         [sys.executable, "app.py"],
         cwd=ROOT,
@@ -31,8 +33,8 @@ def run_app(folder: Path, **settings: object) -> subprocess.CompletedProcess[str
         | {
             "CDK_OUTDIR": str(folder),
             "CDK_CONTEXT_JSON": json.dumps(CDK_CONTEXT | settings),
-            "HTTP_PROXY": nowhere,
-            "HTTPS_PROXY": nowhere,
+            "HTTP_PROXY": NOWHERE,
+            "HTTPS_PROXY": NOWHERE,
         },
         capture_output=True,
         text=True,
@@ -49,10 +51,14 @@ def synthesized_by_app(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_cdk_nag_finds_nothing(
-    stacks: dict[str, Template], other_stacks: dict[str, Template]
-) -> None:
-    for folder in (stacks["DataStack"].path.parent, other_stacks["DataStack"].path.parent):
+@pytest.fixture
+def folders(stacks: dict[str, Template], other_stacks: dict[str, Template]) -> list[Path]:
+    """Where the stacks of both settings were synthesized."""
+    return [stacks["DataStack"].path.parent, other_stacks["DataStack"].path.parent]
+
+
+def test_cdk_nag_finds_nothing(folders: list[Path]) -> None:
+    for folder in folders:
         report = json.loads((folder / "validation-report.json").read_text())
         assert report["pluginReports"] == []
 
@@ -71,33 +77,100 @@ def test_cdk_nag_looks_at_all_stacks_of_the_app(tmp_path: Path) -> None:
     ec2.Vpc(Stack(app, "Unwatched"), "Vpc", restrict_default_security_group=False)
     with pytest.raises(RuntimeError, match="does not have an associated Flow Log"):
         app.synth()
+    report = json.loads((tmp_path / "validation-report.json").read_text())
+    packs = {pack["pluginName"] for pack in report["pluginReports"]}
+    assert packs == {"AwsSolutions", "NIST.800.53.R5"}
 
 
-def acknowledgements(value: Any) -> Iterator[tuple[str, str]]:
-    """Finding and reason of each acknowledgement in a stack's metadata."""
-    for entries in value.values():
-        for entry in entries:
-            if entry["type"] == "aws:cdk:acknowledged-rules":
-                yield from entry["data"].items()
+def acknowledgements(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """Construct, finding and reason of each acknowledgement to cdk-nag."""
+    for path in folder.glob("*.metadata.json"):
+        for construct, entries in json.loads(path.read_text()).items():
+            for entry in entries:
+                if entry["type"] == "aws:cdk:acknowledged-rules":
+                    for finding, reason in entry["data"].items():
+                        yield construct, finding, reason
 
 
-def test_every_acknowledgement_has_a_reason(synthesized_by_app: Path) -> None:
+def test_every_acknowledgement_has_a_reason(
+    folders: list[Path], stacks: dict[str, Template], other_stacks: dict[str, Template]
+) -> None:
     found = [
+        (finding, reason) for folder in folders for _, finding, reason in acknowledgements(folder)
+    ] + [
         pair
-        for path in synthesized_by_app.glob("*.metadata.json")
-        for pair in acknowledgements(json.loads(path.read_text()))
+        for template in [*stacks.values(), *other_stacks.values()]
+        for skips in template.checkov_skips().values()
+        for pair in skips.items()
     ]
     assert found
     for finding, reason in found:
         assert len(reason.split()) >= 5, finding
 
 
-def test_cfn_lint_finds_nothing(
-    stacks: dict[str, Template], other_stacks: dict[str, Template]
+def test_the_customer_key_answers_every_finding_about_keys(
+    folders: list[Path], other_stacks: dict[str, Template]
 ) -> None:
-    for template in [*stacks.values(), *other_stacks.values()]:
-        findings = lint_file(template.path, ManualArgs(regions=["us-east-1"]))
-        assert findings == []
+    """All but one: S3 writes access logs only where its own key encrypts."""
+    accepted = [
+        {(c, f.split("-")[-1]) for c, f, _ in acknowledgements(folder) if "KMS" in f or "Enc" in f}
+        for folder in folders
+    ]
+    logs = {("/DataStack/Data/AccessLogs", "S3DefaultEncryptionKMS")}
+    assert accepted[0] > logs
+    assert accepted[1] == logs
+    skipped = {
+        check for t in other_stacks.values() for s in t.checkov_skips().values() for check in s
+    }
+    assert skipped.isdisjoint({"CKV_AWS_26", "CKV_AWS_158"})
+
+
+def test_cfn_lint_finds_nothing(folders: list[Path]) -> None:
+    findings = [
+        finding
+        for folder in folders
+        for path in folder.glob("*.template.json")
+        for finding in lint_file(path, ManualArgs(regions=REGIONS))
+    ]
+    assert findings == []
+
+
+def checkov(templates: list[Path], home: Path) -> Any:
+    """What checkov says of the templates, without a way into a network."""
+    command = Path(sys.prefix) / "checkov/bin/checkov"
+    files = [word for path in templates for word in ("--file", str(path))]
+    flags = ["--framework", "cloudformation", "--skip-download", "--quiet", "--output", "json"]
+    result = subprocess.run(
+        [command, *flags, *files],
+        env={"HOME": str(home), "HTTP_PROXY": NOWHERE, "HTTPS_PROXY": NOWHERE},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return json.loads(result.stdout)
+
+
+def test_checkov_finds_nothing(
+    tmp_path: Path, stacks: dict[str, Template], other_stacks: dict[str, Template]
+) -> None:
+    templates = [*stacks.values(), *other_stacks.values()]
+    report = checkov([template.path for template in templates], tmp_path)
+    failed = [(c["check_id"], c["resource"]) for c in report["results"]["failed_checks"]]
+    assert failed == []
+    assert report["summary"]["parsing_errors"] == 0
+    assert report["summary"]["passed"] > 100
+    skips = [skip for t in templates for checks in t.checkov_skips().values() for skip in checks]
+    assert report["summary"]["skipped"] == len(skips), "one that checkov does not know"
+
+
+def test_checkov_looks_at_what_is_not_skipped(tmp_path: Path, stacks: dict[str, Template]) -> None:
+    template = stacks["BudgetStack"].raw
+    for resource in template["Resources"].values():
+        resource.pop("Metadata", None)
+    path = tmp_path / "template.json"
+    path.write_text(json.dumps(template))
+    (finding,) = checkov([path], tmp_path)["results"]["failed_checks"]
+    assert finding["check_id"] == "CKV_AWS_26"
 
 
 def test_two_runs_give_the_same_templates_and_assets(
@@ -110,18 +183,69 @@ def test_two_runs_give_the_same_templates_and_assets(
             assert (other / file).read_bytes() == (synthesized_by_app / file).read_bytes()
 
 
-def test_stack_ids_and_what_each_waits_for(synthesized_by_app: Path) -> None:
-    artifacts = json.loads((synthesized_by_app / "manifest.json").read_text())["artifacts"]
-    waits = {
+def waits(folder: Path) -> dict[str, set[str]]:
+    """Stack id to the stacks that are deployed before it."""
+    artifacts = json.loads((folder / "manifest.json").read_text())["artifacts"]
+    return {
         name: {d for d in artifact["dependencies"] if not d.endswith(".assets")}
         for name, artifact in artifacts.items()
         if artifact["type"] == "aws:cloudformation:stack"
     }
-    assert waits == {
+
+
+def test_stack_ids_and_what_each_waits_for(synthesized_by_app: Path) -> None:
+    assert waits(synthesized_by_app) == {
         "DataStack": set(),
         "BudgetStack": set(),
         "TrainStack": {"BudgetStack", "DataStack"},
         "EndpointStack": {"DataStack", "TrainStack"},
+    }
+
+
+def test_a_customer_key_is_there_before_alerts_are_encrypted(folders: list[Path]) -> None:
+    assert waits(folders[1])["BudgetStack"] == {"DataStack"}
+
+
+# What would be lost, or clash by name, if CloudFormation made it anew under another id.
+STATEFUL = {
+    "AWS::AutoScaling::AutoScalingGroup",
+    "AWS::Budgets::Budget",
+    "AWS::EC2::VPC",
+    "AWS::KMS::Key",
+    "AWS::Logs::LogGroup",
+    "AWS::S3::Bucket",
+    "AWS::SageMaker::Endpoint",
+    "AWS::SNS::Subscription",
+    "AWS::SNS::Topic",
+    "AWS::SSM::Parameter",
+}
+
+
+def stateful(stacks: dict[str, Template]) -> dict[str, set[str]]:
+    return {
+        name: {id for id, r in template.resources.items() if r["Type"] in STATEFUL}
+        for name, template in stacks.items()
+    }
+
+
+def test_the_ids_of_what_holds_state_stay(
+    stacks: dict[str, Template], other_stacks: dict[str, Template]
+) -> None:
+    budgets = {"TotalBudget6996D3AE", "TrainingBudgetC91DB43F", "SageMakerBudget06C62AC3"}
+    buckets = {"DataBucketE6B0FAA8", "DataAccessLogsC0C25EE4"}
+    network_and_group = {"NetworkVpc7FB7348F", "TrainerGroupASG66B6149B"}
+    assert stateful(stacks) == {
+        "DataStack": buckets,
+        "BudgetStack": budgets | {"Alerts91F83244"},
+        "TrainStack": network_and_group | {"Logs6819BB44", "Model0301700E"},
+        "EndpointStack": {"EndpointServerless1DFDECC6"},
+    }
+    more = {name: ids - stateful(stacks)[name] for name, ids in stateful(other_stacks).items()}
+    assert more == {
+        "DataStack": {"CustomerKeyA9FF30A4"},
+        "BudgetStack": {"Alertsyouexamplecom07A58F83"},
+        "TrainStack": {"OverBudgetTotalBudget2770152E"},
+        "EndpointStack": {"EndpointRealtimeABC69959"},
     }
 
 

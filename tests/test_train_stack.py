@@ -2,20 +2,9 @@ import subprocess
 from typing import Any
 
 import pytest
-import test_launch
 from synthesized import Template
 
 from infra.train_stack import USER_DATA
-from training.control import start_run
-from training.run_record import RunRecord
-
-account = test_launch.account  # its fixture: records every call to AWS
-
-GROUP = (
-    "arn:<AWS::Partition>:autoscaling:<AWS::Region>:<AWS::AccountId>"
-    ":autoScalingGroup:*:autoScalingGroupName/bin-trainer"
-)
-PREFIXES = ["checkpoints", "control", "datasets", "runs", "runtime", "weights"]
 
 
 @pytest.fixture
@@ -84,18 +73,30 @@ def test_the_group_would_reject_market_options_in_the_template(machine: dict[str
     assert "InstanceMarketOptions" not in machine
 
 
-def test_a_machine_speaks_imdsv2_only_and_not_for_containers(machine: dict[str, Any]) -> None:
-    assert machine["MetadataOptions"] == {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}
+def test_a_machine_speaks_imdsv2_only_and_not_for_containers(
+    stacks: dict[str, Template], other_stacks: dict[str, Template]
+) -> None:
+    for template in (stacks["TrainStack"], other_stacks["TrainStack"]):
+        machine = template.only("AWS::EC2::LaunchTemplate")["LaunchTemplateData"]
+        assert machine["MetadataOptions"] == {
+            "HttpTokens": "required",
+            "HttpPutResponseHopLimit": 1,
+        }
 
 
-def test_the_disk_is_encrypted_and_goes_with_the_machine(machine: dict[str, Any]) -> None:
-    (disk,) = machine["BlockDeviceMappings"]
-    assert disk["Ebs"] == {
-        "DeleteOnTermination": True,
-        "Encrypted": True,
-        "VolumeSize": 30,
-        "VolumeType": "gp3",
-    }
+def test_the_disk_is_encrypted_and_goes_with_the_machine(
+    stacks: dict[str, Template], other_stacks: dict[str, Template]
+) -> None:
+    """Its key, with -c kms=customer, is looked at in test_customer_key.py."""
+    for template, gib in ((stacks["TrainStack"], 30), (other_stacks["TrainStack"], 100)):
+        machine = template.only("AWS::EC2::LaunchTemplate")["LaunchTemplateData"]
+        (disk,) = machine["BlockDeviceMappings"]
+        assert {name: value for name, value in disk["Ebs"].items() if name != "KmsKeyId"} == {
+            "DeleteOnTermination": True,
+            "Encrypted": True,
+            "VolumeSize": gib,
+            "VolumeType": "gp3",
+        }
 
 
 def test_tags_reach_machines_and_disks(machine: dict[str, Any], group: dict[str, Any]) -> None:
@@ -117,6 +118,11 @@ def test_a_machine_has_a_public_address_and_no_way_in(
         (rule["IpProtocol"], rule["ToPort"]) for rule in security_group["SecurityGroupEgress"]
     ] == [("tcp", 443)]
     assert "KeyName" not in machine
+
+
+def test_only_the_machine_asks_for_a_public_address(template: Template) -> None:
+    for subnet in template.of_type("AWS::EC2::Subnet"):
+        assert subnet["MapPublicIpOnLaunch"] is False
 
 
 def test_traffic_to_s3_is_free_and_no_nat_gateway_costs(template: Template) -> None:
@@ -155,59 +161,6 @@ def test_logs_expire(template: Template) -> None:
     assert template.only("AWS::Logs::LogGroup")["RetentionInDays"] == 30
 
 
-def test_what_a_machine_may_do(template: Template) -> None:
-    assert permissions(template, "TrainerMachineRole") == {
-        ("autoscaling:SetDesiredCapacity", GROUP),
-        ("logs:CreateLogStream", "<Logs6819BB44.Arn>"),
-        ("logs:PutLogEvents", "<Logs6819BB44.Arn>"),
-        ("s3:DeleteObject", "bucket/control/current.json"),
-        *(("s3:GetObject", f"bucket/{prefix}/*") for prefix in PREFIXES),
-        ("s3:ListBucket", "bucket"),
-        ("s3:PutObject", "bucket/checkpoints/*"),
-        ("s3:PutObject", "bucket/control/lease.json"),
-        ("s3:PutObject", "bucket/runs/*"),
-        ("sns:Publish", "<BudgetStack:ExportsOutputRefAlerts91F83244F0271852>"),
-        ("ssm:PutParameter", PARAMETER),
-        ("ssm:UpdateInstanceInformation", "*"),
-        ("ssmmessages:CreateControlChannel", "*"),
-        ("ssmmessages:CreateDataChannel", "*"),
-        ("ssmmessages:OpenControlChannel", "*"),
-        ("ssmmessages:OpenDataChannel", "*"),
-    }
-
-
-def test_what_the_launcher_may_do(template: Template) -> None:
-    assert permissions(template, "LauncherRole") == {
-        ("autoscaling:DescribeAutoScalingGroups", "*"),
-        ("autoscaling:DescribeScheduledActions", "*"),
-        ("autoscaling:PutScheduledUpdateGroupAction", GROUP),
-        ("autoscaling:SetDesiredCapacity", GROUP),
-        ("autoscaling:SuspendProcesses", GROUP),
-        ("s3:DeleteObject", "bucket/control/current.json"),
-        *(("s3:GetObject", f"bucket/{prefix}/*") for prefix in PREFIXES),
-        ("s3:ListBucket", "bucket"),
-        ("s3:PutObject", "bucket/control/current.json"),
-        ("s3:PutObject", "bucket/runs/*"),
-    }
-
-
-def test_the_launcher_may_do_what_a_launch_does_and_nothing_else(
-    template: Template, account: test_launch.Account
-) -> None:
-    start_run(account.s3, "bins", test_launch.ACTIVE)
-    RunRecord(account.s3, "bins", "earlier").set_status("running", "", [])
-    test_launch.start()
-    operations = {name for name, key in account.calls if key.startswith("ASIA")}
-    allowed = {action.split(":")[1] for action, _ in permissions(template, "LauncherRole")}
-    assert operations - {"ListObjectsV2"} | {"ListBucket"} == allowed
-
-
-@pytest.mark.parametrize("role", ["TrainerMachineRole", "LauncherRole"])
-def test_a_role_lists_only_what_it_may_read(template: Template, role: str) -> None:
-    condition = template.statements(role)["ListPrefixes"]["Condition"]
-    assert sorted(condition["StringLike"]["s3:prefix"]) == [f"{prefix}/*" for prefix in PREFIXES]
-
-
 def test_who_takes_which_role(template: Template) -> None:
     principals = {
         name.rstrip("0123456789ABCDEF"): role["Properties"]["AssumeRolePolicyDocument"][
@@ -225,21 +178,3 @@ def test_who_takes_which_role(template: Template) -> None:
 def test_no_role_has_a_policy_written_by_others(template: Template) -> None:
     for role in template.of_type("AWS::IAM::Role"):
         assert "ManagedPolicyArns" not in role
-
-
-PARAMETER = "arn:<AWS::Partition>:ssm:<AWS::Region>:<AWS::AccountId>:parameter<Model0301700E>"
-BUCKET_ARN = "<DataStack:ExportsOutputFnGetAttDataBucketE6B0FAA8Arn3FF3A9FF>"
-
-
-def permissions(template: Template, role: str) -> set[tuple[str, str]]:
-    """Every action of the role with every resource it is allowed on."""
-    return {
-        (action, resource.replace(BUCKET_ARN, "bucket"))
-        for statement in template.statements(role).values()
-        for action in as_list(statement["Action"])
-        for resource in as_list(statement["Resource"])
-    }
-
-
-def as_list(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else value

@@ -1,0 +1,119 @@
+"""A dashboard of Billing and Cost Management: EC2 and SageMaker side by side, a day late."""
+
+from typing import Any
+
+from aws_cdk import CfnResource
+from constructs import Construct
+
+from infra.tags import PART_KEY, PROJECT, PROJECT_KEY
+
+# As Cost Explorer and Budgets write them.
+EC2 = ["Amazon Elastic Compute Cloud - Compute"]
+DISKS = ["EC2 - Other"]
+SAGEMAKER = ["Amazon SageMaker"]
+
+Json = dict[str, Any]
+
+
+class CostDashboard(Construct):
+    """What machines on EC2, by how they are bought, and SageMaker cost, day by day.
+
+    Free of charge. It is one of the whole account, kept in us-east-1 wherever it is deployed from,
+    so its name is taken once it exists. aws-cdk-lib has no class for it.
+    """
+
+    def __init__(self, scope: Construct, id: str) -> None:
+        super().__init__(scope, id)
+        CfnResource(
+            self,
+            "Dashboard",
+            type="AWS::BCM::Dashboard",
+            properties={
+                "Name": PROJECT,
+                "Description": "EC2 spot beside SageMaker: unblended cost, without credits.",
+                "Widgets": [
+                    _widget(
+                        "EC2 and SageMaker - last 30 days",
+                        _daily(_service(EC2 + DISKS + SAGEMAKER), _by("SERVICE")),
+                        width=6,
+                    ),
+                    _widget(
+                        "EC2 by purchase option",
+                        _daily(_service(EC2), _by("PURCHASE_TYPE")),
+                    ),
+                    _widget(
+                        "SageMaker by usage",
+                        _daily(_service(SAGEMAKER), _by("USAGE_TYPE")),
+                        offset=3,
+                    ),
+                    _widget(
+                        "This project by part",
+                        _daily(_tagged(PROJECT_KEY, PROJECT), {"Type": "TAG", "Key": PART_KEY}),
+                        description=f"Needs the tags {PROJECT_KEY} and {PART_KEY} to be activated.",
+                    ),
+                    _widget(
+                        "Account by service - last 6 months",
+                        _query("MONTHLY", "-P6M", [], _by("SERVICE")),
+                        display={"Table": {}},
+                        offset=3,
+                    ),
+                ],
+                "Tags": [{"Key": PROJECT_KEY, "Value": PROJECT}],
+            },
+        )
+
+
+def _widget(
+    title: str,
+    query: Json,
+    *,
+    width: int = 3,
+    offset: int = 0,
+    display: Json | None = None,
+    description: str | None = None,
+) -> Json:
+    """One widget; `width` and `offset` are in sixths of the page."""
+    widget = {
+        "Title": title,
+        "Width": width,
+        "HorizontalOffset": offset,
+        "Configs": [
+            {
+                "QueryParameters": {"CostAndUsage": query},
+                "DisplayConfig": display or {"Graph": {"UnblendedCost": {"VisualType": "STACK"}}},
+            }
+        ],
+    }
+    return widget | ({"Description": description} if description else {})
+
+
+def _daily(chosen: Json, group: Json) -> Json:
+    return _query("DAILY", "-P30D", [chosen], group)
+
+
+def _query(granularity: str, start: str, chosen: list[Json], group: Json) -> Json:
+    """Unblended cost from `start`, an ISO 8601 duration, until now, of what is `chosen`."""
+    credits: Json = {"Dimensions": {"Key": "RECORD_TYPE", "Values": ["Credit", "Refund"]}}
+    without_credits: Json = {"Not": credits}
+    return {
+        "Metrics": ["UnblendedCost"],
+        "TimeRange": {
+            "StartTime": {"Type": "RELATIVE", "Value": start},
+            "EndTime": {"Type": "RELATIVE", "Value": "P0D"},
+        },
+        "Granularity": granularity,
+        "GroupBy": [group],
+        "Filter": {"And": [*chosen, without_credits]} if chosen else without_credits,
+    }
+
+
+def _service(names: list[str]) -> Json:
+    return {"Dimensions": {"Key": "SERVICE", "Values": names}}
+
+
+def _tagged(key: str, value: str) -> Json:
+    return {"Tags": {"Key": key, "Values": [value]}}
+
+
+def _by(dimension: str) -> Json:
+    return {"Type": "DIMENSION", "Key": dimension}

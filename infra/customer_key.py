@@ -1,0 +1,103 @@
+"""The account's own key for all that the stacks store, with -c kms=customer."""
+
+from aws_cdk import Duration, RemovalPolicy, Stack
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_kms as kms
+from constructs import Construct
+
+from infra.acknowledge import acknowledge
+
+LOG_GROUPS = "/bin-counter/*"
+# What EBS and CloudWatch Logs need, as the guides of Auto Scaling and CloudWatch Logs say.
+USE = [
+    "kms:Decrypt",
+    "kms:DescribeKey",
+    "kms:Encrypt",
+    "kms:GenerateDataKey*",
+    "kms:ReEncrypt*",
+]
+
+
+class CustomerKey(Construct):
+    """A key that rotates yearly and is deleted, if ever, after 30 days to change one's mind.
+
+    AWS services that act in no role of ours are let in here, each for this account alone. Roles
+    have their rights in their own policies.
+    """
+
+    def __init__(self, scope: Construct, id: str, *, removal_policy: RemovalPolicy) -> None:
+        super().__init__(scope, id)
+        self.key = kms.Key(
+            self,
+            "Key",
+            description="Bin counter: data, disks, logs and alerts",
+            enable_key_rotation=True,
+            pending_window=Duration.days(30),
+            removal_policy=removal_policy,
+        )
+        stack = Stack.of(self)
+        arn, account = f"arn:{stack.partition}", stack.account
+        for statement in (
+            self._may_publish("budgets", f"{arn}:budgets::{account}:*"),
+            self._may_publish("cloudwatch", f"{arn}:cloudwatch:{stack.region}:{account}:alarm:*"),
+            self._may_keep_logs(),
+            self._may_start_machines("UseDisks", USE, {}),
+            self._may_start_machines(
+                "LendDisks", ["kms:CreateGrant"], {"Bool": {"kms:GrantIsForAWSResource": "true"}}
+            ),
+        ):
+            self.key.add_to_resource_policy(statement)
+        acknowledge(
+            self.key,
+            "CKV_AWS_33",
+            "The condition names two roles of AWS; as principals, roles that are not there fail.",
+        )
+
+    def _may_publish(self, service: str, sources: str) -> iam.PolicyStatement:
+        """Let `service` write to an encrypted topic in the name of `sources`."""
+        return iam.PolicyStatement(
+            sid=f"{service.capitalize()}MayPublish",
+            principals=[iam.ServicePrincipal(f"{service}.amazonaws.com")],
+            actions=["kms:Decrypt", "kms:GenerateDataKey*"],
+            resources=["*"],
+            conditions={
+                "StringEquals": {"aws:SourceAccount": Stack.of(self).account},
+                "ArnLike": {"aws:SourceArn": sources},
+            },
+        )
+
+    def _may_keep_logs(self) -> iam.PolicyStatement:
+        stack = Stack.of(self)
+        log_groups = (
+            f"arn:{stack.partition}:logs:{stack.region}:{stack.account}:log-group:{LOG_GROUPS}"
+        )
+        return iam.PolicyStatement(
+            sid="LogsMayKeep",
+            principals=[iam.ServicePrincipal(f"logs.{stack.region}.amazonaws.com")],
+            actions=USE,
+            resources=["*"],
+            conditions={"ArnLike": {"kms:EncryptionContext:aws:logs:arn": log_groups}},
+        )
+
+    def _may_start_machines(
+        self, sid: str, actions: list[str], conditions: dict[str, object]
+    ) -> iam.PolicyStatement:
+        """Let the roles of Auto Scaling and EC2 Spot encrypt disks, and the first publish.
+
+        AWS makes these roles when a group first needs them, so they cannot be principals here.
+        """
+        stack = Stack.of(self)
+        roles = [
+            f"arn:{stack.partition}:iam::{stack.account}:role/aws-service-role/{service}/{name}"
+            for service, name in (
+                ("autoscaling.amazonaws.com", "AWSServiceRoleForAutoScaling"),
+                ("spot.amazonaws.com", "AWSServiceRoleForEC2Spot"),
+            )
+        ]
+        return iam.PolicyStatement(
+            sid=sid,
+            principals=[iam.AnyPrincipal()],
+            actions=actions,
+            resources=["*"],
+            conditions={"ArnEquals": {"aws:PrincipalArn": roles}, **conditions},
+        )
