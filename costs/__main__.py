@@ -1,45 +1,127 @@
-"""What training costs: `estimate` before a run, `compare` after one.
+"""What this project costs: before a run, after it, and while nothing happens.
 
-python -m costs estimate --photos 8000 --arch resnet50
-python -m costs compare --run-id 2026-11-23-a1b2 --bucket my-bucket
-python -m costs compare --seconds 900 --instance-type c7i.large
+python -m costs estimate --photos 8000 --arch resnet50    a run to come
+python -m costs compare --chart costs.png                 the newest run, here and elsewhere
+python -m costs actual RUN                                what AWS asked for it
+python -m costs accuracy                                  estimates against that, run by run
+python -m costs idle                                      a month without a run or a call
+python -m costs refresh                                   today's prices, for all of these
 """
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from costs.estimate import (
-    DEFAULT_VOLUME_GIB,
-    FEATURE_RATE,
-    compare_run,
-    estimate_training,
-    run_cost,
-    total,
-)
-from costs.prices import Prices, load_prices
+from botocore.exceptions import BotoCoreError, ClientError
 
-
-@dataclass(frozen=True)
-class PastRun:
-    """The part of a run's cost record that a comparison needs."""
-
-    seconds: float
-    instance_type: str
-    volume_gib: int
+from costs.endpoint import CALL_SECONDS
+from costs.estimate import DEFAULT_VOLUME_GIB, FEATURE_RATE, print_estimate
+from costs.prices import PRICES_FILE, load_prices
+from infra.outputs import NotDeployedError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command_line()
     options = parser.parse_args(arguments)
+    commands: dict[str, Callable[[argparse.Namespace], None]] = {
+        "estimate": estimate,
+        "compare": compare,
+        "actual": actual,
+        "accuracy": accuracy,
+        "idle": idle,
+        "refresh": refresh,
+        "tags": tags,
+    }
     try:
-        prices = load_prices()
-        if options.command == "estimate":
-            print_estimate(options, prices)
-        else:
-            print_comparison(past_run(options), prices)
-    except ValueError as error:
-        parser.exit(1, f"error: {error}\n")
+        commands[options.command](options)
+    except (ValueError, BotoCoreError, ClientError, NotDeployedError) as error:
+        parser.exit(1, f"error: {' '.join(str(error).split())}\n")
+
+
+# Each imports what it needs: an estimate needs neither the CDK nor the seconds of its import.
+
+
+def estimate(options: argparse.Namespace) -> None:
+    print_estimate(
+        options.photos,
+        options.arch,
+        options.epochs,
+        options.instance_type,
+        options.volume_gib,
+        load_prices(),
+    )
+
+
+def compare(options: argparse.Namespace) -> None:
+    from costs.chart import draw_chart
+    from costs.compare import PastRun, print_run, read_run
+    from costs.endpoint import print_endpoint
+    from costs.settings import read_settings
+
+    if options.seconds is None:
+        run = read_run(options.bucket, options.run_id)
+    elif options.run_id:
+        raise ValueError("give --run-id or --seconds, not both")
+    else:
+        run = PastRun(options.seconds, options.instance_type, options.volume_gib)
+    settings, prices = read_settings(), load_prices()
+    print_run(run, prices)
+    print()
+    memory_mb = options.memory_mb or settings.endpoint_memory_mb
+    instance_type = options.endpoint_instance_type or settings.endpoint_instance_type
+    print_endpoint(
+        call_seconds=options.call_seconds,
+        memory_mb=memory_mb,
+        instance_type=instance_type,
+        prices=prices,
+    )
+    if options.chart:
+        draw_chart(
+            options.chart,
+            run,
+            call_seconds=options.call_seconds,
+            memory_mb=memory_mb,
+            instance_type=instance_type,
+            prices=prices,
+        )
+        print(f"\nchart: {options.chart}")
+
+
+def actual(options: argparse.Namespace) -> None:
+    from costs.actual import print_actual
+
+    print_actual(
+        options.bucket,
+        options.run_id,
+        load_prices(),
+        training_job=options.training_job,
+        cost_explorer=options.cost_explorer,
+    )
+
+
+def accuracy(options: argparse.Namespace) -> None:
+    from costs.accuracy import print_accuracy
+
+    print_accuracy(options.bucket)
+
+
+def idle(options: argparse.Namespace) -> None:
+    from costs.idle import print_idle
+    from costs.settings import context
+
+    print_idle(context(options.context), options.photos, options.runs, load_prices())
+
+
+def refresh(options: argparse.Namespace) -> None:
+    from costs.refresh import print_refresh
+
+    print_refresh(PRICES_FILE, options.region)
+
+
+def tags(_: argparse.Namespace) -> None:
+    from costs.tags import activate_tags
+
+    print(activate_tags())
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -49,33 +131,87 @@ def command_line() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    estimate = commands.add_parser("estimate", help="time and cost of a training run to come")
-    estimate.add_argument("--photos", type=positive, required=True, help="photos, train and test")
-    estimate.add_argument(
-        "--arch", choices=sorted(FEATURE_RATE), default="resnet50", help="default: %(default)s"
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text)
+
+    flag = add("estimate", "Time and cost of a training run to come.").add_argument
+    flag("--photos", type=positive, required=True, help="photos, train and test")
+    flag("--arch", choices=sorted(FEATURE_RATE), default="resnet50", help="default: %(default)s")
+    flag("--epochs", type=positive, default=20, help="over the features (default: %(default)s)")
+    _add_machine(flag)
+
+    flag = add(
+        "compare",
+        "One run on spot, on demand and on SageMaker, beside the original project; then the "
+        "endpoint, serverless and real-time, by calls a day.",
+    ).add_argument
+    flag("--run-id", help="a finished run, by its cost.json (default: the newest model's run)")
+    _add_bucket(flag)
+    flag("--seconds", type=positive, help="instead of a run: how long it took")
+    _add_machine(flag)
+    flag(
+        "--call-seconds",
+        type=positive_number,
+        default=CALL_SECONDS,
+        help="computing for one photo (default: %(default)s)",
     )
-    estimate.add_argument(
-        "--epochs", type=positive, default=20, help="over the features (default: %(default)s)"
+    flag("--memory-mb", type=positive, help="of the serverless endpoint (default: its setting)")
+    flag("--endpoint-instance-type", help="of the real-time endpoint (default: its setting)")
+    flag("--chart", type=Path, metavar="FILE", help="draw both as well, for example costs.png")
+
+    flag = add(
+        "actual",
+        "What a run did cost, by the spot prices of its hours, beside its estimate; kept in the "
+        "run's cost.json.",
+    ).add_argument
+    flag("run_id", nargs="?", help="a run that is over (default: the newest model's run)")
+    _add_bucket(flag)
+    flag("--training-job", metavar="NAME", help="the SageMaker training job that did the run")
+    flag(
+        "--cost-explorer",
+        action="store_true",
+        help="also what the bill says of its days; AWS takes $0.01 for asking",
     )
-    compare = commands.add_parser(
-        "compare", help="one run on spot, on demand and on SageMaker, beside the original project"
+
+    flag = add(
+        "accuracy", "Estimate against actual, run by run, and the median error."
+    ).add_argument
+    _add_bucket(flag)
+
+    flag = add("idle", "What a month costs in which nothing trains and nobody calls.").add_argument
+    flag("--photos", type=positive, default=10_000, help="in the data set (default: %(default)s)")
+    flag("--runs", type=positive, default=10, help="models that are kept (default: %(default)s)")
+    flag(
+        "-c",
+        dest="context",
+        action="append",
+        default=[],
+        metavar="name=value",
+        help="a setting, as for cdk deploy; may be repeated",
     )
-    compare.add_argument(
-        "--run-id", help="a finished run, by its cost.json (default: the newest model's run)"
-    )
-    compare.add_argument("--bucket", help="of the run (default: DataStack's output BucketName)")
-    compare.add_argument("--seconds", type=positive, help="instead of a run: how long it took")
-    for command in (estimate, compare):
-        command.add_argument(
-            "--instance-type", default="c7i.large", help="EC2 machine (default: %(default)s)"
-        )
-        command.add_argument(
-            "--volume-gib",
-            type=positive,
-            default=DEFAULT_VOLUME_GIB,
-            help="size of its disk (default: %(default)s)",
-        )
+
+    flag = add(
+        "refresh", "Ask AWS for today's prices and write them to costs/prices.json."
+    ).add_argument
+    flag("--region", help="whose prices (default: the file's)")
+
+    add("tags", "Activate the cost allocation tags, from a day after the first deploy.")
     return parser
+
+
+def _add_bucket(flag: Callable[..., argparse.Action]) -> None:
+    flag("--bucket", help="of the run (default: DataStack's output BucketName)")
+
+
+def _add_machine(flag: Callable[..., argparse.Action]) -> None:
+    flag("--instance-type", default="c7i.large", help="EC2 machine (default: %(default)s)")
+    flag(
+        "--volume-gib",
+        type=positive,
+        default=DEFAULT_VOLUME_GIB,
+        help="size of its disk (default: %(default)s)",
+    )
 
 
 def positive(text: str) -> int:
@@ -85,125 +221,15 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def past_run(options: argparse.Namespace) -> PastRun:
-    """The run that the options name, from its record in the bucket or from --seconds."""
-    if options.seconds is not None:
-        if options.run_id:
-            raise ValueError("give --run-id or --seconds, not both")
-        return PastRun(options.seconds, options.instance_type, options.volume_gib)
-    # Not at the top: an estimate needs neither boto3 nor the time its import takes.
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    from infra.outputs import NotDeployedError, stack_output
-
+def positive_number(text: str) -> float:
+    """A finite number above zero, for argparse."""
     try:
-        bucket = options.bucket or stack_output("DataStack", "BucketName")
-        return read_run(bucket, options.run_id or newest_run())
-    except (BotoCoreError, ClientError, NotDeployedError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
-
-
-def newest_run() -> str:
-    """The run of the newest model, by TrainStack's parameter; ValueError before the first."""
-    import boto3
-
-    from infra.outputs import stack_output
-
-    name = stack_output("TrainStack", "ModelParameterName")
-    uri = boto3.client("ssm").get_parameter(Name=name)["Parameter"]["Value"]
-    if not uri.startswith("s3://"):
-        raise ValueError("no run has succeeded yet: run `python -m training.launch`")
-    return uri.split("/")[-2]
-
-
-def read_run(bucket: str, run_id: str) -> PastRun:
-    """The cost record of a run. Raises ValueError when there is none that can be read."""
-    import boto3
-    from botocore.exceptions import ClientError
-
-    from training.run_record import RunRecord
-
-    uri = f"s3://{bucket}/runs/{run_id}/cost.json"
-    try:
-        cost = RunRecord(boto3.client("s3"), bucket, run_id).read("cost.json")
-        return PastRun(float(cost["seconds"]), str(cost["instance_type"]), int(cost["volume_gib"]))
-    except ClientError as error:
-        if error.response["Error"]["Code"] == "NoSuchKey":
-            raise ValueError(
-                f"{uri} does not exist: is the run's name right, and has the run ended?"
-            ) from error
-        raise ValueError(f"{uri} cannot be read: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{uri} is not a cost record: {error!r}") from error
-
-
-def print_estimate(options: argparse.Namespace, prices: Prices) -> None:
-    estimate = estimate_training(
-        options.photos,
-        options.arch,
-        options.epochs,
-        options.instance_type,
-        prices,
-        volume_gib=options.volume_gib,
-    )
-    lines = run_cost(estimate.seconds, options.instance_type, "spot", options.volume_gib, prices)
-    rows = [
-        [
-            line.name,
-            f"{line.quantity:.4f}",
-            line.unit,
-            f"{line.unit_price:.5f}",
-            money(line.dollars),
-        ]
-        for line in lines
-    ]
-    rows.append(["total", "", "", "", money(total(lines))])
-    print(table(["item", "quantity", "unit", "$ each", "$"], rows))
-    print(f"\nabout {estimate.seconds / 60:.0f} minutes, ${estimate.dollars:.4f}")
-    print(f"basis: {estimate.basis}")
-    for source in dict.fromkeys(line.source for line in lines):
-        print(f"source: {source}")
-
-
-def print_comparison(run: PastRun, prices: Prices) -> None:
-    rows = [
-        [
-            row.where,
-            row.instance_type,
-            "" if row.hours is None else f"{row.hours:.2f}",
-            money(row.dollars),
-            row.note,
-        ]
-        for row in compare_run(run.seconds, run.instance_type, run.volume_gib, prices)
-    ]
-    print(table(["where", "machine", "hours", "$", "note"], rows))
-    print(
-        f"\n{run.seconds / 60:.1f} minutes on {run.instance_type}; prices of {prices.region}, "
-        f"{prices.date}; the source of each is in costs/prices.json"
-    )
-
-
-def money(dollars: float) -> str:
-    """Dollars to four places, as a run costs fractions of a cent."""
-    return f"{dollars:.4f}"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Columns padded to their widest cell; columns of numbers are set to the right."""
-    columns = list(zip(header, *rows, strict=True))
-    widths = [max(len(cell) for cell in column) for column in columns]
-    numeric = [is_numeric(column[1:]) for column in columns]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
-        ).rstrip()
-        for row in [header, *rows]
-    )
-
-
-def is_numeric(cells: Sequence[str]) -> bool:
-    return all(cell.replace(".", "", 1).isdigit() for cell in cells if cell)
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What a training run will take and cost, what it did cost, and what it would have elsewhere."""
+"""What a training run will take and cost, and the bill of a machine. The standard library only."""
 
 from dataclasses import dataclass
 
-from costs.prices import PriceError, Prices, Purchase
+from costs.prices import Price, Prices, Purchase
+from costs.table import money, table
 
 HOURS_PER_MONTH = 730  # AWS's own convention for prices a month
 MINIMUM_SECONDS = 60  # EC2, gp3 and public IPv4 are billed by the second, a minute at least
@@ -36,17 +37,6 @@ class CostLine:
     unit_price: float
     dollars: float
     source: str
-
-
-@dataclass(frozen=True)
-class ComparisonRow:
-    """What the same training costs at one place; `hours` is None where nobody wrote them down."""
-
-    where: str
-    instance_type: str
-    hours: float | None
-    dollars: float
-    note: str
 
 
 def estimate_training(
@@ -88,39 +78,32 @@ def run_cost(
     Storage in S3 and requests are left out: a run adds less than a hundredth of a cent.
     Raises PriceError for a machine type without a price.
     """
+    label = f"{instance_type}, {purchase.replace('_', '-')}"
+    machine = prices.machine_hour(instance_type, purchase)
+    return machine_bill(seconds, label, machine, volume_gib, prices)
+
+
+def machine_bill(
+    seconds: float, label: str, machine: Price, volume_gib: int, prices: Prices
+) -> list[CostLine]:
+    """The same bill with a known price of the machine's hour."""
     if seconds < 0:
         raise ValueError(f"a run cannot take {seconds} seconds")
     hours = max(seconds, MINIMUM_SECONDS) / 3600
-    machine = prices.machine_hour(instance_type, purchase)
-    disk = prices.other["gp3_gib_month"]
-    address = prices.other["public_ipv4_hour"]
-    gib_months = volume_gib * hours / HOURS_PER_MONTH
     return [
-        CostLine(
-            f"{instance_type}, {purchase.replace('_', '-')}",
-            hours,
-            "hour",
-            machine.dollars,
-            hours * machine.dollars,
-            machine.source,
-        ),
-        CostLine(
+        cost_line(label, hours, "hour", machine),
+        cost_line(
             f"disk, gp3, {volume_gib} GiB",
-            gib_months,
+            volume_gib * hours / HOURS_PER_MONTH,
             "GiB-month",
-            disk.dollars,
-            gib_months * disk.dollars,
-            disk.source,
+            prices.other["gp3_gib_month"],
         ),
-        CostLine(
-            "public IPv4 address",
-            hours,
-            "hour",
-            address.dollars,
-            hours * address.dollars,
-            address.source,
-        ),
+        cost_line("public IPv4 address", hours, "hour", prices.other["public_ipv4_hour"]),
     ]
+
+
+def cost_line(name: str, quantity: float, unit: str, price: Price) -> CostLine:
+    return CostLine(name, quantity, unit, price.dollars, quantity * price.dollars, price.basis)
 
 
 def total(lines: list[CostLine]) -> float:
@@ -128,57 +111,28 @@ def total(lines: list[CostLine]) -> float:
     return sum(line.dollars for line in lines)
 
 
-def compare_run(
-    seconds: float, instance_type: str, volume_gib: int, prices: Prices
-) -> list[ComparisonRow]:
-    """The same `seconds` of training on EC2 and on SageMaker, spot and on demand.
-
-    AWS states no price for managed spot, only "up to 90 %" less than on demand on machines that
-    are EC2 spot ones (docs.aws.amazon.com/sagemaker/latest/dg/model-managed-spot-training.html),
-    so the row assumes EC2's discount. The last two rows are what the original project paid for
-    a training of its own. Raises PriceError for a machine type without a price.
-    """
-    spot = total(run_cost(seconds, instance_type, "spot", volume_gib, prices))
-    on_demand = total(run_cost(seconds, instance_type, "on_demand", volume_gib, prices))
-    if instance_type not in prices.sagemaker_type_for:
-        raise PriceError(f"no SageMaker machine with a price is close to {instance_type!r}")
-    sagemaker_type = prices.sagemaker_type_for[instance_type]
-    machine = prices.sagemaker_training[sagemaker_type].dollars
-    disk = volume_gib / HOURS_PER_MONTH * prices.other["sagemaker_volume_gib_month"].dollars
-    discount = 1 - (
-        prices.machine_hour(instance_type, "spot").dollars
-        / prices.machine_hour(instance_type, "on_demand").dollars
-    )
-    hours = seconds / 3600
+def format_bill(lines: list[CostLine]) -> str:
+    """The bill as a table with its total, and below it each source once."""
     rows = [
-        ComparisonRow("EC2 spot", instance_type, hours, spot, "machine, disk, public IPv4"),
-        ComparisonRow(
-            "EC2 on demand", instance_type, hours, on_demand, "machine, disk, public IPv4"
-        ),
-        ComparisonRow(
-            "SageMaker training",
-            sagemaker_type,
-            hours,
-            hours * (machine + disk),
-            "the closest type with a known price, taking as long",
-        ),
-        ComparisonRow(
-            "SageMaker managed spot",
-            sagemaker_type,
-            hours,
-            hours * (machine * (1 - discount) + disk),
-            f"assumed: the discount of {instance_type} on EC2 spot, {discount:.0%}",
-        ),
+        [
+            line.name,
+            f"{line.quantity:.4f}",
+            line.unit,
+            f"{line.unit_price:.5f}",
+            money(line.dollars),
+        ]
+        for line in lines
     ]
-    labels = {"spot": "EC2 spot", "sagemaker": "SageMaker"}
-    for place, past in prices.original_project.items():
-        rows.append(
-            ComparisonRow(
-                f"original project, {labels[place]}",
-                past.instance_type or "not reported",
-                past.hours,
-                past.dollars,
-                "its own training: ResNet50 on 10,441 photos",
-            )
-        )
-    return rows
+    rows.append(["total", "", "", "", money(total(lines))])
+    sources = dict.fromkeys(f"source: {line.source}" for line in lines)
+    return "\n".join([table(["item", "quantity", "unit", "$ each", "$"], rows), "", *sources])
+
+
+def print_estimate(
+    photos: int, arch: str, epochs: int, instance_type: str, volume_gib: int, prices: Prices
+) -> None:
+    """What `python -m costs estimate` shows."""
+    estimate = estimate_training(photos, arch, epochs, instance_type, prices, volume_gib=volume_gib)
+    print(f"about {estimate.seconds / 60:.0f} minutes, ${estimate.dollars:.4f}")
+    print(f"basis: {estimate.basis}\n")
+    print(format_bill(run_cost(estimate.seconds, instance_type, "spot", volume_gib, prices)))

@@ -1,6 +1,6 @@
-"""The prices in `prices.json`: dated, of one region, every figure with its source.
+"""The prices in `prices.json`: of one region, every figure with its date and its source.
 
-The standard library only: training machines import this package.
+The standard library only: training machines import this module. `refresh` writes the file.
 """
 
 import json
@@ -20,9 +20,24 @@ class PriceError(ValueError):
 
 @dataclass(frozen=True)
 class Price:
-    """US dollars for one unit (an hour unless the name says otherwise), and who says so."""
+    """US dollars for one unit (an hour unless the name says otherwise), as of an ISO date."""
 
     dollars: float
+    date: str
+    source: str
+
+    @property
+    def basis(self) -> str:
+        """Who says so, and when."""
+        return f"{self.source} ({self.date})"
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """Units that cost nothing, each month and for good, in an account that uses no more."""
+
+    units: float
+    date: str
     source: str
 
 
@@ -38,7 +53,7 @@ class PastCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Prices:
-    """All prices of one region, as they were on `date` (ISO 8601)."""
+    """All prices of one region; `date` (ISO 8601) is when the file was last looked after."""
 
     date: str
     region: str
@@ -46,6 +61,7 @@ class Prices:
     sagemaker_training: Mapping[str, Price]
     sagemaker_hosting: Mapping[str, Price]
     other: Mapping[str, Price]
+    free_each_month: Mapping[str, Allowance]
     sagemaker_type_for: Mapping[str, str]
     original_project: Mapping[str, PastCost]
 
@@ -59,6 +75,16 @@ class Prices:
             )
         return self.ec2[instance_type][purchase]
 
+    def sagemaker_hour(self, instance_type: str, use: Literal["training", "hosting"]) -> Price:
+        """An hour of a SageMaker machine. Raises PriceError for a type without a price."""
+        known = self.sagemaker_training if use == "training" else self.sagemaker_hosting
+        if instance_type not in known:
+            raise PriceError(
+                f"no {use} price for {instance_type!r} in {PRICES_FILE.name} of {self.date}; "
+                f"known: {', '.join(known)}"
+            )
+        return known[instance_type]
+
 
 def load_prices(file: Path = PRICES_FILE) -> Prices:
     """Read the price file. Raises PriceError when it is damaged or names an unknown source."""
@@ -66,12 +92,11 @@ def load_prices(file: Path = PRICES_FILE) -> Prices:
         content = json.loads(file.read_text())
         sources = content["sources"]
 
-        def price(entry: list[Any]) -> Price:
-            dollars, source = entry
-            return Price(float(dollars), sources[source])
-
         def prices(table: dict[str, list[Any]]) -> dict[str, Price]:
-            return {name: price(entry) for name, entry in table.items()}
+            return {
+                name: Price(float(dollars), date, sources[source])
+                for name, (dollars, date, source) in table.items()
+            }
 
         return Prices(
             date=content["date"],
@@ -80,6 +105,10 @@ def load_prices(file: Path = PRICES_FILE) -> Prices:
             sagemaker_training=prices(content["sagemaker_training"]),
             sagemaker_hosting=prices(content["sagemaker_hosting"]),
             other=prices(content["other"]),
+            free_each_month={
+                name: Allowance(float(units), date, sources[source])
+                for name, (units, date, source) in content["free_each_month"].items()
+            },
             sagemaker_type_for=content["sagemaker_type_for"],
             original_project={
                 where: PastCost(**{**past, "source": sources[past["source"]]})

@@ -1,0 +1,64 @@
+"""How good the estimates were: run by run, and in the middle."""
+
+from statistics import median
+from typing import Any
+
+import boto3
+
+from costs.actual import describe_error
+from costs.runs import read
+from costs.table import money, table
+from infra.outputs import stack_output
+from training.run_record import RunRecord
+from training.transfer import list_keys
+
+
+def read_actuals(bucket: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Run to what `python -m costs actual` found, and the runs that it was not asked about."""
+    s3 = boto3.client("s3")
+    actuals, unknown = {}, []
+    for key in list_keys(s3, bucket, "runs/"):
+        if not key.endswith("/cost.json"):
+            continue
+        run_id = key.split("/")[1]
+        cost = read(RunRecord(s3, bucket, run_id), "cost.json")
+        if "actual" in cost:
+            actuals[run_id] = cost["actual"]
+        else:
+            unknown.append(run_id)
+    return actuals, unknown
+
+
+def print_accuracy(bucket: str | None) -> None:
+    """What `python -m costs accuracy` shows. Raises ValueError before the first actual cost."""
+    actuals, unknown = read_actuals(bucket or stack_output("DataStack", "BucketName"))
+    remark = f"not asked about yet, `python -m costs actual RUN`: {', '.join(unknown)}"
+    if not actuals:
+        raise ValueError(remark if unknown else "no run has a cost record yet")
+    rows = [
+        [
+            run_id,
+            f"{actual['estimate']['seconds'] / 60:.1f}",
+            f"{actual['seconds'] / 60:.1f}",
+            money(actual["estimate"]["dollars"]),
+            money(actual["dollars"]),
+            describe_error(actual["error_percent"]),
+        ]
+        for run_id, actual in actuals.items()
+    ]
+    print(
+        table(
+            ["run", "minutes, estimate", "minutes, actual", "$, estimate", "$, actual", "error"],
+            rows,
+        )
+    )
+    errors = [
+        abs(actual["error_percent"])
+        for actual in actuals.values()
+        if actual["error_percent"] is not None
+    ]
+    if errors:
+        runs = "1 run" if len(errors) == 1 else f"{len(errors)} runs"
+        print(f"\nmedian error of {runs}: {median(errors):.0f} %, too high or too low")
+    if unknown:
+        print(remark)

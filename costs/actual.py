@@ -1,0 +1,223 @@
+"""What a run did cost: its machines' hours at the prices of these hours, beside the estimate."""
+
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import boto3
+
+from costs.cost_explorer import billed
+from costs.estimate import (
+    DEFAULT_VOLUME_GIB,
+    HOURS_PER_MONTH,
+    CostLine,
+    cost_line,
+    format_bill,
+    machine_bill,
+    total,
+)
+from costs.prices import Price, Prices, Purchase
+from costs.runs import find_run, read
+from costs.spot_prices import mean_price, spot_history
+from costs.table import money, table
+from training.bill import run_bill
+from training.run_record import OVER, Attempt, RunRecord, utc_now
+from training.status import attempt_seconds
+from training.transfer import list_keys
+
+if TYPE_CHECKING:
+    from mypy_boto3_ec2 import EC2Client
+    from mypy_boto3_sagemaker import SageMakerClient
+
+FREE_HOUR = timedelta(hours=1)
+FREE_HOUR_SOURCE = (
+    "AWS asks nothing for a spot machine that it takes back in its first hour "
+    "(docs.aws.amazon.com/AWSEC2/latest/UserGuide/billing-for-interrupted-spot-instances.html)"
+)
+
+
+@dataclass(frozen=True)
+class Bill:
+    """Seconds of machine time, and each machine's lines."""
+
+    seconds: float
+    lines: list[CostLine]
+
+
+def machines_bill(
+    ec2: "EC2Client",
+    attempts: list[Attempt],
+    seconds: list[float],
+    *,
+    purchase: Purchase,
+    volume_gib: int,
+    prices: Prices,
+) -> Bill:
+    """Each attempt at its zone's spot prices while it ran, on demand at the price file's.
+
+    Raises PriceError for a machine without a price in either.
+    """
+    lines = []
+    for number, (attempt, paid) in enumerate(zip(attempts, seconds, strict=True), start=1):
+        hour = _machine_hour(ec2, attempt, paid, purchase, prices)
+        label = f"{attempt['instance_type']}, {purchase.replace('_', '-')}, {attempt['zone']}"
+        for line in machine_bill(paid, label, hour, volume_gib, prices):
+            lines.append(replace(line, name=f"{number}: {line.name}"))
+    return Bill(sum(seconds), lines)
+
+
+def _machine_hour(
+    ec2: "EC2Client", attempt: Attempt, seconds: float, purchase: Purchase, prices: Prices
+) -> Price:
+    """The mean price of the attempt's hours."""
+    instance_type, zone = attempt["instance_type"], attempt["zone"]
+    if purchase == "on_demand":
+        return prices.machine_hour(instance_type, purchase)
+    start = datetime.fromisoformat(attempt["started"])
+    length = timedelta(seconds=seconds)
+    if attempt.get("outcome") == "interrupted" and length < FREE_HOUR:
+        return Price(0.0, "2026-11-23", FREE_HOUR_SOURCE)
+    changes = spot_history(ec2, instance_type, start, start + length, zone).get(zone)
+    if not changes:
+        guess = prices.machine_hour(instance_type, purchase)
+        forgotten = f"EC2 has no spot price of {zone} for these hours (it keeps 90 days); instead: "
+        return replace(guess, source=forgotten + guess.source)
+    return Price(
+        mean_price(changes, start, start + length),
+        f"{start:%Y-%m-%d}",
+        f"EC2 DescribeSpotPriceHistory, {instance_type} in {zone}, mean while it ran",
+    )
+
+
+def training_job_bill(sagemaker: "SageMakerClient", name: str, prices: Prices) -> Bill:
+    """A SageMaker training job by its billable seconds, which a managed spot job has fewer of.
+
+    The disk counts for the whole training time. Raises ValueError while the job runs, PriceError
+    for a machine without a price. Source: SageMaker's DescribeTrainingJob.
+    """
+    job = sagemaker.describe_training_job(TrainingJobName=name)
+    if "BillableTimeInSeconds" not in job:
+        raise ValueError(f"training job {name} is {job['TrainingJobStatus']}: not billed yet")
+    cluster = job["ResourceConfig"]
+    count, instance_type = cluster["InstanceCount"], cluster["InstanceType"]
+    hours = count * job["BillableTimeInSeconds"] / 3600
+    seconds = job.get("TrainingTimeInSeconds", job["BillableTimeInSeconds"])
+    volume_gib = cluster["VolumeSizeInGB"]
+    gib_months = count * volume_gib * seconds / 3600 / HOURS_PER_MONTH
+    spot = ", managed spot" if job.get("EnableManagedSpotTraining") else ""
+    machine = prices.sagemaker_hour(instance_type, "training")
+    disk = prices.other["sagemaker_volume_gib_month"]
+    return Bill(
+        seconds,
+        [
+            cost_line(f"{count} × {instance_type}{spot}, billable", hours, "hour", machine),
+            cost_line(f"disk, {count} × {volume_gib} GiB", gib_months, "GiB-month", disk),
+        ],
+    )
+
+
+def find_actual(record: RunRecord, prices: Prices, training_job: str | None) -> dict[str, Any]:
+    """cost.json of a run that is over, with what it did cost under `actual`.
+
+    Raises ValueError for a run that is not over, or that never had a machine.
+    """
+    status = read(record, "status.json")
+    attempts = status["attempts"]
+    if status["state"] not in OVER:
+        raise ValueError(f"run {record.run_id} is {status['state']}: its bill comes with its end")
+    if not attempts and training_job is None:
+        raise ValueError(f"no machine ever worked on run {record.run_id}: it cost nothing")
+    cost = _cost_record(record, attempts, prices)
+    if training_job:
+        bill = training_job_bill(boto3.client("sagemaker"), training_job, prices)
+    else:
+        bill = machines_bill(
+            boto3.client("ec2"),
+            attempts,
+            attempt_seconds(attempts, record.request(), at_work=False),
+            purchase=cost["purchase"],
+            volume_gib=cost["volume_gib"],
+            prices=prices,
+        )
+    dollars = total(bill.lines)
+    estimate = cost.get("estimate") or record.request()["estimate"]
+    actual = {
+        "computed": utc_now(),
+        "seconds": bill.seconds,
+        "dollars": dollars,
+        "lines": [asdict(line) for line in bill.lines],
+        "estimate": {name: estimate[name] for name in ("seconds", "dollars")},
+        "error_percent": error_percent(estimate["dollars"], dollars),
+    }
+    return cost | {"actual": actual}
+
+
+def _cost_record(record: RunRecord, attempts: list[Attempt], prices: Prices) -> dict[str, Any]:
+    """cost.json; where the last machine could not write it, made here with what is usual."""
+    key = record.key("cost.json")
+    if key in list_keys(record.s3, record.bucket, key):
+        return read(record, "cost.json")
+    made = run_bill(
+        attempts,
+        record.request(),
+        instance_type=attempts[-1]["instance_type"] if attempts else "",
+        purchase="spot",
+        volume_gib=DEFAULT_VOLUME_GIB,
+        prices=prices,
+    )
+    return made | {"note": f"no machine wrote this: spot and {DEFAULT_VOLUME_GIB} GiB are assumed"}
+
+
+def print_actual(
+    bucket: str | None,
+    run_id: str | None,
+    prices: Prices,
+    *,
+    training_job: str | None = None,
+    cost_explorer: bool = False,
+) -> None:
+    """What `python -m costs actual` shows; it is kept in the run's cost.json."""
+    record = find_run(bucket, run_id)
+    cost = find_actual(record, prices, training_job)
+    record.write("cost.json", cost)
+    actual = cost["actual"]
+    print(f"run {record.run_id}\n")
+    print(format_bill([CostLine(**line) for line in actual["lines"]]))
+    if "note" in cost:
+        print(f"note: {cost['note']}")
+    rows = [
+        [name, f"{of['seconds'] / 60:.1f}", money(of["dollars"]), describe_error(error)]
+        for name, of, error in (
+            ("estimate", actual["estimate"], actual["error_percent"]),
+            ("actual", actual, None),
+        )
+    ]
+    print("\n" + table(["", "minutes", "$", "error"], rows))
+    if cost_explorer:
+        _print_bill_of_days(record.status()["attempts"], actual["seconds"])
+    print(f"\nkept in {record.uri('cost.json')}")
+
+
+def error_percent(estimate: float, actual: float) -> float | None:
+    """How much too high the estimate was, in percent of the actual cost; None if that is 0."""
+    return 100 * (estimate / actual - 1) if actual else None
+
+
+def describe_error(percent: float | None) -> str:
+    """The error for a person, such as `+12 %`."""
+    return "" if percent is None else f"{percent:+.0f} %"
+
+
+def _print_bill_of_days(attempts: list[Attempt], seconds: float) -> None:
+    """Cost Explorer's days from the first machine's start to the last one's end."""
+    if not attempts:
+        print("\nCost Explorer: the run's record has no machine, so no days to ask about")
+        return
+    first, last = (datetime.fromisoformat(attempts[index]["started"]) for index in (0, -1))
+    # Cost Explorer has one address for all regions.
+    client = boto3.client("ce", region_name="us-east-1")
+    services, remark = billed(client, first.date(), (last + timedelta(seconds=seconds)).date())
+    print(f"\n{remark}")
+    if services:
+        rows = [[name, money(dollars)] for name, dollars in sorted(services.items())]
+        print(table(["service", "$"], rows))

@@ -1,0 +1,123 @@
+"""The chart of `python -m costs compare --chart FILE`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from costs.compare import PastRun, compare_run
+from costs.endpoint import CALLS_A_DAY, EndpointCosts
+from costs.prices import Prices
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK, QUIET, OURS, THEIRS = "#222222", "#777777", "#1f77b4", "#d95f02"
+
+
+def draw_chart(
+    file: Path,
+    run: PastRun,
+    *,
+    call_seconds: float,
+    memory_mb: int,
+    instance_type: str,
+    prices: Prices,
+) -> None:
+    """Both comparisons side by side in a picture, PNG or whatever the name's ending says.
+
+    Raises ValueError for an ending that is no picture's, or a folder that cannot be written to.
+    """
+    # Not at the top: takes half a second, and needs no display this way.
+    from matplotlib.figure import Figure
+
+    endpoint = EndpointCosts.of(
+        call_seconds=call_seconds, memory_mb=memory_mb, instance_type=instance_type, prices=prices
+    )
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr, call-arg]
+    left, right = figure.subplots(1, 2)
+    _draw_run(left, run, prices)
+    _draw_endpoint(right, endpoint)
+    _title(left, "One training run", f"{run.seconds / 60:.1f} minutes of machine time")
+    _title(
+        right,
+        "The endpoint, by calls a day",
+        f"serverless ({memory_mb} MB, {call_seconds:g} s a call) or one {instance_type}",
+    )
+    figure.supxlabel(
+        f"prices of {prices.region}, {prices.date}; sources in costs/prices.json",
+        fontsize=8,
+        color=QUIET,
+        x=0.99,
+        ha="right",
+    )
+    try:
+        figure.savefig(file, dpi=150)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--chart {file}: {error}") from error
+
+
+def _title(axes: "Axes", title: str, subtitle: str) -> None:
+    axes.set_title(f"{title}\n", loc="left", color=INK, fontweight="bold")
+    axes.text(0, 1.03, subtitle, transform=axes.transAxes, color=QUIET)
+
+
+def _draw_run(axes: "Axes", run: PastRun, prices: Prices) -> None:
+    rows = [
+        row
+        for row in compare_run(run.seconds, run.instance_type, run.volume_gib, prices)
+        if not row.where.startswith("original project")  # another training: another scale
+    ][::-1]
+    colours = [OURS if row.where == "EC2 spot" else QUIET for row in rows]
+    cents = [row.dollars * 100 for row in rows]
+    labels = [
+        f"{row.where}\n{row.instance_type}{', assumed' * row.note.startswith('assumed')}"
+        for row in rows
+    ]
+    bars = axes.barh(labels, cents, color=colours)
+    axes.bar_label(bars, [f"{value:.2f} ¢" for value in cents], padding=4, color=INK)
+    axes.set_xlim(0, max(cents) * 1.18)
+    axes.set_xlabel("US cents")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(left=False)
+
+
+def _draw_endpoint(axes: "Axes", costs: EndpointCosts) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    calls = [CALLS_A_DAY[0], 10 * max(CALLS_A_DAY[-1], costs.break_even)]
+    serverless = [costs.serverless_month(each) for each in calls]
+    axes.loglog(calls, serverless, color=OURS, linewidth=2)
+    axes.axhline(costs.month, color=THEIRS, linewidth=2)
+    axes.plot(costs.break_even, costs.month, "o", color=INK, zorder=3)
+    axes.annotate(
+        f"break-even: {costs.break_even:,.0f} calls a day",
+        (costs.break_even, costs.month),
+        xytext=(-30, -7),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        color=INK,
+    )
+    axes.annotate(
+        f"real-time, ${costs.month:,.0f} a month, called or not",
+        (calls[0] * 1.5, costs.month),
+        xytext=(0, 6),
+        textcoords="offset points",
+        color=THEIRS,
+    )
+    some = 1e3
+    axes.annotate(
+        f"serverless, ${costs.serverless_month(some):.2f} a month\nat {some:,.0f} calls a day",
+        (some, costs.serverless_month(some)),
+        xytext=(8, -8),
+        textcoords="offset points",
+        va="top",
+        color=OURS,
+    )
+    axes.set_xlim(*calls)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.set_xlabel("calls a day")
+    axes.set_ylabel("US dollars a month")
+    axes.grid(color="#eeeeee")
+    axes.spines[["top", "right"]].set_visible(False)

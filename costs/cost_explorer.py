@@ -1,0 +1,48 @@
+"""What the bill says: Cost Explorer, by service, of everything that carries our project tag."""
+
+from collections import defaultdict
+from datetime import date, timedelta
+from typing import TYPE_CHECKING
+
+from botocore.exceptions import ClientError
+
+from infra.tags import PROJECT, PROJECT_KEY
+
+if TYPE_CHECKING:
+    from mypy_boto3_ce import CostExplorerClient
+
+NOT_ALLOWED = {"AccessDeniedException", "AccessDenied", "UnauthorizedOperation"}
+
+
+def billed(client: "CostExplorerClient", first: date, last: date) -> tuple[dict[str, float], str]:
+    """Service to US dollars of the days `first` to `last`, and a remark for the user.
+
+    One request, for which AWS takes $0.01. Without permission, or before AWS has the data, there
+    are no services and the remark says so. Source: Cost Explorer's GetCostAndUsage.
+    """
+    days = f"{first} to {last}" if first != last else str(first)
+    try:
+        answer = client.get_cost_and_usage(
+            TimePeriod={"Start": str(first), "End": str(last + timedelta(days=1))},
+            Granularity="DAILY",
+            Metrics=["UnblendedCost"],
+            GroupBy=[{"Type": "DIMENSION", "Key": "SERVICE"}],
+            Filter={"Tags": {"Key": PROJECT_KEY, "Values": [PROJECT]}},
+        )
+    except ClientError as error:
+        code = error.response["Error"]["Code"]
+        if code in NOT_ALLOWED:
+            return {}, "Cost Explorer: not allowed (ce:GetCostAndUsage)"
+        if code == "DataUnavailableException":
+            return {}, f"Cost Explorer: nothing yet of {days}; AWS has it about a day later"
+        raise
+    services: dict[str, float] = defaultdict(float)
+    for day in answer["ResultsByTime"]:
+        for group in day.get("Groups", []):
+            services[group["Keys"][0]] += float(group["Metrics"]["UnblendedCost"]["Amount"])
+    if not services:
+        return {}, (
+            f"Cost Explorer: nothing with the tag {PROJECT_KEY}={PROJECT} on {days}; it takes "
+            "about a day, and the tag must be active: `python -m costs tags`"
+        )
+    return services, f"Cost Explorer, {days}, whole days, tag {PROJECT_KEY}={PROJECT}"

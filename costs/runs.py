@@ -1,0 +1,44 @@
+"""Which run a command is about, and its record in the bucket. Imports no CDK."""
+
+from typing import Any
+
+import boto3
+from botocore.exceptions import ClientError
+
+from infra.outputs import stack_output
+from training.run_record import RunRecord
+
+
+def find_run(bucket: str | None, run_id: str | None) -> RunRecord:
+    """The record of a run, by default the newest model's, in DataStack's bucket.
+
+    Raises ValueError before the first model, NotDeployedError without the stacks.
+    """
+    bucket = bucket or stack_output("DataStack", "BucketName")
+    return RunRecord(boto3.client("s3"), bucket, run_id or _newest_run())
+
+
+def _newest_run() -> str:
+    name = stack_output("TrainStack", "ModelParameterName")
+    uri = boto3.client("ssm").get_parameter(Name=name)["Parameter"]["Value"]
+    if not uri.startswith("s3://"):
+        raise ValueError("no run has succeeded yet: run `python -m training.launch`")
+    return uri.split("/")[-2]
+
+
+def read(record: RunRecord, name: str) -> dict[str, Any]:
+    """What is kept under `name`. Raises ValueError when there is nothing that can be read."""
+    uri = record.uri(name)
+    try:
+        content = record.read(name)
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "NoSuchKey":
+            raise ValueError(
+                f"{uri} does not exist: is the run's name right, and has the run ended?"
+            ) from error
+        raise ValueError(f"{uri} cannot be read: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{uri} is damaged: {error!r}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{uri} is damaged: {content!r}")
+    return content

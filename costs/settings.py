@@ -1,0 +1,26 @@
+"""The settings that a deploy would take, from cdk.json and -c name=value. Imports no CDK."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from infra.config import Config
+
+CDK_JSON = Path(__file__).parent.parent / "cdk.json"
+
+
+def context(overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The CDK's context: cdk.json's, then `overrides`. Raises ValueError for one without `=`."""
+    values: dict[str, Any] = json.loads(CDK_JSON.read_text())["context"]
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if not equals:
+            raise ValueError(f"-c {override}: should look like -c name=value")
+        values[name] = value
+    return values
+
+
+def read_settings() -> Config:
+    """The settings in cdk.json. Raises SettingError for a wrong one."""
+    return Config.from_context(context())
