@@ -1,0 +1,180 @@
+"""The models that training made: a list with their metrics, and which one is deployed next.
+
+    python -m serving.models                every model, the oldest first
+    python -m serving.models use RUN_ID     the next deploy of EndpointStack serves this one
+
+Both use your own credentials, as `cdk deploy` does.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+from tqdm import tqdm
+
+from infra.outputs import NotDeployedError, stack_output
+from training.run_record import RunRecord
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+ARCHIVE = "model.tar.gz"
+HEADER = ("run", "finished (UTC)", "arch", "data set", "exactly right", "MAE", "size", "")
+
+
+class NoModelError(ValueError):
+    """There is no such model; the message is one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """What a succeeded run says of its model."""
+
+    run_id: str
+    uri: str
+    finished: str  # ISO 8601, UTC
+    arch: str
+    dataset: str
+    accuracy: dict[str, float]  # share of exact counts: value, low, high (95 %)
+    mae: float | None  # mean error in items
+    size: int  # bytes, packed
+
+
+def trained_models(s3: "S3Client", bucket: str) -> list[TrainedModel]:
+    """The models of all runs in `bucket` that succeeded, the oldest first."""
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix="runs/")
+    sizes = {
+        item["Key"].split("/")[1]: item["Size"]
+        for page in pages
+        for item in page.get("Contents", [])
+        if item["Key"].endswith(f"/{ARCHIVE}")
+    }
+    models = []
+    for run_id, size in tqdm(sizes.items(), desc="runs", unit="run", delay=1, leave=False):
+        record = RunRecord(s3, bucket, run_id)
+        status = record.status()
+        if status["state"] != "succeeded":
+            continue  # it ended between the upload and the last word
+        request = record.request()
+        test = record.read("metrics.json")["test"]
+        models.append(
+            TrainedModel(
+                run_id=run_id,
+                uri=record.uri(ARCHIVE),
+                finished=status["updated"],
+                arch=request["arch"],
+                dataset=request["dataset"],
+                accuracy=test["accuracy"],
+                mae=test.get("mae"),
+                size=size,
+            )
+        )
+    return sorted(models, key=lambda model: model.finished)
+
+
+def chosen_model() -> str:
+    """URI of the model that the next deploy serves, by TrainStack's parameter.
+
+    Raises NotDeployedError without TrainStack, NoModelError before the first successful run.
+    """
+    name = stack_output("TrainStack", "ModelParameterName")
+    uri = boto3.client("ssm").get_parameter(Name=name)["Parameter"]["Value"]
+    if not uri.startswith("s3://"):
+        raise NoModelError("no run has succeeded yet: run `python -m training.launch`")
+    return uri
+
+
+def served_model() -> str:
+    """URI of the model that the endpoint answers with. Raises NotDeployedError without one."""
+    sagemaker = boto3.client("sagemaker")
+    endpoint = sagemaker.describe_endpoint(
+        EndpointName=stack_output("EndpointStack", "EndpointName")
+    )
+    configuration = sagemaker.describe_endpoint_config(
+        EndpointConfigName=endpoint["EndpointConfigName"]
+    )
+    (variant,) = configuration["ProductionVariants"]
+    return sagemaker.describe_model(ModelName=variant["ModelName"])["PrimaryContainer"][
+        "ModelDataUrl"
+    ]
+
+
+def run_of(uri: str) -> str:
+    """Id of the run that made the model at `uri`."""
+    return uri.split("/")[-2]
+
+
+def use_model(s3: "S3Client", bucket: str, run_id: str) -> str:
+    """Have the next deploy serve the model of `run_id`; returns the model's URI.
+
+    Raises NoModelError when that run has none.
+    """
+    uris = {model.run_id: model.uri for model in trained_models(s3, bucket)}
+    if run_id not in uris:
+        raise NoModelError(f"run {run_id} has no model: `python -m serving.models` lists them")
+    name = stack_output("TrainStack", "ModelParameterName")
+    boto3.client("ssm").put_parameter(Name=name, Value=uris[run_id], Overwrite=True)
+    return uris[run_id]
+
+
+def print_models(models: Sequence[TrainedModel], chosen: str, served: str | None) -> None:
+    """A table, with a remark on the model that is deployed next and on the one that is served."""
+    remarks: dict[str | None, list[str]] = {model.uri: [] for model in models}
+    for uri, remark in ((chosen, "deployed next"), (served, "served")):
+        if uri in remarks:
+            remarks[uri].append(remark)
+    rows = [HEADER, *((*_cells(model), ", ".join(remarks[model.uri])) for model in models)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    for row in rows:
+        print("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip())
+
+
+def _cells(model: TrainedModel) -> tuple[str, ...]:
+    value, low, high = (100 * model.accuracy[name] for name in ("value", "low", "high"))
+    return (
+        model.run_id,
+        model.finished[:16].replace("T", " "),
+        model.arch,
+        model.dataset,
+        f"{value:.1f}% ({low:.1f} to {high:.1f})",
+        "" if model.mae is None else f"{model.mae:.2f}",
+        f"{model.size / 1e6:.1f} MB",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the models, or choose one; exit code 1 when there is none."""
+    parser = argparse.ArgumentParser(
+        prog="python -m serving.models",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command")
+    commands.add_parser("list", help="every model with its metrics (the default)")
+    use = commands.add_parser("use", help="choose what the next deploy of EndpointStack serves")
+    use.add_argument("run_id", metavar="RUN_ID", help="run of the model, as `list` shows it")
+    options = parser.parse_args(arguments)
+    try:
+        s3 = boto3.client("s3")
+        bucket = stack_output("DataStack", "BucketName")
+        if options.command == "use":
+            uri = use_model(s3, bucket, options.run_id)
+            print(f"next: {uri}\nrun `npx cdk deploy EndpointStack` to serve it")
+            return
+        chosen = chosen_model()
+        try:
+            served = served_model()
+        except NotDeployedError:
+            served = None
+            print("no endpoint is deployed", file=sys.stderr)
+        print_models(trained_models(s3, bucket), chosen, served)
+    except (NoModelError, NotDeployedError, BotoCoreError, ClientError) as error:
+        parser.exit(1, f"error: {' '.join(str(error).split())}\n")
+
+
+if __name__ == "__main__":
+    main()

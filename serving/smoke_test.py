@@ -1,0 +1,134 @@
+"""After a deploy: one real photo to the endpoint, and its answer compared with the model's own.
+
+    python -m serving.smoke_test
+
+The photo is the first test photo of the data set that the model was trained on. The same model
+answers it on this machine, too: the endpoint has to say the same.
+"""
+
+import argparse
+import json
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import numpy as np
+from botocore.exceptions import BotoCoreError, ClientError
+
+from infra.outputs import NotDeployedError, stack_output
+from serving.inference import ModelError, Prediction, RequestError
+from serving.models import NoModelError, chosen_model, run_of, served_model
+from serving.predict import ImagePredictor
+from training.data import Photo, read_photos
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+# In probability. Float32 on two kinds of processor differs by about 1e-6, and the endpoint rounds
+# to 1e-6; another photo, or another model, differs by far more.
+TOLERANCE = 1e-3
+
+
+class SmokeTestError(RuntimeError):
+    """The endpoint does not answer as its model does; the message is one line."""
+
+
+def check_endpoint() -> str:
+    """Ask the endpoint once; returns one line on what it answered.
+
+    Raises SmokeTestError when it serves another model than the newest deploy would, or when its
+    answer is not the model's.
+    """
+    uri = chosen_model()
+    served = served_model()
+    if served != uri:
+        raise SmokeTestError(
+            f"the endpoint serves run {run_of(served)}, not {run_of(uri)}: "
+            "run `npx cdk deploy EndpointStack`"
+        )
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    s3 = boto3.client("s3")
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder) / "model.tar.gz"
+        s3.download_file(bucket, key, str(archive))
+        photo = first_test_photo(s3, bucket, _dataset_of(archive))
+        expected = ImagePredictor(model=archive).predict(photo.jpeg)
+    endpoint = ImagePredictor(endpoint=stack_output("EndpointStack", "EndpointName"))
+    started = time.monotonic()
+    answer = endpoint.predict(photo.jpeg)
+    seconds = time.monotonic() - started
+    difference = largest_difference(answer, expected)
+    if not difference <= TOLERANCE:
+        raise SmokeTestError(
+            f"{photo.id}.jpg: the endpoint counts {answer.count}, the same model {expected.count} "
+            f"on this machine (probabilities differ by {difference:.2g}): look at its log"
+        )
+    return (
+        f"{photo.id}.jpg: counted {answer.count}, true {photo.count}, in {seconds:.2f} s; "
+        f"run {run_of(uri)} answers the same on this machine"
+    )
+
+
+def _dataset_of(archive: Path) -> str:
+    """Name of the data set that the packed model was trained on."""
+    with tarfile.open(archive) as tar:
+        description = tar.extractfile("model.json")
+        assert description, "model.json is a folder"
+        return str(json.load(description)["dataset"]["name"])
+
+
+def first_test_photo(s3: "S3Client", bucket: str, dataset: str) -> Photo:
+    """The first photo of a data set's first test shard; what comes after it is not fetched."""
+    folder = f"datasets/{dataset}"
+    manifest = json.load(_get(s3, bucket, f"{folder}/manifest.json"))
+    shard = manifest["shards"]["test"][0]["file"]
+    with tarfile.open(fileobj=_get(s3, bucket, f"{folder}/{shard}"), mode="r|") as tar:
+        return next(read_photos(tar))
+
+
+def _get(s3: "S3Client", bucket: str, key: str) -> Any:
+    """The object as a stream of bytes. Raises SmokeTestError when there is none."""
+    try:
+        return s3.get_object(Bucket=bucket, Key=key)["Body"]
+    except s3.exceptions.NoSuchKey as error:
+        raise SmokeTestError(f"s3://{bucket}/{key} is gone: prepare the data set again") from error
+
+
+def largest_difference(answer: Prediction, expected: Prediction) -> float:
+    """Largest difference of two predictions in the probability of a count; may be no number."""
+    if answer.probabilities.keys() != expected.probabilities.keys():
+        return 1.0
+    said, wanted = (
+        np.array([prediction.probabilities[label] for label in expected.probabilities])
+        for prediction in (answer, expected)
+    )
+    return float(np.abs(said - wanted).max())
+
+
+def main() -> None:
+    """Print one line; exit code 1 when the endpoint fails the test."""
+    argparse.ArgumentParser(
+        prog="python -m serving.smoke_test",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
+    try:
+        print(check_endpoint())
+    except (
+        ModelError,
+        NoModelError,
+        NotDeployedError,
+        RequestError,
+        SmokeTestError,
+        BotoCoreError,
+        ClientError,
+    ) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+if __name__ == "__main__":
+    main()
