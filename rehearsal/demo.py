@@ -60,10 +60,11 @@ class Demo:
         print(flush=True)
         self.say(f"{number}/9  {text}")
 
-    def command(self, *words: str | Path) -> None:
-        """Run a command of the project as the user would, its output on this terminal."""
-        print(f"           $ {shlex.join(str(word) for word in words)}", flush=True)
-        self.processes.run(words, environment=self.stand_in.environment, folder=ROOT)
+    def command(self, *words: str | Path, log: Path | None = None) -> None:
+        """Run a command of the project as the user would; its output is seen, or in `log`."""
+        seen = f" > {log}" if log else ""
+        print(f"           $ {shlex.join(str(word) for word in words)}{seen}", flush=True)
+        self.processes.run(words, environment=self.stand_in.environment, folder=ROOT, log=log)
 
 
 def rehearse(args: argparse.Namespace) -> Path:
@@ -104,6 +105,8 @@ def rehearse(args: argparse.Namespace) -> Path:
         demo.step(7, "what the run left")
         record = RunRecord(boto3.client("s3"), bucket, run_id)
         _check_run(demo, record, group, machines=1 + len(args.interrupt_at))
+        demo.command("python", "-m", "training.launch", "list")
+        demo.command("python", "-m", "training.launch", "logs", log=work / "logs.txt")
 
         demo.step(8, "cdk deploy EndpointStack, and the container that SageMaker would start")
         samples = _predict(demo)
@@ -139,13 +142,17 @@ def _prepare(demo: Demo, photos: int) -> None:
 
 
 def _launch(demo: Demo, epochs: int) -> tuple[str, RehearsedGroup]:
-    command = ("python", "-m", "training.launch", "--dataset", DATASET, "--arch", ARCH)
+    launch = ("python", "-m", "training.launch")
     # Each epoch is kept, as this machine's epochs take a fraction of a second.
     settings = ("--", "--epochs", str(epochs), "--snapshot-seconds", "0")
-    demo.command(*command, "--yes", *settings)
+    demo.command(*launch, "--dataset", DATASET, "--arch", ARCH, "--yes", *settings)
     active = current_run(boto3.client("s3"), stack_output("DataStack", "BucketName"))
     if active is None:
         raise DemoError("the launcher started no run")
+    # Before a machine boots, so that it costs the demo no time.
+    demo.command(*launch, "status")
+    demo.command(*launch, "stop")
+    demo.command(*launch, "resume", active["run_id"], "--yes")
     group = RehearsedGroup(
         processes=demo.processes,
         endpoint=demo.stand_in.endpoint,
@@ -207,7 +214,9 @@ def _predict(demo: Demo) -> list[Sample]:
     with HostedEndpoint(
         processes=demo.processes, name=name, disk=demo.folder / "sagemaker"
     ) as host:
-        os.environ["AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME"] = host.url
+        for environment in (os.environ, demo.stand_in.environment):
+            environment["AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME"] = host.url
+        demo.command("python", "-m", "serving.smoke_test")
         predictor = ImagePredictor(endpoint=name)
         return [
             Sample(photo.id, photo.jpeg, photo.count, predictor.predict(photo.jpeg))

@@ -76,14 +76,23 @@ class HostedEndpoint:
 
 
 def _fetch_model(endpoint: str, folder: Path) -> None:
-    """Unpack the model that the deployed endpoint names, as SageMaker does."""
+    """Unpack the model that the deployed endpoint names, as SageMaker does, with its role."""
     sagemaker = boto3.client("sagemaker")
     config_name = sagemaker.describe_endpoint(EndpointName=endpoint)["EndpointConfigName"]
     config = sagemaker.describe_endpoint_config(EndpointConfigName=config_name)
     model = sagemaker.describe_model(ModelName=config["ProductionVariants"][0]["ModelName"])
     bucket, _, key = model["PrimaryContainer"]["ModelDataUrl"].removeprefix("s3://").partition("/")
     archive = folder.parent / "model.tar.gz"
-    boto3.client("s3").download_file(bucket, key, str(archive))
+    role = boto3.client("sts").assume_role(
+        RoleArn=model["ExecutionRoleArn"], RoleSessionName="SageMaker"
+    )["Credentials"]
+    s3 = boto3.client(
+        "s3",
+        aws_access_key_id=role["AccessKeyId"],
+        aws_secret_access_key=role["SecretAccessKey"],
+        aws_session_token=role["SessionToken"],
+    )
+    s3.download_file(bucket, key, str(archive))
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
 

@@ -1,10 +1,11 @@
 """What EC2 Auto Scaling does with its machines, where moto only keeps the books.
 
 moto starts and ends instances on paper; here each gets a rehearsed machine, a lost one is
-replaced, and booked actions are carried out when they are due.
+replaced, booked actions are carried out when they are due, and a launch that fails is announced.
 """
 
 import base64
+import json
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -14,10 +15,11 @@ import boto3
 
 from rehearsal.imds import Metadata
 from rehearsal.machine import Machine
-from rehearsal.processes import Processes
+from rehearsal.processes import END_SECONDS, Processes
 
 NOTICE_SECONDS = 10.0  # two minutes on AWS
 LOOK_SECONDS = 0.3
+SETTLE_SECONDS = 5.0  # from the group's decision to the machine's shutdown, or longer
 GRACE_SECONDS = 30.0  # EC2 lets a machine that it stops shut down in order
 
 
@@ -36,11 +38,15 @@ class RehearsedGroup:
         group: str,
         folder: Path,
         say: Callable[[str], None],
+        alerts: str | None = None,
     ) -> None:
+        """`alerts` is the topic of the group's notifications, which moto does not keep."""
         self._processes = processes
+        self._alerts = alerts
         self._autoscaling = boto3.client("autoscaling")
         self._ec2 = boto3.client("ec2")
         self._iam = boto3.client("iam")
+        self._sns = boto3.client("sns")
         self._sts = boto3.client("sts")
         self._endpoint = endpoint
         self._group = group
@@ -48,7 +54,10 @@ class RehearsedGroup:
         self._say = say
         self.machines: dict[str, Machine] = {}  # all that ever started, by instance id
         self._running: dict[str, Machine] = {}
+        self._outside: set[str] = set()  # machines that run on though the group replaced them
         self._shown: dict[str, int] = {}  # characters of each console on the terminal
+        self.capacity = True  # False: every launch fails
+        self.settings: dict[str, str] = {}  # more of the environment of each machine
 
     def run(self, *, interruptions: list[str], limit_seconds: float) -> None:
         """Until the group is at 0 and no machine is left.
@@ -57,24 +66,72 @@ class RehearsedGroup:
         StillRunningError after `limit_seconds`, with every machine ended.
         """
         end = time.monotonic() + limit_seconds
-        waiting = list(interruptions)
         try:
-            while time.monotonic() < end:
-                self._carry_out_bookings()
-                instances = self._instances()
-                self._start_new(instances)
-                self._show_consoles()
-                self._end_stopped(instances)
-                if waiting and self._interrupt_at(waiting[0]):
-                    waiting.pop(0)
-                if not instances and not self._running:
-                    return
-                time.sleep(LOOK_SECONDS)
-            raise StillRunningError(f"{self._group} still runs after {limit_seconds:.0f} s")
+            for event in interruptions:
+                machine = self.machine_at(event, max(0, end - time.monotonic()))
+                if machine and not machine.powered_off:
+                    self._say(f"interruption notice to {machine.metadata.instance_id} at {event}")
+                    self.interrupt(machine)
+            self.wait_for_end(max(0, end - time.monotonic()))
+        except StillRunningError as error:
+            message = f"{self._group} still runs after {limit_seconds:.0f} s"
+            raise StillRunningError(message) from error
         finally:
-            for machine in self._running.values():
-                machine.end()
-            self._running.clear()
+            self.end_machines()
+
+    def wait_for_end(self, seconds: float) -> None:
+        """Until the group is at 0 and no machine is left; raises StillRunningError."""
+        self._watch(lambda: None, seconds)
+
+    def machine_at(self, event: str, seconds: float) -> Machine | None:
+        """The newest machine that reached `event`; None when the group came to its end before.
+
+        Raises StillRunningError when neither happens.
+        """
+
+        def newest() -> Machine | None:
+            return next((it for it in reversed(self._running.values()) if it.reached(event)), None)
+
+        return self._watch(newest, seconds)
+
+    def interrupt(self, machine: Machine) -> None:
+        """EC2's notice, and its end of the machine after that."""
+        machine.interrupt(NOTICE_SECONDS)
+        self._wait_for_power_off(machine, NOTICE_SECONDS)
+        self._show_consoles()
+        self._lose(machine, "was taken back")
+
+    def vanish(self, machine: Machine) -> None:
+        """The machine is gone without notice."""
+        machine.vanish()
+        self._lose(machine, "vanished")
+
+    def replace(self, machine: Machine) -> None:
+        """The group starts another machine, and EC2 lets this one run on for now."""
+        self._outside.add(machine.metadata.instance_id)
+        self._give_up(machine.metadata.instance_id)
+
+    def end_machines(self) -> None:
+        for machine in self._running.values():
+            machine.end()
+        self._running.clear()
+
+    def _watch(self, found: Callable[[], Machine | None], seconds: float) -> Machine | None:
+        """Do what the service does until a machine is found or none is left."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self._carry_out_bookings()
+            instances = self._instances()
+            self._start_new(instances)
+            self._show_consoles()
+            machine = found()  # before the end of one that reached its event and then powered off
+            if machine:
+                return machine
+            self._end_stopped(instances)
+            if not (instances or self._running):
+                return None
+            time.sleep(LOOK_SECONDS)
+        raise StillRunningError(f"{self._group} still runs after {seconds:.0f} s")
 
     def states(self) -> dict[str, int]:
         """The group's desired capacity, and how many instances the account has running."""
@@ -105,44 +162,55 @@ class RehearsedGroup:
 
     def _start_new(self, instances: list[str]) -> None:
         for instance_id in instances:
-            if instance_id not in self.machines:
+            if not self.capacity:
+                self._refuse(instance_id)
+            elif instance_id not in self.machines:
                 machine = self._boot(instance_id)
                 self.machines[instance_id] = self._running[instance_id] = machine
                 self._say(f"machine {instance_id} boots")
 
+    def _refuse(self, instance_id: str) -> None:
+        """A launch that fails is announced, and tried again; moto would always succeed."""
+        self._give_up(instance_id)
+        if self._alerts:
+            # docs.aws.amazon.com/autoscaling/ec2/userguide/ec2-auto-scaling-sns-notifications.html
+            message = {
+                "Event": "autoscaling:EC2_INSTANCE_LAUNCH_ERROR",
+                "AutoScalingGroupName": self._group,
+                "StatusCode": "Failed",
+                "StatusMessage": "There is no Spot capacity available that matches your request.",
+            }
+            self._sns.publish(
+                TopicArn=self._alerts,
+                Subject=f'Auto Scaling: failed launch for group "{self._group}"',
+                Message=json.dumps(message),
+            )
+
     def _end_stopped(self, instances: list[str]) -> None:
         for instance_id, machine in list(self._running.items()):
-            if instance_id not in instances:
-                self._wait_for_power_off(machine, GRACE_SECONDS)
-                self._lose(instance_id, "was ended by the group")
-            elif machine.powered_off or machine.process.poll() is not None:
-                self._lose(instance_id, "powered off")
-
-    def _interrupt_at(self, event: str) -> bool:
-        """Interrupt the machine that reached `event`, if any; whether there was one."""
-        for instance_id, machine in list(self._running.items()):
-            if machine.reached(event):
-                self._say(f"interruption notice to {instance_id} at {event}")
-                machine.interrupt(NOTICE_SECONDS)
-                self._wait_for_power_off(machine, NOTICE_SECONDS)
-                self._show_consoles()
-                self._lose(instance_id, "was taken back")
-                return True
-        return False
+            if machine.powered_off or machine.process.poll() is not None:
+                self._lose(machine, "powered off")
+            elif instance_id not in instances and instance_id not in self._outside:
+                self._wait_for_power_off(machine, SETTLE_SECONDS)
+                self._lose(machine, "was ended by the group", GRACE_SECONDS)
 
     def _wait_for_power_off(self, machine: Machine, seconds: float) -> None:
         end = time.monotonic() + seconds
         while not machine.powered_off and time.monotonic() < end:
             time.sleep(LOOK_SECONDS)
 
-    def _lose(self, instance_id: str, how: str) -> None:
+    def _lose(self, machine: Machine, how: str, seconds: float = END_SECONDS) -> None:
         """End what is left of a machine; a group that still counts on it gets another."""
-        self._running.pop(instance_id).end()
+        instance_id = machine.metadata.instance_id
+        self._running.pop(instance_id).end(seconds)
         self._say(f"machine {instance_id} {how}")
         if instance_id in self._instances():
-            self._autoscaling.terminate_instance_in_auto_scaling_group(
-                InstanceId=instance_id, ShouldDecrementDesiredCapacity=False
-            )
+            self._give_up(instance_id)
+
+    def _give_up(self, instance_id: str) -> None:
+        self._autoscaling.terminate_instance_in_auto_scaling_group(
+            InstanceId=instance_id, ShouldDecrementDesiredCapacity=False
+        )
 
     def _carry_out_bookings(self) -> None:
         bookings = self._autoscaling.describe_scheduled_actions(AutoScalingGroupName=self._group)
@@ -183,7 +251,7 @@ class RehearsedGroup:
             user_data=base64.b64decode(data["UserData"]).decode(),
             metadata=metadata,
             endpoint=self._endpoint,
-            settings={"SPOT_POLL_SECONDS": "0.5", "TQDM_MININTERVAL": "5"},
+            settings={"SPOT_POLL_SECONDS": "0.5", "TQDM_MININTERVAL": "5"} | self.settings,
         )
 
     def _role(self, profile_arn: str) -> str:

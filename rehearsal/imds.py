@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 TOKEN_PATH = "/latest/api/token"
 CREDENTIALS_PATH = "/latest/meta-data/iam/security-credentials/"
 NOTICE_PATH = "/latest/meta-data/spot/instance-action"
+REBALANCE_PATH = "/latest/meta-data/events/recommendations/rebalance"
 
 
 @dataclass(kw_only=True)
@@ -25,10 +26,15 @@ class Metadata:
     credentials: Callable[[], dict[str, str]]  # asked each time, as they expire
     notice_seen: threading.Event = field(default_factory=threading.Event)
     _terminates_at: datetime | None = None
+    _rebalance_since: datetime | None = None
 
     def give_notice(self, seconds: float) -> None:
         """The machine is taken back in `seconds`; `notice_seen` is set when it has read that."""
         self._terminates_at = datetime.now(UTC) + timedelta(seconds=seconds)
+
+    def recommend_rebalance(self) -> None:
+        """An interruption has become more likely; EC2 says so earlier than its notice, if at all."""
+        self._rebalance_since = datetime.now(UTC)
 
     def answer(self, path: str) -> str | None:
         """The text at `path`, or None where there is nothing."""
@@ -38,8 +44,9 @@ class Metadata:
             return json.dumps(self.credentials())
         if path == NOTICE_PATH and self._terminates_at:
             self.notice_seen.set()
-            time = self._terminates_at.strftime("%Y-%m-%dT%H:%M:%SZ")
-            return json.dumps({"action": "terminate", "time": time})
+            return json.dumps({"action": "terminate", "time": _stamp(self._terminates_at)})
+        if path == REBALANCE_PATH and self._rebalance_since:
+            return json.dumps({"noticeTime": _stamp(self._rebalance_since)})
         return {
             "/latest/meta-data/instance-id": self.instance_id,
             "/latest/meta-data/instance-type": self.instance_type,
@@ -47,6 +54,10 @@ class Metadata:
             "/latest/meta-data/placement/availability-zone": self.zone,
             "/latest/meta-data/placement/region": self.zone[:-1],
         }.get(path)
+
+
+def _stamp(time: datetime) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def start_imds(metadata: Metadata) -> ThreadingHTTPServer:

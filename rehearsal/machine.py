@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from rehearsal.imds import Metadata, start_imds
-from rehearsal.processes import Processes
+from rehearsal.processes import END_SECONDS, Processes
 
 SHIMS = {
     # What the machine image brings along, at the version of this environment.
@@ -40,6 +40,7 @@ class Machine:
         self.disk = disk
         self.metadata = metadata
         self.console = disk / "console.log"
+        self.hung = False
         self._processes = processes
         self._imds = start_imds(metadata)
         programs = disk / "bin"
@@ -58,6 +59,7 @@ class Machine:
                 "TMPDIR": str(disk / "tmp"),
                 "MACHINE_DISK": str(disk),
                 "WORK": str(self.work),
+                "INSTANCE_ID": metadata.instance_id,
                 "AWS_ENDPOINT_URL": endpoint,
                 "AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://127.0.0.1:{self._imds.server_port}",
                 "PYTHONDONTWRITEBYTECODE": "1",
@@ -76,8 +78,11 @@ class Machine:
         return (self.disk / "powered-off").exists()
 
     def reached(self, event: str) -> bool:
-        """Whether training got to `event`: "features:N" chunks kept, or "epoch:N" finished."""
+        """Whether training got to `event`: "features:N" chunks kept, "epoch:N" finished, or
+        "says:TEXT" on the console."""
         kind, _, number = event.partition(":")
+        if kind == "says":
+            return number in self.console.read_text(errors="replace")
         if kind == "features":
             done = len(list(self.work.glob("checkpoints/features-*/train-*.npy")))
         else:
@@ -107,8 +112,24 @@ class Machine:
         for process in training:
             process.resume()
 
-    def end(self) -> None:
-        """The machine is gone, with everything that runs on it."""
-        self._processes.end(self.process)
+    def hang(self) -> None:
+        """Nothing on the machine moves any more, and it says nothing."""
+        self.hung = True
+        self._processes.freeze(self.process)
+
+    def wake(self) -> None:
+        """Everything goes on where it was when the machine hung."""
+        self.hung = False
+        self._processes.thaw(self.process)
+
+    def vanish(self) -> None:
+        """The machine is gone from one moment to the next."""
+        self._processes.kill(self.process)
+
+    def end(self, seconds: float = END_SECONDS) -> None:
+        """The machine shuts down: all that runs on it is told to end and, after `seconds`, gone."""
+        if self.hung:
+            self._processes.kill(self.process)
+        self._processes.end(self.process, seconds)
         self._imds.shutdown()
         self._imds.server_close()

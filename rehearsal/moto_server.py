@@ -1,6 +1,6 @@
 """moto's server, with the stand-in for the public bucket filled before it answers.
 
-    python -m rehearsal.moto_server --port 5000 --bins FOLDER_OR_TAR
+    python -m rehearsal.moto_server --port 5000 --bins FOLDER_OR_TAR --calls FILE
 
 The bins are put straight into moto's S3 backend: through HTTP, 13,500 objects take a minute.
 """
@@ -17,6 +17,7 @@ from moto.server import ThreadedMotoServer
 from tqdm import tqdm
 
 from data_prep.source import PUBLIC_BUCKET
+from rehearsal.recorder import CallTable, record_calls
 from rehearsal.stand_in import ACCOUNT
 
 
@@ -66,7 +67,11 @@ def main() -> None:
     parser.add_argument(
         "--bins", type=Path, required=True, help="bin-images/ and metadata/, a folder or a tar"
     )
+    parser.add_argument(
+        "--calls", type=Path, required=True, help="table of the roles' calls, to be written"
+    )
     args = parser.parse_args()
+    record_calls(CallTable(args.calls).note)
     print(f"{fill_public_bucket(args.bins)} objects in {PUBLIC_BUCKET}", flush=True)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=args.port, verbose=True)
     server.start()

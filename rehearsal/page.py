@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from costs.estimate import compare_run
+from costs.compare import compare_run
 from costs.prices import load_prices
 from serving.inference import Prediction
 from training.run_record import RunRecord

@@ -97,9 +97,29 @@ class Processes:
             seen = f"; its output: {log}" if log else ""
             raise CommandError(f"`{words}` ended with exit code {code}{seen}")
 
-    def end(self, process: "subprocess.Popen[bytes]") -> None:
-        """End `process` and all its descendants, politely first."""
-        _end_session(process.pid)
+    def end(self, process: "subprocess.Popen[bytes]", seconds: float = END_SECONDS) -> None:
+        """End `process` and all its descendants: SIGTERM, and after `seconds` SIGKILL."""
+        _end_session(process.pid, seconds)
+        process.wait()
+
+    def freeze(self, process: "subprocess.Popen[bytes]") -> None:
+        """Stop `process` and all its descendants where they are."""
+        for member in _members(process.pid):
+            with suppress(psutil.NoSuchProcess):
+                member.suspend()
+
+    def thaw(self, process: "subprocess.Popen[bytes]") -> None:
+        """Let all that was frozen go on."""
+        for member in _members(process.pid):
+            with suppress(psutil.NoSuchProcess):
+                member.resume()
+
+    def kill(self, process: "subprocess.Popen[bytes]") -> None:
+        """SIGKILL to `process` and all its descendants."""
+        self.freeze(process)  # or one of them would start another, or write its last words
+        for member in _members(process.pid):
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
         process.wait()
 
     def _note(self, pid: int) -> None:
@@ -134,14 +154,19 @@ def _is_running(noted: dict[str, float]) -> bool:
         return False
 
 
-def _end_session(leader: int) -> None:
+def _members(leader: int) -> list[psutil.Process]:
+    """Every process of the session of `leader`."""
+    return [process for process in psutil.process_iter() if _session(process) == leader]
+
+
+def _end_session(leader: int, seconds: float = END_SECONDS) -> None:
     """SIGTERM, then SIGKILL, to every process of the session of `leader`."""
-    members = [process for process in psutil.process_iter() if _session(process) == leader]
+    members = _members(leader)
     for process in members:
         with suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGTERM)
             process.send_signal(signal.SIGCONT)  # a frozen process hears nothing
-    _, alive = psutil.wait_procs(members, timeout=END_SECONDS)
+    _, alive = psutil.wait_procs(members, timeout=seconds)
     for process in alive:
         with suppress(psutil.NoSuchProcess):
             process.kill()

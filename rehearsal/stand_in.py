@@ -30,6 +30,7 @@ class StandIn:
         self._folder = folder
         port = free_port()
         self._port = port
+        self.calls = folder / "calls.csv"  # what each role called
         # localhost: the CDK CLI does not address buckets on 127.0.0.1.
         self.endpoint = f"http://localhost:{port}"
         self.environment = {
@@ -54,7 +55,7 @@ class StandIn:
         log = self._folder / "moto.log"
         command = [sys.executable, "-m", "rehearsal.moto_server"]
         process = self._processes.start(
-            [*command, "--port", str(self._port), "--bins", bins],
+            [*command, "--port", str(self._port), "--bins", bins, "--calls", self.calls],
             environment=self.environment,
             log=log,
             folder=ROOT,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from policies import new_calls
 
 from rehearsal import demo
 from rehearsal.group import RehearsedGroup
@@ -85,6 +86,9 @@ def test_the_whole_path_from_stacks_to_a_page(
     assert html.count("data:image/jpeg") == 10
     assert "95 % interval" in html
     assert "original project, SageMaker" in html
+    calls = tmp_path / "run" / "calls.csv"
+    more, fewer = new_calls(calls)
+    assert (more, fewer) == (set(), set()), f"see whether each is right, then copy {calls}"
     assert processes_of(tmp_path) == []
 
 

@@ -35,6 +35,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(module, "NOTICE_SECONDS", 1.0)
+    monkeypatch.setattr(module, "SETTLE_SECONDS", 1.0)
     monkeypatch.setattr(module, "GRACE_SECONDS", 1.0)
     yield url
     server.stop()

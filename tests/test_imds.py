@@ -10,7 +10,7 @@ import botocore.session
 import pytest
 
 from rehearsal.imds import TOKEN_PATH, Metadata, start_imds
-from training.imds import instance_metadata, interruption_notice
+from training.imds import instance_metadata, interruption_notice, rebalance_recommended
 
 VARIABLE = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 
@@ -102,6 +102,16 @@ def test_a_notice_appears_and_the_one_who_gave_it_knows_that_it_was_read(
     assert machine.notice_seen.is_set()
 
 
+@pytest.mark.usefixtures("endpoint")
+def test_a_recommendation_to_rebalance_appears(machine: Metadata) -> None:
+    metadata = instance_metadata()
+    assert not rebalance_recommended(metadata)
+    machine.recommend_rebalance()
+    assert rebalance_recommended(metadata)
+    assert metadata.rebalance_recommendation
+    assert "noticeTime" in metadata.rebalance_recommendation
+
+
 def test_a_service_that_does_not_answer_is_no_notice(
     machine: Metadata, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +121,8 @@ def test_a_service_that_does_not_answer_is_no_notice(
     server.shutdown()
     server.server_close()
     assert not interruption_notice(metadata)
-    assert "instance metadata did not answer" in caplog.text
+    assert not rebalance_recommended(metadata)
+    assert caplog.text.count("instance metadata did not answer") == 2
 
 
 @pytest.mark.usefixtures("endpoint")

@@ -93,6 +93,9 @@ def test_events_are_read_from_what_training_wrote(tmp_path: Path) -> None:
         assert machine.reached("features:1")
         assert machine.reached("epoch:2")
         assert not machine.reached("epoch:3")
+        machine.console.write_text("boot: training\n")
+        assert machine.reached("says:boot: training")
+        assert not machine.reached("says:train: epoch 1")
         machine.end()
 
 
@@ -132,3 +135,37 @@ def test_ending_a_machine_ends_what_runs_on_it(tmp_path: Path) -> None:
         machine = boot(processes, tmp_path / "disk", "sleep 600")
         machine.end()
         assert machine.process.poll() is not None
+
+
+NOTES_SIGTERM = "trap 'touch {0}/heard' TERM; touch {0}/ready; while :; do :; done"
+
+
+def ready(processes: Processes, folder: Path) -> Machine:
+    """A machine that notes any SIGTERM."""
+    machine = boot(processes, folder / "disk", NOTES_SIGTERM.format(folder))
+    while not (folder / "ready").exists():
+        assert machine.process.poll() is None
+    return machine
+
+
+def test_a_machine_that_vanishes_has_no_last_words(tmp_path: Path) -> None:
+    with Processes(tmp_path / "state") as processes:
+        machine = ready(processes, tmp_path)
+        machine.vanish()
+        assert machine.process.poll() is not None
+        machine.end()
+    assert not (tmp_path / "heard").exists()
+
+
+def test_a_machine_that_hangs_hears_nothing_until_it_wakes(tmp_path: Path) -> None:
+    with Processes(tmp_path / "state") as processes:
+        machine = ready(processes, tmp_path)
+        process = psutil.Process(machine.process.pid)
+        machine.hang()
+        assert becomes(process, stopped=True)
+        machine.wake()
+        assert becomes(process, stopped=False)
+        machine.hang()
+        machine.end()
+    assert not process.is_running()
+    assert not (tmp_path / "heard").exists()

@@ -17,8 +17,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from training import runtime
-from training.launch import CODE
 from training.runtime import REQUIREMENTS, RuntimeBuildError, lock, upload_runtime
+from training.start import CODE
 from training.transfer import list_keys
 
 ROOT = Path(__file__).parent.parent

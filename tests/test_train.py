@@ -193,16 +193,19 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[list[str]], None
     threads = torch.get_num_threads()
 
     def not_caught(*_: object) -> None:
-        pytest.fail("SIGTERM is not caught")
+        pytest.fail("the signal is not caught")
 
-    handler = signal.signal(signal.SIGTERM, not_caught)
+    handlers = {
+        number: signal.signal(number, not_caught) for number in (signal.SIGTERM, signal.SIGUSR1)
+    }
 
     def run(arguments: list[str]) -> None:
         monkeypatch.setattr(sys, "argv", arguments[2:])
         train_module.main()
 
     yield run
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     torch.set_num_threads(threads)
 
 
@@ -312,6 +315,19 @@ def test_a_sigterm_before_the_head_is_trained_leaves_as_well(
     assert end.value.code == INTERRUPTED == 75
     assert not list(tmp_path.rglob("*.npy"))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_sigusr1_takes_one_snapshot_and_goes_on(
+    tmp_path: Path, data: Path, weights: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(arch: str, file: Path) -> Grid:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return Grid()
+
+    monkeypatch.setattr(train_module, "load_backbone", asked)
+    here(command(data, weights, tmp_path / "run", "--epochs", "3", "--snapshot-seconds", "1000"))
+    assert [file.name for file in tmp_path.rglob("snapshot-*")] == ["snapshot-00001.pt"]
+    assert [line["epoch"] for line in history(tmp_path / "run")] == [1, 2, 3]
 
 
 def test_validation_shares_no_product_with_training(data: Path) -> None:

@@ -16,7 +16,12 @@ from infra.train_stack import boot_script
 SCRIPT = Path(__file__).parent.parent / "infra" / "user_data.sh"
 LIMIT = 16 * 1024  # bytes, EC2's
 
-VARIABLES = {"BUCKET": "bins", "GROUP_NAME": "trainers", "TOPIC_ARN": "arn:topic"}
+VARIABLES = {
+    "BUCKET": "bins",
+    "GROUP_NAME": "trainers",
+    "TOPIC_ARN": "arn:topic",
+    "LOG_GROUP": "/training",
+}
 GROUP_TO_ZERO = (
     "aws autoscaling set-desired-capacity --auto-scaling-group-name trainers --desired-capacity 0"
 )
@@ -31,8 +36,10 @@ if [ -n "$FAILING" ] && [[ "$call" == *"$FAILING"* ]]; then
   [ "$(grep -cF -- "$FAILING" "$CALLS")" -le "$FAILURES" ] && exit 1
 fi
 case "$call" in
-  *"-m training.spot"*) pwd > "$S3/where"; echo "$PYTHONPATH" >> "$S3/where"; exit "$TRAINING" ;;
-  "aws s3 cp"*" boot.log "*) cat boot.log > "$S3/boot.log" ;;
+  *"-m training.spot"*) pwd > "$S3/where"; echo "$PYTHONPATH" >> "$S3/where"
+    eval "$TRAINING_DOES"; exit "$TRAINING" ;;
+  "aws s3 cp"*" machine.log "*) cat machine.log > "$S3/machine.log" ;;
+  "aws logs put-log-events"*) echo "${*: -1}" > "$S3/events.json" ;;
   "aws s3 cp"*"/control/current.json "*) cp "$S3/current.json" current.json ;;
   "aws s3 cp"*"/code.tar.gz "*) cp "$S3/code.tar.gz" code.tar.gz ;;
 esac
@@ -51,9 +58,16 @@ class Boot:
         return [call for call in self.calls if call.split()[0] in programs]
 
     @property
-    def boot_log(self) -> str:
+    def log(self) -> str:
         """What arrived in the bucket."""
-        return (self.folder / "s3" / "boot.log").read_text()
+        return (self.folder / "s3" / "machine.log").read_text()
+
+    @property
+    def cloudwatch(self) -> str:
+        """What arrived in CloudWatch."""
+        [event] = json.loads((self.folder / "s3" / "events.json").read_text())
+        assert event["timestamp"] > 1.7e12  # milliseconds
+        return str(event["message"])
 
 
 def archive() -> bytes:
@@ -72,6 +86,8 @@ def boot(
     failures: int = 99,
     current: str = json.dumps({"run_id": "r1", "runtime": "runtime/a/"}),
     code: bytes | None = None,
+    training_does: str = "",
+    before: str = "",
 ) -> Boot:
     """Run the script; calls that contain `failing` fail, the first `failures` of them."""
     programs, s3 = folder / "bin", folder / "s3"
@@ -85,18 +101,21 @@ def boot(
     (s3 / "code.tar.gz").write_bytes(archive() if code is None else code)
     calls = folder / "calls"
     done = subprocess.run(
-        ["bash", "-c", boot_script(VARIABLES)],
+        ["bash", "-c", before + boot_script(VARIABLES)],
         env={
             "PATH": f"{programs}:{os.defpath}",
             "WORK": str(folder / "work"),
+            "INSTANCE_ID": "i-1",
             "CALLS": str(calls),
             "S3": str(s3),
             "TRAINING": str(training),
+            "TRAINING_DOES": training_does,
             "FAILING": failing,
             "FAILURES": str(failures),
         },
         capture_output=True,
         text=True,
+        errors="replace",
         timeout=30,
     )
     return Boot(folder, calls.read_text().splitlines(), done.stdout + done.stderr)
@@ -122,7 +141,7 @@ def test_a_machine_fetches_run_code_and_wheels_and_trains(tmp_path: Path) -> Non
         ["s3://bins/control/current.json", "current.json"],
         ["s3://bins/runs/r1/code.tar.gz", "code.tar.gz"],
         ["s3://bins/runtime/a/", "wheels"],
-        ["boot.log", "s3://bins/runs/r1/boot.log"],
+        ["machine.log", "s3://bins/runs/r1/logs/i-1.log"],
     ]
     work = tmp_path / "work"
     assert (work / "code" / "spot.py").exists()
@@ -151,7 +170,7 @@ def test_only_an_end_that_nobody_announced_is_announced(
 
 def test_a_failing_boot_is_announced_with_where_its_log_is(tmp_path: Path) -> None:
     (message,) = told(boot(tmp_path, failing="code.tar.gz"))
-    assert "boot.log in s3://bins/runs/r1/" in message
+    assert message.endswith("See s3://bins/runs/r1/logs/i-1.log")
 
 
 def test_a_topic_that_refuses_is_no_reason_to_go_on_spending(tmp_path: Path) -> None:
@@ -195,7 +214,7 @@ def test_a_boot_step_that_fails_ends_the_spending(
 ) -> None:
     booted = boot(tmp_path, failing=failing)
     log, *end = booted.calls[-3:]
-    assert log.endswith(f"boot.log s3://bins/runs/{run_id}/boot.log")
+    assert log.endswith(f"machine.log s3://bins/runs/{run_id}/logs/i-1.log")
     assert end == [GROUP_TO_ZERO, POWER_OFF]
     assert not [call for call in booted.calls if "training.spot" in call]
     assert "boot: nothing more to do here" in booted.output
@@ -216,12 +235,39 @@ def test_code_that_cannot_be_unpacked_ends_the_spending(tmp_path: Path) -> None:
 
 def test_the_log_in_the_bucket_says_how_far_the_boot_came(tmp_path: Path) -> None:
     booted = boot(tmp_path, failing="-m pip install")
-    assert "boot: run r1, code and wheels" in booted.boot_log
-    assert "boot: training" not in booted.boot_log
+    for log in (booted.log, booted.cloudwatch):
+        assert "boot: run r1, code and wheels" in log
+        assert "boot: training" not in log
+    (sent,) = (call for call in booted.calls if "put-log-events" in call)
+    assert "--log-group-name /training --log-stream-name r1/i-1" in sent
+
+
+def test_the_end_of_a_log_is_sent_however_long_it_is(tmp_path: Path) -> None:
+    booted = boot(tmp_path, training=1, training_does="seq 100000; printf 'broken text \\377\\n'")
+    assert "99999\n100000\nbroken text" in booted.cloudwatch
+    assert len(booted.cloudwatch) < 2000
+
+
+@pytest.mark.parametrize("training", [0, 75, 1])
+def test_every_ending_keeps_the_log(tmp_path: Path, training: int) -> None:
+    assert "boot: training" in boot(tmp_path, training=training).log
+
+
+def test_a_machine_that_does_not_know_its_name_still_ends_the_spending(tmp_path: Path) -> None:
+    booted = boot(tmp_path, failing="code.tar.gz", before="unset INSTANCE_ID\n")
+    assert booted.calls[-2:] == [GROUP_TO_ZERO, POWER_OFF]
+    assert any("runs/r1/logs/unknown.log" in call for call in booted.calls)
+
+
+def test_a_shutdown_that_tells_the_script_alone_reaches_training(tmp_path: Path) -> None:
+    shell = "trap 'exit 75' TERM; kill -TERM $PPID; while :; do /bin/sleep 0.01; done"
+    booted = boot(tmp_path, training_does=shell)
+    assert "boot: leaving the run to the next machine" in booted.output
+    assert GROUP_TO_ZERO not in booted.calls
 
 
 def test_a_log_that_cannot_be_stored_is_no_reason_to_go_on_spending(tmp_path: Path) -> None:
-    booted = boot(tmp_path, failing="boot.log")
+    booted = boot(tmp_path, training=1, failing="log")
     assert booted.calls[-2:] == [GROUP_TO_ZERO, POWER_OFF]
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from botocore.exceptions import ClientError
 
+from training.settings import seconds
 from training.transfer import list_keys
 
 if TYPE_CHECKING:  # the type hints are not on a training machine
@@ -14,7 +15,7 @@ if TYPE_CHECKING:  # the type hints are not on a training machine
 CURRENT = "control/current.json"
 LEASE = "control/lease.json"
 LEASE_SECONDS = 60
-RENEW_SECONDS = 20
+RENEW_SECONDS = seconds("RENEW", 20)
 
 
 class CurrentRun(TypedDict):
@@ -22,6 +23,7 @@ class CurrentRun(TypedDict):
 
     run_id: str
     runtime: str  # prefix of the wheels, "runtime/<hash>/"
+    launch: NotRequired[str]  # random: tells two launches of one run apart
     stop: NotRequired[bool]  # the user asks the machine for a snapshot and the end of the run
 
 
@@ -84,8 +86,36 @@ def asked_to_stop(s3: "S3Client", bucket: str) -> bool:
 
 
 def end_run(s3: "S3Client", bucket: str) -> None:
-    """No run is active any more."""
+    """No run is active any more; for the machine that holds the lease."""
     s3.delete_object(Bucket=bucket, Key=CURRENT)
+
+
+def is_active(s3: "S3Client", bucket: str, run: CurrentRun) -> bool:
+    """Whether `run` is the active one, and by the same launch."""
+    return same_launch(current_run(s3, bucket), run)
+
+
+def give_up_run(s3: "S3Client", bucket: str, run: CurrentRun) -> bool:
+    """No run is active any more, if `run` was; False, with nothing changed, if another is."""
+    found = _read(s3, bucket, CURRENT)
+    if found is None or not same_launch(json.loads(found[0]), run):
+        return False
+    try:
+        s3.delete_object(Bucket=bucket, Key=CURRENT, IfMatch=found[1])
+    except ClientError as error:
+        if _condition_failed(error):
+            return False
+        raise
+    return True
+
+
+def same_launch(one: CurrentRun | None, other: CurrentRun) -> bool:
+    """Whether both are the same run, started by the same launch."""
+    return (
+        one is not None
+        and one["run_id"] == other["run_id"]
+        and one.get("launch") == other.get("launch")
+    )
 
 
 def _put_current(s3: "S3Client", bucket: str, run: CurrentRun, *, etag: str | None) -> None:

@@ -84,18 +84,23 @@ def _read_shard(file: Path, sha256: str) -> Iterator[Photo]:
             if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
                 raise DatasetError(f"shard {file} is damaged: fetch the data set again")
         with tarfile.open(file) as shard:
-            jpeg = b""
-            for member in shard:
-                photo_id, _, suffix = member.name.partition(".")
-                extracted = shard.extractfile(member)
-                content = extracted.read() if extracted else b""
-                if suffix == "jpg":
-                    jpeg = content
-                elif suffix == "json":
-                    label = json.loads(content)
-                    yield Photo(photo_id, jpeg, int(label["count"]), str(label["group"]))
+            yield from read_photos(shard)
     except FileNotFoundError as error:
         raise DatasetError(f"shard {file} is missing: fetch the data set again") from error
+
+
+def read_photos(shard: tarfile.TarFile) -> Iterator[Photo]:
+    """The photos of an open shard, in its order."""
+    jpeg = b""
+    for member in shard:
+        photo_id, _, suffix = member.name.partition(".")
+        extracted = shard.extractfile(member)
+        content = extracted.read() if extracted else b""
+        if suffix == "jpg":
+            jpeg = content
+        elif suffix == "json":
+            label = json.loads(content)
+            yield Photo(photo_id, jpeg, int(label["count"]), str(label["group"]))
 
 
 def in_validation(group: str, fraction: float) -> bool:

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from serving.preprocess import to_pixels
 from training.data import Dataset, Photo, Side
 from training.model import Backbone, export_onnx
+from training.settings import CHUNK_PHOTOS
 
-CHUNK_PHOTOS = 256  # a few seconds of work: what an interruption can cost
 BATCH_PHOTOS = 32
 VIEWS = 2  # as it is, and mirrored
 

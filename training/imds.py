@@ -2,6 +2,7 @@
 
 import logging
 import os
+from http import HTTPStatus
 
 from ec2_metadata import EC2Metadata
 from urllib3.exceptions import HTTPError
@@ -9,10 +10,24 @@ from urllib3.exceptions import HTTPError
 log = logging.getLogger(__name__)
 
 
-def instance_metadata() -> EC2Metadata:
+class InstanceMetadata(EC2Metadata):
+    """ec2-metadata, and what it does not read."""
+
+    @property
+    def rebalance_recommendation(self) -> str | None:
+        """JSON with the time of EC2's recommendation, or None.
+
+        docs.aws.amazon.com/AWSEC2/latest/UserGuide/rebalance-recommendations.html
+        """
+        url = f"{self.metadata_url}events/recommendations/rebalance"
+        answer = self._get_url(url, allow_404=True)
+        return None if answer.status == HTTPStatus.NOT_FOUND else answer.data.decode()
+
+
+def instance_metadata() -> InstanceMetadata:
     """The service at AWS_EC2_METADATA_SERVICE_ENDPOINT, the SDKs' own variable, or at its
     usual link-local address."""
-    metadata = EC2Metadata()
+    metadata = InstanceMetadata()
     endpoint = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT")
     if endpoint:
         metadata.service_url = f"{endpoint.rstrip('/')}/latest/"
@@ -20,13 +35,25 @@ def instance_metadata() -> EC2Metadata:
     return metadata
 
 
-def interruption_notice(metadata: EC2Metadata) -> bool:
+def interruption_notice(metadata: InstanceMetadata) -> bool:
     """Whether EC2 is about to take this spot machine back: it says so two minutes before.
 
     A service that does not answer counts as no notice; it is asked again soon.
     """
     try:
         return metadata.spot_instance_action is not None
+    except HTTPError as error:
+        log.warning("instance metadata did not answer: %s", error)
+        return False
+
+
+def rebalance_recommended(metadata: InstanceMetadata) -> bool:
+    """Whether EC2 says that an interruption has become more likely, often long before a notice.
+
+    A service that does not answer counts as no recommendation; it is asked again soon.
+    """
+    try:
+        return metadata.rebalance_recommendation is not None
     except HTTPError as error:
         log.warning("instance metadata did not answer: %s", error)
         return False

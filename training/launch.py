@@ -1,230 +1,53 @@
-"""Start a training run on a spot machine of the deployed TrainStack.
+"""Start a training run on a spot machine of the deployed TrainStack, or look after one.
 
-    python -m training.launch --dataset bins --arch resnet50
+    python -m training.launch --dataset bins --arch resnet50 --follow
     python -m training.launch --dataset bins -- --epochs 60     (flags of training.train after --)
 
-States the expected time and cost, writes runs/<id>/request.json, books the end of the group at
-the deadline, and only then sets the group to 1. The machine does the rest and ends itself.
+Starting checks what a run needs, states time and cost, asks, books the end of the group at the
+deadline, and only then sets the group to 1. The machine does the rest and ends itself.
+
+    python -m training.launch status [RUN]          where it stands, and what it has cost so far
+    python -m training.launch follow [RUN]          its progress, until it ends
+    python -m training.launch logs [RUN] [--follow] what its machines printed
+    python -m training.launch stop [RUN]            snapshot, then end it; the group goes to 0
+    python -m training.launch resume RUN            go on with one that was stopped or has failed
+    python -m training.launch list                  all runs, and whose model is the newest
+
+RUN is the active run, or else the newest, unless it is named.
 """
 
 import argparse
-import dataclasses
-import io
-import json
-import secrets
 import sys
-import tarfile
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
 
-import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from costs.estimate import Estimate, estimate_training
-from costs.prices import PriceError, Purchase, load_prices
-from infra.outputs import NotDeployedError, stack_output
-from training.control import CurrentRun, RunActiveError, current_run, end_run, start_run
-from training.run_record import Request, RunRecord, utc_now
+from costs.prices import PriceError
+from infra.outputs import NotDeployedError
+from training.control import RunActiveError
+from training.deployment import Deployment, LaunchError
+from training.follow import follow
+from training.list_runs import list_runs
+from training.logs import print_logs
 from training.settings import ARCHITECTURES
 from training.settings import parse_arguments as parse_train_arguments
-from training.transfer import list_keys
+from training.start import resume, start
+from training.status import choose_run, format_run, look
+from training.stop import stop
 
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
-
-ROOT = Path(__file__).resolve().parent.parent
-CODE = ("training", "serving", "costs")  # packages that a machine needs
-BOOKING = "end-training"  # one name: a new run's booking replaces the last one's
+PROGRAM = "python -m training.launch"
 LONGEST_HOURS = 7 * 24
 
 
-class LaunchError(RuntimeError):
-    """The run cannot start; the message is one line."""
-
-
-def launch(args: argparse.Namespace) -> str:
-    """Start the run; returns its id. Raises LaunchError when something is missing."""
-    session = launcher_session(stack_output("TrainStack", "LauncherRoleArn"))
-    bucket = stack_output("DataStack", "BucketName")
-    group = stack_output("TrainStack", "GroupName")
-    s3 = session.client("s3")
-    record = RunRecord(s3, bucket, _new_run_id(args.arch))
-    runtime = _check_inputs(s3, record, args)
-    autoscaling = session.client("autoscaling")
-    instance_type, purchase = _machine(autoscaling, group)
-    estimate = _estimate(record, args, instance_type, purchase)
-    print(
-        f"run {record.run_id}: about {estimate.seconds / 60:.0f} minutes and "
-        f"${estimate.dollars:.3f} on a {instance_type}, {purchase.replace('_', '-')}; "
-        f"ended by force after {args.max_hours:g} hours\n  basis: {estimate.basis}"
-    )
-    if not args.yes and input("Start it? [y/N] ").strip().lower() not in {"y", "yes"}:
-        raise LaunchError("not started")
-
-    _clear_ended_run(s3, bucket, autoscaling, group)
-    deadline = datetime.now(UTC) + timedelta(hours=args.max_hours)
-    _write_request(record, args, deadline, estimate)
-    start_run(s3, bucket, CurrentRun(run_id=record.run_id, runtime=runtime))
-    try:
-        _book_end(autoscaling, group, deadline)
-        # CloudFormation cannot say so: never end a machine at work to even out the zones.
-        autoscaling.suspend_processes(AutoScalingGroupName=group, ScalingProcesses=["AZRebalance"])
-        autoscaling.set_desired_capacity(AutoScalingGroupName=group, DesiredCapacity=1)
-    except BaseException:  # Ctrl-C as well: no machine will come to end this run
-        end_run(s3, bucket)
-        record.set_status("failed", "could not be started", [])
-        raise
-    print(f"started; its record: {record.uri('')}")
-    return record.run_id
-
-
-def launcher_session(role_arn: str) -> boto3.Session:
-    """A session with the launcher's role, which may start runs and little else."""
-    credentials = boto3.client("sts").assume_role(RoleArn=role_arn, RoleSessionName="launch")[
-        "Credentials"
-    ]
-    return boto3.Session(
-        aws_access_key_id=credentials["AccessKeyId"],
-        aws_secret_access_key=credentials["SecretAccessKey"],
-        aws_session_token=credentials["SessionToken"],
-    )
-
-
-def _new_run_id(arch: str) -> str:
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{arch}-{secrets.token_hex(2)}"
-
-
-def _check_inputs(s3: "S3Client", record: RunRecord, args: argparse.Namespace) -> str:
-    """Look for data set, weights and wheels; returns the prefix of the newest wheels."""
-    for key, command in (
-        (f"datasets/{args.dataset}/manifest.json", f"data_prep all --name {args.dataset}"),
-        (f"weights/{args.arch}.pth", f"data_prep weights --arch {args.arch}"),
-    ):
-        if key not in list_keys(s3, record.bucket, key):
-            raise LaunchError(f"s3://{record.bucket}/{key} is missing: run `python -m {command}`")
-    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=record.bucket, Prefix="runtime/")
-    built = [
-        (item["LastModified"], item["Key"])
-        for page in pages
-        for item in page.get("Contents", [])
-        if item["Key"].endswith("/requirements.txt")
-    ]
-    if not built:
-        raise LaunchError("no wheels for the machine: run `python -m training.runtime`")
-    return max(built)[1].removesuffix("requirements.txt")
-
-
-def _machine(autoscaling: Any, group: str) -> tuple[str, Purchase]:
-    """What the group starts: the first of its types (one of the others costs about as much), and
-    how it is bought."""
-    groups = autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[group])
-    policy = groups["AutoScalingGroups"][0]["MixedInstancesPolicy"]
-    on_demand = policy["InstancesDistribution"]["OnDemandPercentageAboveBaseCapacity"]
-    instance_type: str = policy["LaunchTemplate"]["Overrides"][0]["InstanceType"]
-    return instance_type, "on_demand" if on_demand else "spot"
-
-
-def _estimate(
-    record: RunRecord, args: argparse.Namespace, instance_type: str, purchase: Purchase
-) -> Estimate:
-    key = f"datasets/{args.dataset}/manifest.json"
-    manifest = json.loads(record.s3.get_object(Bucket=record.bucket, Key=key)["Body"].read())
-    photos = sum(sum(by_count.values()) for by_count in manifest["photos"].values())
-    return estimate_training(
-        photos, args.arch, args.epochs, instance_type, load_prices(), purchase=purchase
-    )
-
-
-def _clear_ended_run(s3: "S3Client", bucket: str, autoscaling: Any, group: str) -> None:
-    """Close the record of a run whose machines are gone without having said so.
-
-    Raises RunActiveError when the group is at work.
-    """
-    active = current_run(s3, bucket)
-    groups = autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[group])
-    (state,) = groups["AutoScalingGroups"]
-    if state["DesiredCapacity"] or state["Instances"]:
-        raise RunActiveError(
-            f"{group} is at work on run {active['run_id'] if active else '?'}: wait for its end"
-        )
-    if active:
-        ended = RunRecord(s3, bucket, active["run_id"])
-        status = ended.status()
-        if status["state"] not in {"succeeded", "failed"}:
-            ended.set_status("failed", "ended without a word, see boot.log", status["attempts"])
-        end_run(s3, bucket)
-
-
-def _write_request(
-    record: RunRecord, args: argparse.Namespace, deadline: datetime, estimate: Estimate
-) -> None:
-    request = Request(
-        run_id=record.run_id,
-        dataset=args.dataset,
-        arch=args.arch,
-        train_arguments=args.train_arguments,
-        deadline=deadline.isoformat(timespec="seconds"),
-        estimate=dataclasses.asdict(estimate),
-    )
-    record.s3.put_object(Bucket=record.bucket, Key=record.key("code.tar.gz"), Body=_pack_code())
-    record.write("request.json", request)
-    record.set_status("requested", f"requested {utc_now()}", [])
-
-
-def _pack_code() -> bytes:
-    """The packages that a machine of this run executes, whatever is deployed or edited later."""
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w:gz") as tar:
-        for package in CODE:
-            for file in sorted((ROOT / package).iterdir()):
-                if file.suffix in {".py", ".json"}:
-                    tar.add(file, arcname=f"{package}/{file.name}")
-    return content.getvalue()
-
-
-def _book_end(autoscaling: Any, group: str, deadline: datetime) -> None:
-    """Have the group go to 0 at the deadline, whatever happens, and read that back."""
-    autoscaling.put_scheduled_update_group_action(
-        AutoScalingGroupName=group,
-        ScheduledActionName=BOOKING,
-        StartTime=deadline,
-        MinSize=0,
-        DesiredCapacity=0,
-    )
-    actions = autoscaling.describe_scheduled_actions(
-        AutoScalingGroupName=group, ScheduledActionNames=[BOOKING]
-    )["ScheduledUpdateGroupActions"]
-    if [action["DesiredCapacity"] for action in actions] != [0]:
-        raise LaunchError(f"the end at {deadline:%H:%M} UTC could not be booked, nothing started")
-
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The flags; `train_arguments`, after --, are checked by training.train's own parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.launch",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    flag = parser.add_argument
-    flag("--dataset", default="bins", help="name of an uploaded data set (default: %(default)s)")
-    flag(
-        "--arch",
-        choices=sorted(ARCHITECTURES),
-        default="resnet50",
-        help="pretrained backbone (default: %(default)s)",
-    )
-    flag(
-        "--max-hours",
-        type=float,
-        default=3,
-        help="no machine runs after this, whatever happens (default: %(default)s)",
-    )
-    flag("--yes", action="store_true", help="start without asking")
-    flag("train_arguments", nargs="*", metavar="-- FLAG", help="flags of training.train, after --")
-    args = parser.parse_args(arguments)
-    if not 0 < args.max_hours <= LONGEST_HOURS:
-        parser.error(f"--max-hours must be above 0, at most {LONGEST_HOURS}")
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """The flags of a start, or of a command if the first word is one; `command` says which."""
+    if arguments and not arguments[0].startswith("-"):
+        return _commands().parse_args(arguments)
+    divider = arguments.index("--") if "--" in arguments else len(arguments)
+    parser = _start_flags()
+    args = parser.parse_args(arguments[:divider])
+    args.train_arguments = arguments[divider + 1 :]
+    # What training.train would refuse is refused here, by its own parser.
     set_by_machine = ["--data", "-", "--weights", "-", "--output", "-", "--arch", args.arch]
     expected = parse_train_arguments(set_by_machine)
     asked = parse_train_arguments([*set_by_machine, *args.train_arguments])
@@ -235,16 +58,106 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def _start_flags() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} [flags] [-- flags of training.train]\n       {PROGRAM} COMMAND [RUN]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command="start")
+    flag = parser.add_argument
+    flag("--dataset", default="bins", help="name of an uploaded data set (default: %(default)s)")
+    flag(
+        "--arch",
+        choices=sorted(ARCHITECTURES),
+        default="resnet50",
+        help="pretrained backbone (default: %(default)s)",
+    )
+    _add_start_flags(parser)
+    return parser
+
+
+def _commands() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROGRAM)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, explanation in (
+        ("status", "where a run stands, and what it has cost so far"),
+        ("follow", "the progress of a run, until it ends"),
+        ("logs", "what the machines of a run printed"),
+        ("stop", "end the active run after a snapshot; the group goes to 0"),
+    ):
+        command = commands.add_parser(name, help=explanation, description=explanation)
+        default = "the active run" if name == "stop" else "the active run, or else the newest"
+        command.add_argument("run", nargs="?", metavar="RUN", help=f"default: {default}")
+        if name == "logs":
+            command.add_argument("--follow", action="store_true", help="until the run ends")
+    explanation = "go on with a run that was stopped or has failed: same code, new deadline"
+    command = commands.add_parser("resume", help=explanation, description=explanation)
+    command.add_argument("run", metavar="RUN", help="its id, see list")
+    _add_start_flags(command)
+    explanation = "all runs, newest first, and whose model is the newest"
+    commands.add_parser("list", help=explanation, description=explanation)
+    return parser
+
+
+def _add_start_flags(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument
+    flag(
+        "--max-hours",
+        type=_hours,
+        default=3,
+        help="no machine runs after this, whatever happens (default: %(default)s)",
+    )
+    flag("--yes", action="store_true", help="start without asking")
+    flag("--follow", action="store_true", help="show the progress until the run ends")
+
+
+def _hours(text: str) -> float:
+    hours = float(text)
+    if not 0 < hours <= LONGEST_HOURS:
+        raise argparse.ArgumentTypeError(f"must be above 0, at most {LONGEST_HOURS}, not {text}")
+    return hours
+
+
+def run_command(args: argparse.Namespace) -> bool:
+    """Do what was asked; returns whether all is well, which `follow` says of its run.
+
+    Raises LaunchError, RunActiveError, NotDeployedError, PriceError, or an error of botocore.
+    """
+    deployment = Deployment.connect()
+    match args.command:
+        case "start" | "resume":
+            run_id = (start if args.command == "start" else resume)(deployment, args)
+            if args.follow:
+                return follow(deployment, run_id)
+            print(f"see how it goes with `{PROGRAM} follow`")
+        case "status":
+            run = look(deployment, choose_run(deployment, args.run))
+            print(format_run(run, now=datetime.now(UTC)))
+        case "follow":
+            return follow(deployment, choose_run(deployment, args.run))
+        case "logs":
+            print_logs(deployment, choose_run(deployment, args.run), follow=args.follow)
+        case "stop":
+            stop(deployment, args.run)
+        case "list":
+            print(list_runs(deployment))
+    return True
+
+
 def main() -> None:
-    args = parse_arguments()
+    args = parse_arguments(sys.argv[1:])
     try:
-        launch(args)
+        succeeded = run_command(args)
     except (LaunchError, NotDeployedError, PriceError, RunActiveError) as error:
         sys.exit(f"error: {error}")
     except (BotoCoreError, ClientError) as error:
-        sys.exit(f"error: AWS: {error}")
-    except (EOFError, KeyboardInterrupt):
-        sys.exit("\nerror: not started")
+        sys.exit(f"error: AWS: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit(f"\nerror: {args.command} was broken off")
+    if not succeeded:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

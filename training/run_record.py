@@ -22,6 +22,8 @@ class Request(TypedDict):
     train_arguments: list[str]  # flags of training.train
     deadline: str  # ISO 8601, UTC; no machine works on the run after it
     estimate: dict[str, Any]
+    epochs: int  # of the head; with `chunks`, what progress is measured against
+    chunks: int  # of features, both sides of the data set
     earlier_attempts: NotRequired[int]  # before `launch resume`; their failures no longer count
 
 

@@ -9,6 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 INTERRUPTED = 75  # exit code of training.train, EX_TEMPFAIL: the same command goes on
+CHUNK_PHOTOS = 256  # features are kept in chunks of a few seconds of work
+
+
+def seconds(name: str, usual: float) -> float:
+    """A time in a machine's life: `usual`, or what a rehearsal sets as SPOT_<name>_SECONDS."""
+    return float(os.environ.get(f"SPOT_{name}_SECONDS", usual))
 
 
 @dataclass(frozen=True, kw_only=True)

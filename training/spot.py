@@ -8,11 +8,9 @@ itself broke, and the group goes to 0.
 """
 
 import argparse
-import dataclasses
 import logging
 import os
 import signal
-import subprocess
 import sys
 import tarfile
 import threading
@@ -21,27 +19,37 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import boto3
-import watchtower
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
-from ec2_metadata import EC2Metadata
 
-from costs.estimate import run_cost, total
-from costs.prices import PriceError, Purchase, load_prices
-from training.control import Lease, LeaseLostError, current_run, end_run
-from training.imds import instance_metadata, interruption_notice
-from training.run_record import Attempt, Request, RunRecord, billed_seconds, utc_now
-from training.settings import INTERRUPTED
+from costs.prices import load_prices
+from training.bill import run_bill
+from training.control import Lease, LeaseLostError, asked_to_stop, current_run, end_run
+from training.imds import (
+    InstanceMetadata,
+    instance_metadata,
+    interruption_notice,
+    rebalance_recommended,
+)
+from training.machine_log import LOG_FILE, LogCopy, log_to_cloudwatch
+from training.process import TrainingProcess
+from training.run_record import Attempt, Outcome, Request, RunRecord, State, utc_now
+from training.settings import INTERRUPTED, seconds
 from training.transfer import CheckpointStore, download_prefix
 
 OVER, TRY_AGAIN = 0, INTERRUPTED
 FAILED_ATTEMPTS = 3  # the third ends the run
-STORE_SECONDS = 10.0  # between uploads of checkpoints and progress
-CLOSING_SECONDS = 120.0  # before the deadline, for a last snapshot and the record
-STOP_SECONDS = 60.0  # for the training process to take its snapshot
+POLL_SECONDS = seconds("POLL", 5)  # between looks at metadata, clock and training process
+ASK_SECONDS = seconds("ASK", 20)  # between looks for the user's wish to stop: two requests each
+STORE_SECONDS = seconds("STORE", 10)  # between uploads of checkpoints, progress and log
+CLOSING_SECONDS = seconds("CLOSING", 120)  # before the deadline, for a last snapshot and the record
+# Training prints a line every few seconds; the longest it is silent is while it exports the model,
+# a minute on two vCPUs. Ten times that is surely a hang, and costs half a cent.
+QUIET_SECONDS = seconds("QUIET", 600)
+MODEL = "model.tar.gz"
+TAKEN_BACK = "the machine was taken back"
 
 log = logging.getLogger("training.spot")
 
@@ -67,6 +75,14 @@ class Stack:
         )
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How an attempt ended, and why, in words for the user."""
+
+    outcome: Outcome
+    reason: str
+
+
 class SpotAttempt:
     """This machine's attempt at one run, from taking the lease to leaving."""
 
@@ -77,7 +93,8 @@ class SpotAttempt:
         record: RunRecord,
         request: Request,
         work: Path,
-        metadata: EC2Metadata,
+        metadata: InstanceMetadata,
+        asked_to_leave: Callable[[], bool],
     ) -> None:
         self.stack = stack
         self.record = record
@@ -86,6 +103,7 @@ class SpotAttempt:
         self.dataset = work / "dataset"
         self.weights = work / f"{request['arch']}.pth"
         self.metadata = metadata
+        self.asked_to_leave = asked_to_leave
         self.lease = Lease(
             record.s3, stack.bucket, run_id=record.run_id, holder=metadata.instance_id
         )
@@ -93,53 +111,55 @@ class SpotAttempt:
         self.checkpoints = CheckpointStore(
             record.s3, stack.bucket, record.run_id, self.checkpoint_folder
         )
+        self.log_copy = LogCopy(record, work / LOG_FILE, metadata.instance_id)
+        self.ask = Every(ASK_SECONDS)
         self.attempts: list[Attempt] = []
 
-    def run(self, asked_to_leave: Callable[[], bool], poll_seconds: float) -> int:
+    def run(self) -> int:
         """Work on the run until it ends or the machine has to leave; returns the exit code.
 
         Raises LeaseLostError when another machine took over.
         """
         self.lease.acquire()
         try:
-            return self._run(asked_to_leave, poll_seconds)
+            return self._run()
         except (BotoCoreError, ClientError, Boto3Error, OSError) as error:
             if not self.attempts:
                 raise  # the record could not even be read: the boot script ends it
             log.exception("this attempt cannot go on")
             self.lease.renew()
-            self._end_attempt("failed")
-            return self._after_failure(f"{type(error).__name__}: {error}")
+            return self._leave(Ending("failed", f"{type(error).__name__}: {error}"))
 
-    def _run(self, asked_to_leave: Callable[[], bool], poll_seconds: float) -> int:
+    def _run(self) -> int:
         current = current_run(self.record.s3, self.stack.bucket)
         if current is None or current["run_id"] != self.record.run_id:
             log.info("another machine ended the run while this one waited for the lease")
             self.lease.release()
             return TRY_AGAIN
         self.attempts = self.record.status()["attempts"]
+        self._close_lost_attempts()
         if self._out_of_time():
             self._end_run("failed", f"the deadline {self.request['deadline']} has passed")
             return OVER
+        if current.get("stop"):
+            self._end_run("stopped", "stopped as asked, before this machine began")
+            return OVER
         self._begin()
         self._fetch()
-        code = self._train(asked_to_leave, poll_seconds)
+        ending = self._train()
         self.checkpoints.store(len(self.attempts))
         self.lease.renew()  # the last snapshot may have taken longer than the lease lasts
-        if code == 0:
-            self._succeed()
-            return OVER
-        if self._out_of_time():
-            self._end_attempt("failed")
-            self._end_run("failed", f"not done at the deadline, {self.request['deadline']}")
-            return OVER
-        if code == INTERRUPTED:
-            self._end_attempt("interrupted")
-            self.record.set_status("interrupted", "the machine was taken back", self.attempts)
-            self.lease.release()
-            return TRY_AGAIN
-        self._end_attempt("failed")
-        return self._after_failure(f"training ended with exit code {code}, see the log")
+        if ending.outcome == "succeeded":
+            self._publish()
+        return self._leave(ending)
+
+    def _close_lost_attempts(self) -> None:
+        """A machine that vanished wrote no end: at the latest when the next one started."""
+        starts = [attempt["started"] for attempt in self.attempts[1:]] + [boot_time()]
+        for attempt, end in zip(self.attempts, starts, strict=False):
+            if "ended" not in attempt:
+                log.warning("%s vanished without a word", attempt["instance_id"])
+                attempt["ended"], attempt["outcome"] = max(end, attempt["started"]), "lost"
 
     def _begin(self) -> None:
         self.attempts.append(
@@ -147,22 +167,25 @@ class SpotAttempt:
                 instance_id=self.metadata.instance_id,
                 instance_type=self.metadata.instance_type,
                 zone=self.metadata.availability_zone,
-                started=os.environ.get("BOOT_STARTED", utc_now()),
+                started=boot_time(),
             )
         )
         message = f"attempt {len(self.attempts)} on {self.metadata.instance_id}"
         log.info("run %s, %s", self.record.run_id, message)
         self.record.set_status("running", message, self.attempts)
+        self.log_copy.store()
 
     def _fetch(self) -> None:
         s3, bucket = self.record.s3, self.stack.bucket
-        download_prefix(s3, bucket, f"datasets/{self.request['dataset']}/", self.dataset)
+        dataset = f"datasets/{self.request['dataset']}/"
+        if not download_prefix(s3, bucket, dataset, self.dataset):
+            raise FileNotFoundError(f"s3://{bucket}/{dataset} is empty: run data_prep again")
         s3.download_file(bucket, f"weights/{self.weights.name}", str(self.weights))
         log.info("%d files of earlier attempts", self.checkpoints.restore())
 
-    def _train(self, asked_to_leave: Callable[[], bool], poll_seconds: float) -> int:
-        """Run training.train, keeping the lease and storing progress; returns its exit code."""
-        process = subprocess.Popen(
+    def _train(self) -> Ending:
+        """Run training.train, keeping the lease and storing progress, until one of them ends."""
+        process = TrainingProcess(
             [
                 *(sys.executable, "-m", "training.train"),
                 *("--data", str(self.dataset)),
@@ -173,33 +196,45 @@ class SpotAttempt:
                 *("--run-id", self.record.run_id),
                 *self.request["train_arguments"],
             ],
-            env={"TQDM_MININTERVAL": "10", **os.environ},  # a progress bar's lines in the log
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            {"TQDM_MININTERVAL": "10", **os.environ},  # a progress bar's lines in the log
+            self.output,
+            self.checkpoint_folder,
         )
-        relay = threading.Thread(target=_relay, args=(process,))
-        relay.start()
-        stored = time.monotonic()
+        store = Every(STORE_SECONDS)
+        advised = False
         try:
-            while process.poll() is None:
-                time.sleep(poll_seconds)
-                if asked_to_leave() or interruption_notice(self.metadata):
-                    log.warning("the machine is being taken back: snapshot and leave")
-                    return _stop(process)
-                if self._out_of_time():
-                    log.warning("the deadline is near: snapshot and end the run")
-                    return _stop(process)
+            while process.running():
+                time.sleep(POLL_SECONDS)
+                ending = self._reason_to_end(process)
+                if ending:
+                    log.warning("%s: a last snapshot", ending.reason)
+                    return Ending("succeeded", "") if process.stop() == 0 else ending
                 self.lease.renew()
-                if time.monotonic() - stored >= STORE_SECONDS:
-                    self.checkpoints.store(len(self.attempts))
+                if not advised and rebalance_recommended(self.metadata):
+                    log.info("EC2 expects an interruption (rebalance recommendation): snapshot now")
+                    process.ask_for_snapshot()
+                    advised = True
+                if store.due():
                     self._store_progress()
-                    stored = time.monotonic()
         finally:
-            process.kill()  # does nothing to one that has ended
-            process.wait()
-            relay.join()
-        return process.returncode
+            code = process.end()
+        if code == 0:
+            return Ending("succeeded", "")
+        if code == INTERRUPTED:  # the machine's shutdown told it directly
+            return Ending("interrupted", TAKEN_BACK)
+        return Ending("failed", process.failure())
+
+    def _reason_to_end(self, process: TrainingProcess) -> Ending | None:
+        if self.asked_to_leave() or interruption_notice(self.metadata):
+            return Ending("interrupted", TAKEN_BACK)
+        if self._out_of_time():
+            return Ending("failed", "not done in time")
+        if process.quiet_seconds() > QUIET_SECONDS:
+            quiet = f"nothing printed and no file changed for {QUIET_SECONDS / 60:.2g} minutes"
+            return Ending("failed", f"training hung: {quiet}")
+        if self.ask.due() and asked_to_stop(self.record.s3, self.stack.bucket):
+            return Ending("stopped", "stopped as asked")
+        return None
 
     def _out_of_time(self) -> bool:
         """Whether what is left before the booked end of the group is only enough to say so."""
@@ -207,95 +242,95 @@ class SpotAttempt:
         return left.total_seconds() < CLOSING_SECONDS
 
     def _store_progress(self) -> None:
+        self.checkpoints.store(len(self.attempts))
+        self.log_copy.store()
         metrics = self.output / "metrics.jsonl"
         if metrics.exists():
             self.record.upload(metrics)
 
-    def _succeed(self) -> None:
-        """Store the results, the pointer to the model last, then tell."""
-        self._end_attempt("succeeded")
+    def _publish(self) -> None:
+        """Store the results, the pointer to the model last."""
+        log.info("storing the results")
         for name in ("metrics.jsonl", "metrics.json", "loss.png"):
             self.record.upload(self.output / name)
-        self._store_cost()
-        archive = self.output / "model.tar.gz"
+        archive = self.output / MODEL
         with tarfile.open(archive, "w:gz") as tar:
             for file in sorted((self.output / "model").iterdir()):
                 tar.add(file, arcname=file.name)
         self.record.upload(archive)
         self.lease.renew()
         boto3.client("ssm").put_parameter(
-            Name=self.stack.model_parameter, Value=self.record.uri(archive.name), Overwrite=True
+            Name=self.stack.model_parameter, Value=self.record.uri(MODEL), Overwrite=True
         )
-        self._end_run("succeeded", f"model at {self.record.uri(archive.name)}")
 
-    def _after_failure(self, reason: str) -> int:
-        failures = sum(attempt.get("outcome") == "failed" for attempt in self.attempts)
-        if failures >= FAILED_ATTEMPTS:
-            self._end_run("failed", f"{reason}; attempt {failures} of {FAILED_ATTEMPTS}")
-            return OVER
-        self.record.set_status("interrupted", f"{reason}; trying again", self.attempts)
-        self.lease.release()
-        return TRY_AGAIN
+    def _leave(self, ending: Ending) -> int:
+        """Write down how this attempt ended, and the run with it where nobody goes on."""
+        self.attempts[-1]["ended"], self.attempts[-1]["outcome"] = utc_now(), ending.outcome
+        if ending.reason:
+            log.warning("attempt %d %s: %s", len(self.attempts), ending.outcome, ending.reason)
+        counted = self.attempts[self.request.get("earlier_attempts", 0) :]
+        failures = sum(attempt.get("outcome") == "failed" for attempt in counted)
+        if ending.outcome == "succeeded":
+            self._end_run("succeeded", f"model at {self.record.uri(MODEL)}")
+        elif ending.outcome == "stopped":
+            self._end_run("stopped", ending.reason)
+        elif self._out_of_time():
+            self._end_run("failed", f"{ending.reason}; the deadline is {self.request['deadline']}")
+        elif ending.outcome == "failed" and failures >= FAILED_ATTEMPTS:
+            self._end_run("failed", f"{ending.reason}; attempt {failures} of {FAILED_ATTEMPTS}")
+        else:
+            self.record.set_status("interrupted", f"{ending.reason}; trying again", self.attempts)
+            self.lease.release()
+            return TRY_AGAIN
+        return OVER
 
-    def _store_cost(self) -> None:
-        prices = load_prices()
-        seconds = billed_seconds(self.attempts)
-        instance_type, gib = self.metadata.instance_type, self.stack.volume_gib
-        purchase: Purchase = "spot" if self.metadata.instance_life_cycle == "spot" else "on_demand"
-        cost: dict[str, Any] = {
-            "instance_type": instance_type,
-            "purchase": purchase,
-            "seconds": seconds,
-            "volume_gib": gib,
-            "prices_date": prices.date,
-        }
-        try:
-            lines = run_cost(seconds, instance_type, purchase, gib, prices)
-            cost |= {"dollars": total(lines), "lines": [dataclasses.asdict(it) for it in lines]}
-        except PriceError as error:  # no reason to lose a model that is finished
-            cost |= {"dollars": None, "lines": [], "note": str(error)}
-        self.record.write("cost.json", cost)
-
-    def _end_attempt(self, outcome: str) -> None:
-        self.attempts[-1]["ended"] = utc_now()
-        self.attempts[-1]["outcome"] = outcome  # type: ignore[typeddict-item]
-
-    def _end_run(self, state: str, message: str) -> None:
-        self.record.set_status(state, message, self.attempts)  # type: ignore[arg-type]
+    def _end_run(self, state: State, message: str) -> None:
+        log.info("run %s %s: %s", self.record.run_id, state, message)
+        self._store_cost()
+        self.record.set_status(state, message, self.attempts)
         end_run(self.record.s3, self.stack.bucket)
         self.lease.release()
         try:
             boto3.client("sns").publish(
                 TopicArn=self.stack.topic_arn,
                 Subject=f"Training run {self.record.run_id} {state}",
-                Message=message,
+                Message=f"{message}\nIts record and logs: {self.record.uri('')}",
             )
         except (BotoCoreError, ClientError) as error:  # the run is over all the same
             log.warning("nobody could be told: %s", error)
 
-
-def _stop(process: "subprocess.Popen[str]") -> int:
-    """Ask the training process to leave; returns 0 if it had just finished, else INTERRUPTED.
-
-    Its own exit code tells nothing else: before its imports are done, SIGTERM just kills it.
-    """
-    process.terminate()
-    try:
-        return 0 if process.wait(STOP_SECONDS) == 0 else INTERRUPTED
-    except subprocess.TimeoutExpired:
-        return INTERRUPTED
-
-
-def _relay(process: "subprocess.Popen[str]") -> None:
-    """Log what the training process prints, line by line, until it ends."""
-    assert process.stdout
-    with process.stdout as lines:
-        for line in lines:
-            if line.strip():
-                log.info("train: %s", line.rstrip())
+    def _store_cost(self) -> None:
+        bill = run_bill(
+            self.attempts,
+            self.request,
+            instance_type=self.metadata.instance_type,
+            purchase="spot" if self.metadata.instance_life_cycle == "spot" else "on_demand",
+            volume_gib=self.stack.volume_gib,
+            prices=load_prices(),
+        )
+        self.record.write("cost.json", bill)
 
 
-def work_on_active_run(work: Path, poll_seconds: float) -> int:
+class Every:
+    """Says once per `seconds` that it is time."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        if time.monotonic() - self._last < self._seconds:
+            return False
+        self._last = time.monotonic()
+        return True
+
+
+def boot_time() -> str:
+    """From when on this machine is paid for; infra/user_data.sh notes it."""
+    return os.environ.get("BOOT_STARTED", utc_now())
+
+
+def work_on_active_run(work: Path) -> int:
     """Find the active run and attempt it; returns the exit code of this program."""
     stack = Stack.from_environment()
     s3 = boto3.client("s3")
@@ -304,27 +339,24 @@ def work_on_active_run(work: Path, poll_seconds: float) -> int:
         log.info("no run is active")
         return OVER
     metadata = instance_metadata()
-    _log_to_cloudwatch(stack, f"{current['run_id']}/{metadata.instance_id}")
+    stream = f"{current['run_id']}/{metadata.instance_id}"
+    log_to_cloudwatch(stack.log_group, stream, work / LOG_FILE)
     record = RunRecord(s3, stack.bucket, current["run_id"])
-    request = record.request()
     leave = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: leave.set())
-    attempt = SpotAttempt(stack=stack, record=record, request=request, work=work, metadata=metadata)
+    attempt = SpotAttempt(
+        stack=stack,
+        record=record,
+        request=record.request(),
+        work=work,
+        metadata=metadata,
+        asked_to_leave=leave.is_set,
+    )
     try:
-        return attempt.run(leave.is_set, poll_seconds)
+        return attempt.run()
     except LeaseLostError as error:
         log.warning("%s: leaving without another word", error)
         return TRY_AGAIN
-
-
-def _log_to_cloudwatch(stack: Stack, stream: str) -> None:
-    handler = watchtower.CloudWatchLogHandler(
-        log_group_name=stack.log_group,
-        log_stream_name=stream,
-        boto3_client=boto3.client("logs"),
-        create_log_group=False,
-    )
-    logging.getLogger("training").addHandler(handler)
 
 
 def main() -> None:
@@ -334,16 +366,10 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for everything on disk")
-    parser.add_argument(
-        "--poll-seconds",
-        type=float,
-        default=float(os.environ.get("SPOT_POLL_SECONDS", "5")),
-        help="between looks for an interruption notice (default: SPOT_POLL_SECONDS, or 5)",
-    )
     args = parser.parse_args()
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("training").setLevel(logging.INFO)
-    sys.exit(work_on_active_run(args.work, args.poll_seconds))
+    sys.exit(work_on_active_run(args.work))
 
 
 if __name__ == "__main__":

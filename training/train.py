@@ -4,7 +4,8 @@
         --arch efficientnet_lite0 --output out
 
 The same command runs on a laptop and on a spot machine. SIGTERM takes a snapshot and leaves
-with exit code 75; the same command again goes on from there, to the same weights.
+with exit code 75; the same command again goes on from there, to the same weights. SIGUSR1 takes
+a snapshot after the epoch and goes on.
 """
 
 import argparse
@@ -33,23 +34,25 @@ from training.report import plot_loss
 from training.settings import INTERRUPTED, Settings, parse_arguments
 
 
-class StopRequest:
-    """Becomes true with the first SIGTERM."""
+class Signals:
+    """What the machine asks of this process: SIGTERM to stop, SIGUSR1 for a snapshot."""
 
     def __init__(self) -> None:
-        self.seen = False
+        self.stop = False
+        self.snapshot = False
         signal.signal(signal.SIGTERM, self._note)
+        signal.signal(signal.SIGUSR1, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.seen = True
-
-    def __call__(self) -> bool:
-        return self.seen
+        if number == signal.SIGTERM:
+            self.stop = True
+        else:
+            self.snapshot = True
 
 
 def train(args: argparse.Namespace) -> None:
     """The whole run: features, head, evaluation, model folder. Raises StoppedError on SIGTERM."""
-    stop = StopRequest()
+    signals = Signals()
     settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
     torch.set_num_threads(settings.threads)
     dataset = open_dataset(args.data)
@@ -58,7 +61,14 @@ def train(args: argparse.Namespace) -> None:
     checkpoints: Path = args.checkpoint_dir or args.output / "checkpoints"
     cache, snapshots = checkpoints / f"features-{key}", checkpoints / f"snapshots-{key}"
     features, test_features = (
-        compute_features(dataset, side, backbone, cache, threads=settings.threads, should_stop=stop)
+        compute_features(
+            dataset,
+            side,
+            backbone,
+            cache,
+            threads=settings.threads,
+            should_stop=lambda: signals.stop,
+        )
         for side in ("train", "test")
     )
     fit, validation = _split_validation(features, dataset, settings.validation_fraction)
@@ -69,7 +79,7 @@ def train(args: argparse.Namespace) -> None:
         print(f"going on after epoch {trainer.epoch}", file=sys.stderr)
     args.output.mkdir(parents=True, exist_ok=True)
     metrics_file = args.output / "metrics.jsonl"
-    _train_head(trainer, validation, metrics_file, snapshots, args.snapshot_seconds, stop)
+    _train_head(trainer, validation, metrics_file, snapshots, args.snapshot_seconds, signals)
 
     head, epoch = trainer.best_head()
     print(f"the head of epoch {epoch} has the lowest validation loss", file=sys.stderr)
@@ -95,7 +105,7 @@ def _train_head(
     metrics_file: Path,
     snapshots: Path,
     snapshot_seconds: float,
-    stop: StopRequest,
+    signals: Signals,
 ) -> None:
     """All epochs that are left, with a line in `metrics_file` for each and snapshots in between.
 
@@ -123,8 +133,9 @@ def _train_head(
             accuracy = f"{validation_accuracy:.1%}"
             progress.set_postfix(refresh=False, loss=f"{train_loss:.3f}", accuracy=accuracy)
             progress.update()
-            stopping = stop()
-            if stopping or time.monotonic() - saved >= snapshot_seconds:
+            stopping = signals.stop
+            if stopping or signals.snapshot or time.monotonic() - saved >= snapshot_seconds:
+                signals.snapshot = False
                 save_snapshot(snapshots, trainer.snapshot())
                 saved = time.monotonic()
             if stopping:

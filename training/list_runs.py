@@ -1,0 +1,67 @@
+"""All runs on one screen, the newest first."""
+
+from datetime import datetime
+
+from botocore.exceptions import ClientError
+
+from infra.outputs import stack_output
+from training.control import CurrentRun, current_run
+from training.deployment import Deployment, Group, LaunchError
+from training.run_record import RunRecord
+from training.status import attempt_dollars, attempt_seconds, duration, find_standing, money
+
+SHOWN = 20
+
+
+def list_runs(deployment: Deployment) -> str:
+    """A table: run, state, start, machine time, dollars, test accuracy; the newest model's run is
+    marked. Raises LaunchError when there is no run."""
+    runs = deployment.run_ids()
+    if not runs:
+        raise LaunchError("there is no run yet: start one with `python -m training.launch`")
+    active, group = current_run(deployment.s3, deployment.bucket), deployment.group()
+    model = _model_run(deployment)
+    rows = [_row(deployment, run_id, active, group, model) for run_id in runs[:SHOWN]]
+    header = ["run", "state", "started (UTC)", "machines", "cost", "exact", ""]
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    ]
+    if len(runs) > SHOWN:
+        lines.append(f"and {len(runs) - SHOWN} older ones")
+    return "\n".join(lines)
+
+
+def _row(
+    deployment: Deployment, run_id: str, active: CurrentRun | None, group: Group, model: str | None
+) -> list[str]:
+    record = deployment.record(run_id)
+    try:
+        standing, status = find_standing(deployment, run_id, active, group)
+        request = record.request()
+    except (LaunchError, ClientError):
+        return [run_id, "no record", *[""] * 5]
+    attempts = status["attempts"]
+    seconds = attempt_seconds(attempts, request, at_work=standing.at_work)
+    started = datetime.fromisoformat(attempts[0]["started"]) if attempts else None
+    return [
+        run_id,
+        standing.state,
+        f"{started:%Y-%m-%d %H:%M}" if started else "never",
+        f"{len(attempts)}, {duration(sum(seconds))}" if attempts else "0",
+        money(attempt_dollars(attempts, seconds, group.purchase)),
+        _accuracy(record) if standing.state == "succeeded" else "",
+        "← model" if run_id == model else "",
+    ]
+
+
+def _accuracy(record: RunRecord) -> str:
+    return f"{record.read('metrics.json')['test']['accuracy']['value']:.1%}"
+
+
+def _model_run(deployment: Deployment) -> str | None:
+    """The run whose model the endpoint takes at its next deploy; None before the first."""
+    name = stack_output("TrainStack", "ModelParameterName")
+    uri = deployment.session.client("ssm").get_parameter(Name=name)["Parameter"]["Value"]
+    return uri.split("/")[-2] if uri.startswith("s3://") else None

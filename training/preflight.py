@@ -1,0 +1,260 @@
+"""What is looked at before a run starts, a line on the screen for each check."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from costs.estimate import Estimate, estimate_training
+from costs.prices import load_prices
+from infra.outputs import NotDeployedError, stack_output
+from training.deployment import Deployment, Group, LaunchError
+from training.settings import CHUNK_PHOTOS
+from training.transfer import list_keys
+
+# vCPU quotas of EC2. Their names, and which families count to which:
+# docs.aws.amazon.com/AWSEC2/latest/UserGuide/using-spot-limits.html; G and VT are graphics.
+STANDARD = {"spot": "L-34B43A08", "on_demand": "L-1216C47A"}
+GRAPHICS = {"spot": "L-3819A6DF", "on_demand": "L-DB2E81BA"}
+STANDARD_FAMILIES = set("acdhimrtz")
+OTHER_FAMILIES = {"dl", "hpc", "inf", "mac", "trn"}  # though they begin with one of these letters
+# A check that may be left out is not worth a long wait.
+BRIEF = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 2})
+
+Found = TypeVar("Found")
+
+
+class CheckFailedError(Exception):
+    """The answer is no; the message says what is wrong and what to do."""
+
+
+class NotCheckedError(Exception):
+    """There is no answer; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run will use and cost."""
+
+    runtime: str  # prefix of the newest wheels
+    chunks: int  # of features
+    instance_type: str
+    group: Group
+    estimate: Estimate
+
+
+class Checklist:
+    """Prints each check's line at once, and remembers which ones failed."""
+
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+
+    def require(self, name: str, check: Callable[[], tuple[str, Found]]) -> Found | None:
+        """What the check found, or None if it failed; an error of AWS is not caught."""
+        try:
+            note, found = check()
+        except CheckFailedError as error:
+            self.failed.append(name)
+            self._print("no", name, str(error))
+            return None
+        self._print("ok", name, note)
+        return found
+
+    def look(self, name: str, check: Callable[[], tuple[str, Found]]) -> Found | None:
+        """The same, but when AWS does not answer the line says so, and nothing is blocked."""
+        try:
+            return self.require(name, check)
+        except NotCheckedError as error:
+            self._print("not checked", name, str(error))
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            self._print("not checked", name, f"{error.operation_name} is answered by {code}")
+        except (BotoCoreError, NotDeployedError) as error:
+            self._print("not checked", name, " ".join(str(error).split()))
+        return None
+
+    @staticmethod
+    def _print(result: str, name: str, note: str) -> None:
+        print(f"  {result:<11}  {name:<8}  {note}", flush=True)
+
+
+def make_plan(
+    deployment: Deployment, *, dataset: str, arch: str, epochs: int, at_work: str | None
+) -> Plan:
+    """Make all checks; `at_work` says what the group is busy with, if it is.
+
+    Raises LaunchError after the last of them when one failed.
+    """
+    checks = Checklist()
+    group = deployment.group()
+    checks.require("group", lambda: _group_idle(deployment, at_work))
+    photos = checks.require("data set", lambda: _dataset(deployment, dataset))
+    checks.require("weights", lambda: _weights(deployment, arch))
+    runtime = checks.require("wheels", lambda: _newest_wheels(deployment))
+    types = checks.look("types", lambda: _instance_types(deployment, group))
+    if types:
+        checks.look("quota", lambda: _quota(deployment, group, types))
+        checks.look("plan", lambda: _account_plan(deployment, types))
+    estimate = None
+    if photos:
+        estimate = _estimate(sum(photos), arch, epochs, group)
+        dollars = estimate.dollars
+        checks.look("budget", lambda: _budget(deployment, dollars))
+    if checks.failed or not (photos and runtime and estimate):
+        raise LaunchError(f"not started, see above: {', '.join(checks.failed)}")
+    return Plan(
+        runtime=runtime,
+        chunks=sum(-(-side // CHUNK_PHOTOS) for side in photos),
+        instance_type=group.instance_types[0],
+        group=group,
+        estimate=estimate,
+    )
+
+
+def _estimate(photos: int, arch: str, epochs: int, group: Group) -> Estimate:
+    """For the first of the group's types: one of the others costs about as much."""
+    return estimate_training(
+        photos, arch, epochs, group.instance_types[0], load_prices(), purchase=group.purchase
+    )
+
+
+def _group_idle(deployment: Deployment, at_work: str | None) -> tuple[str, None]:
+    if at_work:
+        raise CheckFailedError(at_work)
+    return f"{deployment.group_name} is idle", None
+
+
+def _dataset(deployment: Deployment, name: str) -> tuple[str, list[int]]:
+    """Photos of the training and of the test side."""
+    key = f"datasets/{name}/manifest.json"
+    if not _exists(deployment, key):
+        raise CheckFailedError(f"{key} is missing: run `python -m data_prep all --name {name}`")
+    content = deployment.s3.get_object(Bucket=deployment.bucket, Key=key)["Body"].read()
+    sides: dict[str, dict[str, int]] = json.loads(content)["photos"]
+    photos = [sum(by_count.values()) for by_count in sides.values()]
+    return f"{name}, {sum(photos):,} photos", photos
+
+
+def _weights(deployment: Deployment, arch: str) -> tuple[str, None]:
+    key = f"weights/{arch}.pth"
+    if not _exists(deployment, key):
+        raise CheckFailedError(f"{key} is missing: run `python -m data_prep weights --arch {arch}`")
+    return key, None
+
+
+def _newest_wheels(deployment: Deployment) -> tuple[str, str]:
+    """The prefix of the wheels that a machine will install."""
+    pages = deployment.s3.get_paginator("list_objects_v2").paginate(
+        Bucket=deployment.bucket, Prefix="runtime/"
+    )
+    built = [
+        (item["LastModified"], item["Key"])
+        for page in pages
+        for item in page.get("Contents", [])
+        if item["Key"].endswith("/requirements.txt")
+    ]
+    if not built:
+        raise CheckFailedError("none for the machine: run `python -m training.runtime`")
+    prefix = max(built)[1].removesuffix("requirements.txt")
+    return prefix, prefix
+
+
+def _exists(deployment: Deployment, key: str) -> bool:
+    return key in list_keys(deployment.s3, deployment.bucket, key)
+
+
+def _instance_types(deployment: Deployment, group: Group) -> tuple[str, list[Any]]:
+    """What EC2 knows about each of the group's types, in the group's order."""
+    ec2: Any = deployment.session.client("ec2", config=BRIEF)
+    pages = ec2.get_paginator("describe_instance_types").paginate(
+        InstanceTypes=list(group.instance_types)
+    )
+    found = {each["InstanceType"]: each for page in pages for each in page["InstanceTypes"]}
+    types = [found[name] for name in group.instance_types if name in found]
+    if not types:
+        raise NotCheckedError("EC2 knows none of them")
+    vcpus = max(each["VCpuInfo"]["DefaultVCpus"] for each in types)
+    return f"{', '.join(found)}; at most {vcpus} vCPUs", types
+
+
+def _quota(deployment: Deployment, group: Group, types: list[Any]) -> tuple[str, None]:
+    """Whether the largest type of each kind fits; what runs elsewhere in the account counts too."""
+    needed: dict[str, int] = {}
+    for each in types:
+        code = _quota_code(each["InstanceType"], group.purchase)
+        needed[code] = max(needed.get(code, 0), each["VCpuInfo"]["DefaultVCpus"])
+    quotas = deployment.session.client("service-quotas", config=BRIEF)
+    notes = []
+    for code, vcpus in needed.items():
+        quota = quotas.get_service_quota(ServiceCode="ec2", QuotaCode=code)["Quota"]
+        name, limit = quota["QuotaName"], quota["Value"]
+        if limit < vcpus:
+            raise CheckFailedError(
+                f"{limit:g} vCPUs for {name}, {vcpus} needed: run `aws service-quotas "
+                f"request-service-quota-increase --service-code ec2 --quota-code {code} "
+                f"--desired-value {vcpus}` and wait for the answer"
+            )
+        notes.append(f"{limit:g} vCPUs for {name}, {vcpus} needed")
+    return "; ".join(notes), None
+
+
+def _quota_code(instance_type: str, purchase: str) -> str:
+    letters = re.match("[a-z]*", instance_type.split(".")[0])
+    family = letters.group() if letters else ""
+    if family.startswith(("g", "vt")):
+        return GRAPHICS[purchase]
+    if family[:1] in STANDARD_FAMILIES and family not in OTHER_FAMILIES:
+        return STANDARD[purchase]
+    raise NotCheckedError(f"look up the quota of {instance_type} in the Service Quotas console")
+
+
+def _account_plan(deployment: Deployment, types: list[Any]) -> tuple[str, None]:
+    """Whether the account may start all of these types.
+
+    To an account on the free plan EC2 refuses types that are not free-tier-eligible; that a group
+    with both kinds still starts a machine is not known.
+    """
+    # The service is in one region only.
+    free_tier = deployment.session.client("freetier", region_name="us-east-1", config=BRIEF)
+    plan = free_tier.get_account_plan_state()
+    if plan["accountPlanType"] != "FREE":
+        return "paid, any type", None
+    if plan["accountPlanStatus"] == "EXPIRED":
+        raise CheckFailedError("the free plan has expired: upgrade it in the Billing console")
+    refused = [each["InstanceType"] for each in types if not each["FreeTierEligible"]]
+    if refused:
+        raise CheckFailedError(
+            f"the free plan does not allow {', '.join(refused)}: run `cdk deploy TrainStack -c "
+            "instance_types=c7i-flex.large,m7i-flex.large`"
+        )
+    return "free, which allows these types", None
+
+
+def _budget(deployment: Deployment, dollars: float) -> tuple[str, None]:
+    """Whether the run fits into what is left this month of the budgets it counts to.
+
+    AWS updates what is spent some hours late.
+    """
+    total, training, _ = stack_output("BudgetStack", "BudgetNames").split(",")
+    account = stack_output("TrainStack", "LauncherRoleArn").split(":")[4]
+    budgets = deployment.session.client("budgets", config=BRIEF)
+    notes = []
+    for kind, setting, name in (
+        ("month", "monthly_budget_usd", total),
+        ("training", "training_budget_usd", training),
+    ):
+        budget = budgets.describe_budget(AccountId=account, BudgetName=name)["Budget"]
+        limit = float(budget["BudgetLimit"]["Amount"])
+        spent = float(budget["CalculatedSpend"]["ActualSpend"]["Amount"])
+        note = f"{kind}: ${max(limit - spent, 0):.2f} left of ${limit:.2f}"
+        if limit - spent < dollars:
+            raise CheckFailedError(
+                f"{note}, ${dollars:.2f} needed: raise it with `cdk deploy BudgetStack "
+                f"-c {setting}=…`, or wait for next month"
+            )
+        notes.append(note)
+    return "; ".join(notes), None

@@ -1,0 +1,235 @@
+"""Starts a run, or goes on with one: request, booked end of the group, and only then its 1."""
+
+import argparse
+import dataclasses
+import io
+import secrets
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from training.control import (
+    CurrentRun,
+    RunActiveError,
+    current_run,
+    give_up_run,
+    is_active,
+    start_run,
+)
+from training.deployment import Deployment, LaunchError
+from training.preflight import Plan, make_plan
+from training.run_record import OVER, Attempt, Request, RunRecord, Status, utc_now
+from training.status import find_standing
+from training.transfer import list_keys
+
+ROOT = Path(__file__).resolve().parent.parent
+CODE = ("training", "serving", "costs")  # packages that a machine needs
+
+
+def start(deployment: Deployment, args: argparse.Namespace) -> str:
+    """Start a new run; returns its id.
+
+    Raises LaunchError when something is missing or the user says no, RunActiveError when another
+    run is active.
+    """
+    run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{args.arch}-{secrets.token_hex(2)}"
+    record = deployment.record(run_id)
+    plan = make_plan(
+        deployment,
+        dataset=args.dataset,
+        arch=args.arch,
+        epochs=args.epochs,
+        at_work=_find_work(deployment),
+    )
+    _ask(run_id, plan, args)
+    request = Request(
+        run_id=run_id,
+        dataset=args.dataset,
+        arch=args.arch,
+        train_arguments=args.train_arguments,
+        deadline=_deadline(args.max_hours),
+        estimate=dataclasses.asdict(plan.estimate),
+        epochs=args.epochs,
+        chunks=plan.chunks,
+    )
+    record.s3.put_object(Bucket=record.bucket, Key=record.key("code.tar.gz"), Body=_pack_code())
+    record.write("request.json", request)
+    # Before the run is the active one: other launches see by its age that it is being started.
+    record.set_status("requested", f"requested {utc_now()}", [])
+    run = CurrentRun(run_id=run_id, runtime=plan.runtime, launch=secrets.token_hex(8))
+    try:
+        _take_place(deployment, run)
+    except RunActiveError:
+        record.set_status("failed", "not started, another run was faster", [])
+        raise
+    with _given_up_on_failure(deployment, run, record, []):
+        _start_machine(deployment, run, request)
+    print(f"started; its record: {record.uri('')}")
+    return run_id
+
+
+def resume(deployment: Deployment, args: argparse.Namespace) -> str:
+    """Go on with a run that has ended without success; returns its id.
+
+    The same code and arguments, a new deadline. Raises LaunchError for a run that cannot go on,
+    RunActiveError when another run is active.
+    """
+    record = deployment.record(args.run)
+    active, group = current_run(deployment.s3, deployment.bucket), deployment.group()
+    standing, status = find_standing(deployment, args.run, active, group)
+    if standing.at_work:
+        raise LaunchError(f"run {args.run} is {standing.state}: {standing.message}")
+    if standing.state == "succeeded":
+        raise LaunchError(f"run {args.run} has succeeded: start a new one")
+    if record.key("code.tar.gz") not in list_keys(record.s3, record.bucket, record.key("code")):
+        raise LaunchError(f"{record.uri('code.tar.gz')} is missing: start a new run")
+    request = record.request()
+    print(f"run {args.run}, {standing.state} after {len(status['attempts'])} attempts")
+    plan = make_plan(
+        deployment,
+        dataset=request["dataset"],
+        arch=request["arch"],
+        epochs=request["epochs"],
+        at_work=_find_work(deployment),
+    )
+    kept = bool(list_keys(record.s3, record.bucket, f"checkpoints/{args.run}/"))
+    print(
+        "  from its checkpoints, so that less than this is left:"
+        if kept
+        else "  its checkpoints have expired, or there never were any: it starts from zero"
+    )
+    _ask(args.run, plan, args)
+    run = CurrentRun(run_id=args.run, runtime=plan.runtime, launch=secrets.token_hex(8))
+    _take_place(deployment, run)
+    attempts = _closed(status)["attempts"]
+    with _given_up_on_failure(deployment, run, record, attempts):
+        request["deadline"] = _deadline(args.max_hours)
+        request["earlier_attempts"] = len(attempts)
+        record.write("request.json", request)
+        record.set_status("requested", f"resumed {utc_now()}", attempts)
+        _start_machine(deployment, run, request)
+    print(f"resumed; its record: {record.uri('')}")
+    return run["run_id"]
+
+
+def _deadline(hours: float) -> str:
+    return (datetime.now(UTC) + timedelta(hours=hours)).isoformat(timespec="seconds")
+
+
+def _ask(run_id: str, plan: Plan, args: argparse.Namespace) -> None:
+    """State time and cost. Raises LaunchError unless the user, or --yes, says to start."""
+    estimate, purchase = plan.estimate, plan.group.purchase.replace("_", "-")
+    print(
+        f"run {run_id}: about {estimate.seconds / 60:.0f} minutes and ${estimate.dollars:.3f} on a "
+        f"{plan.instance_type}, {purchase}; ended by force after {args.max_hours:g} hours\n"
+        f"  basis: {estimate.basis}"
+    )
+    if args.yes:
+        return
+    try:
+        reply = input("Start it? [y/N] ")
+    except (EOFError, KeyboardInterrupt):
+        print()
+        reply = ""
+    if reply.strip().lower() not in {"y", "yes"}:
+        raise LaunchError("not started")
+
+
+def _find_work(deployment: Deployment) -> str | None:
+    """What the group is busy with, in words; None when a run may start."""
+    try:
+        _find_ended(deployment)
+    except RunActiveError as error:
+        return str(error)
+    return None
+
+
+def _find_ended(deployment: Deployment) -> CurrentRun | None:
+    """The active run if it has ended without a word; None if there is none.
+
+    Raises RunActiveError when the group is at work, or about to be.
+    """
+    active = current_run(deployment.s3, deployment.bucket)
+    group = deployment.group()  # after the pointer: a run that starts in between changes that
+    stop = "`python -m training.launch stop`"
+    if active:
+        standing, _ = find_standing(deployment, active["run_id"], active, group)
+        if standing.at_work:
+            raise RunActiveError(
+                f"run {active['run_id']} is {standing.state}, {standing.message}: "
+                f"wait for its end, or {stop}"
+            )
+    if not group.idle:
+        raise RunActiveError(f"the machine of a run that is over is not gone: wait, or {stop}")
+    return active
+
+
+def _take_place(deployment: Deployment, run: CurrentRun) -> None:
+    """Make `run` the active one, and close the record of one that ended without a word.
+
+    Raises RunActiveError when another launch was faster, or a run is at work.
+    """
+    ended = _find_ended(deployment)
+    start_run(deployment.s3, deployment.bucket, run, instead_of=ended)
+    if ended and ended["run_id"] != run["run_id"]:
+        close_record(deployment.record(ended["run_id"]))
+
+
+def close_record(record: RunRecord) -> None:
+    """Note that a run has failed, if its record does not say how it ended."""
+    status = record.status()
+    if status["state"] not in OVER:
+        attempts = _closed(status)["attempts"]
+        record.set_status("failed", "ended without a word, see `logs`", attempts)
+
+
+def _closed(status: Status) -> Status:
+    """The same, its last attempt marked as lost if it never reported its end."""
+    if status["attempts"] and "ended" not in status["attempts"][-1]:
+        last = status["attempts"][-1]
+        last["ended"], last["outcome"] = status["updated"], "lost"
+    return status
+
+
+@contextmanager
+def _given_up_on_failure(
+    deployment: Deployment, run: CurrentRun, record: RunRecord, attempts: list[Attempt]
+) -> Iterator[None]:
+    """When the start breaks off, no machine will come to end the run: do it here."""
+    try:
+        yield
+    except BaseException:  # Ctrl-C as well
+        # Unless another launch has taken its place, and has closed its record.
+        if give_up_run(deployment.s3, deployment.bucket, run):
+            record.set_status("failed", "could not be started", attempts)
+        raise
+
+
+def _start_machine(deployment: Deployment, run: CurrentRun, request: Request) -> None:
+    """Book the end, then set the group to 1.
+
+    Raises RunActiveError when this run is no longer the active one: this launch took too long.
+    """
+    _check_still_active(deployment, run)  # or the booking of another run would be overwritten
+    deployment.book_end(datetime.fromisoformat(request["deadline"]))
+    deployment.keep_zones()
+    _check_still_active(deployment, run)
+    deployment.set_desired(1)
+
+
+def _check_still_active(deployment: Deployment, run: CurrentRun) -> None:
+    if not is_active(deployment.s3, deployment.bucket, run):
+        raise RunActiveError(f"run {run['run_id']} was stopped or replaced while it was starting")
+
+
+def _pack_code() -> bytes:
+    """The packages that a machine of this run executes, whatever is deployed or edited later."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as tar:
+        for package in CODE:
+            for file in sorted((ROOT / package).iterdir()):
+                if file.suffix in {".py", ".json"}:
+                    tar.add(file, arcname=f"{package}/{file.name}")
+    return content.getvalue()

@@ -1,0 +1,101 @@
+"""Ends a run before its time: asks its machine for a snapshot, then sees to it that it is gone."""
+
+import time
+from collections.abc import Callable
+
+from training.control import CurrentRun, ask_to_stop, current_run, give_up_run, same_launch
+from training.deployment import Deployment, LaunchError
+from training.follow import POLL_SECONDS, StatusLine
+from training.run_record import OVER, RunRecord, utc_now
+from training.start import close_record
+from training.status import find_standing
+
+ANSWER_SECONDS = 180.0  # for the machine's snapshot, its uploads and its record
+END_SECONDS = 120.0  # for EC2 to end a machine
+
+
+def stop(deployment: Deployment, asked: str | None) -> None:
+    """End the active run; `asked` must be its id, if given.
+
+    Raises LaunchError when that run is not active. KeyboardInterrupt leaves the request in place.
+    """
+    active, group = current_run(deployment.s3, deployment.bucket), deployment.group()
+    if asked and (active is None or active["run_id"] != asked):
+        standing, _ = find_standing(deployment, asked, active, group)
+        raise LaunchError(f"run {asked} is not active: {standing.state}, {standing.message}")
+    if active is None:
+        if group.idle:
+            raise LaunchError("no run is active")
+        deployment.set_desired(0)
+        print(f"no run is active; {deployment.group_name} set to 0")
+        return
+    record = deployment.record(active["run_id"])
+    standing, _ = find_standing(deployment, record.run_id, active, group)
+    if not standing.at_work and group.idle:
+        close_record(record)
+        give_up_run(deployment.s3, deployment.bucket, active)
+        print(f"run {record.run_id} had come to an end: {standing.message}")
+        return
+    line = StatusLine()
+    try:
+        _end(deployment, record, active, machine=standing.machine, line=line)
+    except KeyboardInterrupt as error:
+        line.close()
+        raise LaunchError(
+            f"run {record.run_id} may still be ending, and has been asked to: see `status`, or "
+            "`stop` again"
+        ) from error
+
+
+def _end(
+    deployment: Deployment,
+    record: RunRecord,
+    active: CurrentRun,
+    *,
+    machine: str | None,
+    line: StatusLine,
+) -> None:
+
+    def left() -> bool:
+        """No machine works on the run any more; the group rests, or is at work on another."""
+        now = current_run(deployment.s3, deployment.bucket)
+        return deployment.group().idle or (now is not None and not same_launch(now, active))
+
+    asked = ask_to_stop(deployment.s3, deployment.bucket, record.run_id)
+    if asked and machine:  # otherwise there is nothing to save
+        line.show(f"run {record.run_id} is asked to stop; {machine} takes a snapshot, please wait")
+        _wait(lambda: record.status()["state"] in OVER and left(), ANSWER_SECONDS)
+    if not left():
+        line.show(f"{deployment.group_name} is set to 0")
+        deployment.set_desired(0)
+    gone = _wait(left, END_SECONDS)
+    _close(record)
+    give_up_run(deployment.s3, deployment.bucket, active)
+    line.close()
+    status = record.status()
+    print(f"run {record.run_id} {status['state']}: {status['message']}")
+    if not gone:
+        raise LaunchError(
+            f"{deployment.group_name} is at 0, but EC2 has not ended the machine: see `status`"
+        )
+    print(f"go on with `python -m training.launch resume {record.run_id}`")
+
+
+def _close(record: RunRecord) -> None:
+    status = record.status()
+    if status["state"] in OVER:
+        return
+    attempts = status["attempts"]
+    if attempts and "ended" not in attempts[-1]:
+        attempts[-1]["ended"], attempts[-1]["outcome"] = utc_now(), "stopped"
+    record.set_status("stopped", "stopped as asked, without the machine", attempts)
+
+
+def _wait(done: Callable[[], bool], seconds: float) -> bool:
+    """Whether it was done within `seconds`."""
+    end = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() >= end:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True
