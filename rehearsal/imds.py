@@ -33,7 +33,7 @@ class Metadata:
         self._terminates_at = datetime.now(UTC) + timedelta(seconds=seconds)
 
     def recommend_rebalance(self) -> None:
-        """An interruption has become more likely; EC2 says so earlier than its notice, if at all."""
+        """An interruption has become more likely; EC2 may say so before its notice."""
         self._rebalance_since = datetime.now(UTC)
 
     def answer(self, path: str) -> str | None:
