@@ -10,10 +10,10 @@ demo: setup ## from stacks to prediction on this machine, no AWS account needed
 	@.venv/bin/python -m rehearsal.demo
 
 test: lint ## style, types and every test
-	@.venv/bin/python -m pytest -q
+	@.venv/bin/python -m pytest -q -n 2 --dist worksteal
 
 test-all: lint ## proofs that take long as well
-	@.venv/bin/python -m pytest -q -m "slow or not slow"
+	@.venv/bin/python -m pytest -q -n 2 --dist worksteal -m "slow or not slow"
 
 lint: setup ## ruff and mypy
 	@.venv/bin/ruff check .

@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import tarfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from training.machine_log import LOG_FILE, LogCopy, log_to_cloudwatch
 from training.process import TrainingProcess
 from training.run_record import Attempt, Outcome, Request, RunRecord, State, utc_now
 from training.settings import INTERRUPTED, seconds
+from training.signals import Signals
 from training.transfer import CheckpointStore, download_prefix
 
 OVER, TRY_AGAIN = 0, INTERRUPTED
@@ -342,15 +342,14 @@ def work_on_active_run(work: Path) -> int:
     stream = f"{current['run_id']}/{metadata.instance_id}"
     log_to_cloudwatch(stack.log_group, stream, work / LOG_FILE)
     record = RunRecord(s3, stack.bucket, current["run_id"])
-    leave = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: leave.set())
+    signals = Signals(signal.SIGTERM)
     attempt = SpotAttempt(
         stack=stack,
         record=record,
         request=record.request(),
         work=work,
         metadata=metadata,
-        asked_to_leave=leave.is_set,
+        asked_to_leave=lambda: signals.seen(signal.SIGTERM),
     )
     try:
         return attempt.run()

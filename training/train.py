@@ -15,7 +15,6 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -32,27 +31,12 @@ from training.metrics import evaluate
 from training.model import Counter, Head, WeightsError, load_backbone
 from training.report import plot_loss
 from training.settings import INTERRUPTED, Settings, parse_arguments
-
-
-class Signals:
-    """What the machine asks of this process: SIGTERM to stop, SIGUSR1 for a snapshot."""
-
-    def __init__(self) -> None:
-        self.stop = False
-        self.snapshot = False
-        signal.signal(signal.SIGTERM, self._note)
-        signal.signal(signal.SIGUSR1, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGTERM:
-            self.stop = True
-        else:
-            self.snapshot = True
+from training.signals import Signals
 
 
 def train(args: argparse.Namespace) -> None:
     """The whole run: features, head, evaluation, model folder. Raises StoppedError on SIGTERM."""
-    signals = Signals()
+    signals = Signals(signal.SIGTERM, signal.SIGUSR1)
     settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
     torch.set_num_threads(settings.threads)
     dataset = open_dataset(args.data)
@@ -67,7 +51,7 @@ def train(args: argparse.Namespace) -> None:
             backbone,
             cache,
             threads=settings.threads,
-            should_stop=lambda: signals.stop,
+            should_stop=lambda: signals.seen(signal.SIGTERM),
         )
         for side in ("train", "test")
     )
@@ -133,9 +117,10 @@ def _train_head(
             accuracy = f"{validation_accuracy:.1%}"
             progress.set_postfix(refresh=False, loss=f"{train_loss:.3f}", accuracy=accuracy)
             progress.update()
-            stopping = signals.stop
-            if stopping or signals.snapshot or time.monotonic() - saved >= snapshot_seconds:
-                signals.snapshot = False
+            stopping = signals.seen(signal.SIGTERM)
+            asked = stopping or signals.seen(signal.SIGUSR1)
+            if asked or time.monotonic() - saved >= snapshot_seconds:
+                signals.forget(signal.SIGUSR1)
                 save_snapshot(snapshots, trainer.snapshot())
                 saved = time.monotonic()
             if stopping:
