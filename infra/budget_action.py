@@ -1,5 +1,7 @@
 """What happens above the budget with -c over_budget=deny: the launcher starts nothing any more."""
 
+from collections.abc import Sequence
+
 from aws_cdk import CfnOutput, Stack
 from aws_cdk import aws_budgets as budgets
 from aws_cdk import aws_iam as iam
@@ -15,8 +17,9 @@ class BudgetAction(Construct):
     """Attaches a deny to the launcher's role once the account's monthly budget is spent.
 
     IAM cannot tell a capacity of 1 from 0, and going to 0 must stay possible. So the deny is on
-    booking the group's return to 0, without which the launcher never raises it. A run under way
-    goes on to its end. Billing data lag 8 to 12 hours, and so does this.
+    what a start needs besides: booking the group's return to 0, without which the launcher never
+    raises it, and writing `requests`, without which a machine does no work. A run under way goes
+    on to its end. Billing data lag 8 to 12 hours, and so does this.
 
     The budget is one of its own: a budget with alerts is replaced when they change, and AWS
     deletes a budget's actions with it.
@@ -30,6 +33,7 @@ class BudgetAction(Construct):
         config: Config,
         launcher: iam.Role,
         group_arn: str,
+        requests: Sequence[str],
         alerts: sns.ITopic,
     ) -> None:
         super().__init__(scope, id)
@@ -39,8 +43,9 @@ class BudgetAction(Construct):
             "Deny",
             description="Bin counter: over budget, start nothing",
             statements=[
-                _deny("NoRun", ["autoscaling:PutScheduledUpdateGroupAction"], group_arn),
-                _deny("NothingOnSageMaker", ["sagemaker:Create*"], "*"),
+                _deny("NoBooking", ["autoscaling:PutScheduledUpdateGroupAction"], [group_arn]),
+                _deny("NoRequest", ["s3:PutObject"], requests),
+                _deny("NothingOnSageMaker", ["sagemaker:Create*"], ["*"]),
             ],
         )
         action = budgets.CfnBudgetsAction(
@@ -108,7 +113,7 @@ class BudgetAction(Construct):
         return role
 
 
-def _deny(sid: str, actions: list[str], resource: str) -> iam.PolicyStatement:
+def _deny(sid: str, actions: Sequence[str], resources: Sequence[str]) -> iam.PolicyStatement:
     return iam.PolicyStatement(
-        sid=sid, effect=iam.Effect.DENY, actions=actions, resources=[resource]
+        sid=sid, effect=iam.Effect.DENY, actions=actions, resources=resources
     )

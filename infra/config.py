@@ -160,7 +160,8 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         default=None,
         pattern=r"^\d{12}\.dkr\.ecr\.[a-z0-9-]+\.amazonaws\.com(\.cn)?/[a-z0-9._/-]+[:@][\w.:-]+$",
         examples=["123456789012.dkr.ecr.us-east-1.amazonaws.com/bin-counter:1.0"],
-        description="ECR image of the endpoint; without it Docker builds one from serving/.",
+        description="ECR image of the endpoint, in Docker's format (SageMaker refuses OCI's); "
+        "without it Docker builds one from serving/.",
     )
 
     @model_validator(mode="before")

@@ -82,6 +82,9 @@ class EndpointStack(Stack):
             "Image",
             directory=str(SERVING),
             platform=ecr_assets.Platform.LINUX_AMD64,
+            # SageMaker refuses OCI manifests, which Docker makes by default since its containerd
+            # image store: github.com/aws/amazon-sagemaker-feedback/issues/180
+            outputs=["type=docker"],
         )
         return asset.image_uri, asset.repository.repository_arn
 

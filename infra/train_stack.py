@@ -47,9 +47,10 @@ LAUNCHER_READS = [
     "datasets/*/manifest.json",
     *(f"runs/*/{name}" for name in RECORD),
 ]
+REQUEST = ("code.tar.gz", "request.json")
 LAUNCHER_WRITES = [
     "control/current.json",
-    *(f"runs/*/{name}" for name in ("code.tar.gz", "request.json", "status.json")),
+    *(f"runs/*/{name}" for name in (*REQUEST, "status.json")),
 ]
 GROUP_WILDCARD = (
     "IAM5[Resource::arn:<AWS::Partition>:autoscaling:<AWS::Region>:<AWS::AccountId>"
@@ -136,6 +137,7 @@ class TrainStack(Stack):
                 config=config,
                 launcher=launcher,
                 group_arn=self._group_arn,
+                requests=[bucket.arn_for_objects(f"runs/*/{name}") for name in REQUEST],
                 alerts=alerts,
             )
         Dashboard(self, "Dashboard", config=config, log_group=self.log_group, group=GROUP_NAME)
@@ -180,6 +182,14 @@ class TrainStack(Stack):
         acknowledge(role, "IAM5[Resource::*]", "Session Manager's actions know no resource.")
 
     def _grant_launcher(self, role: iam.Role, bucket: s3.IBucket) -> None:
+        # A booking can change the group's limits as well: never to more than one machine.
+        book_the_end = allow(
+            "BookTheEnd", ["autoscaling:PutScheduledUpdateGroupAction"], [self._group_arn]
+        )
+        book_the_end.add_condition(
+            "NumericLessThanEqualsIfExists",
+            {"autoscaling:MinSize": "0", "autoscaling:MaxSize": "1"},
+        )
         for statement in (
             list_prefixes(bucket, LAUNCHER_LISTS),
             on_objects("Read", "s3:GetObject", bucket, LAUNCHER_READS),
@@ -187,13 +197,10 @@ class TrainStack(Stack):
             on_objects("Cancel", "s3:DeleteObject", bucket, ["control/current.json"]),
             allow(
                 "Steer",
-                [
-                    "autoscaling:PutScheduledUpdateGroupAction",
-                    "autoscaling:SetDesiredCapacity",
-                    "autoscaling:SuspendProcesses",
-                ],
+                ["autoscaling:SetDesiredCapacity", "autoscaling:SuspendProcesses"],
                 [self._group_arn],
             ),
+            book_the_end,
             allow(
                 "Watch",
                 [

@@ -64,6 +64,8 @@ def launcher(deployed: Deployed, *, denied: bool) -> Any:
     ("action", "resource"),
     [
         ("autoscaling:PutScheduledUpdateGroupAction", GROUP),
+        ("s3:PutObject", "arn:aws:s3:::<bucket>/runs/any/request.json"),
+        ("s3:PutObject", "arn:aws:s3:::<bucket>/runs/any/code.tar.gz"),
         ("sagemaker:CreateEndpoint", ENDPOINT),
         ("sagemaker:CreateTrainingJob", ENDPOINT.replace("endpoint", "training-job")),
     ],
