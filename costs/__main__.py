@@ -17,9 +17,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 from costs.endpoint import CALL_SECONDS
 from costs.estimate import DEFAULT_VOLUME_GIB, FEATURE_RATE, print_estimate
 from costs.prices import PRICES_FILE, load_prices
+from infra.interruptible import interruptible
 from infra.outputs import NotDeployedError
 
 
+@interruptible()
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command_line()
     options = parser.parse_args(arguments)
@@ -54,16 +56,17 @@ def estimate(options: argparse.Namespace) -> None:
 
 def compare(options: argparse.Namespace) -> None:
     from costs.chart import draw_chart
-    from costs.compare import PastRun, print_run, read_run
+    from costs.compare import Machine, PastRun, past_run, print_run
     from costs.endpoint import print_endpoint
+    from costs.runs import find_run
     from costs.settings import read_settings
 
     if options.seconds is None:
-        run = read_run(options.bucket, options.run_id)
+        run = past_run(find_run(options.bucket, options.run_id))
     elif options.run_id:
         raise ValueError("give --run-id or --seconds, not both")
     else:
-        run = PastRun(options.seconds, options.instance_type, options.volume_gib)
+        run = PastRun([Machine(options.instance_type, options.seconds)], options.volume_gib)
     settings, prices = read_settings(), load_prices()
     print_run(run, prices)
     print()
@@ -119,7 +122,7 @@ def refresh(options: argparse.Namespace) -> None:
 
 
 def tags(_: argparse.Namespace) -> None:
-    from costs.tags import activate_tags
+    from costs.activate_tags import activate_tags
 
     print(activate_tags())
 
@@ -146,7 +149,7 @@ def command_line() -> argparse.ArgumentParser:
         "One run on spot, on demand and on SageMaker, beside the original project; then the "
         "endpoint, serverless and real-time, by calls a day.",
     ).add_argument
-    flag("--run-id", help="a finished run, by its cost.json (default: the newest model's run)")
+    flag("--run-id", help="a finished run (default: the newest model's run)")
     _add_bucket(flag)
     flag("--seconds", type=positive, help="instead of a run: how long it took")
     _add_machine(flag)
@@ -175,7 +178,8 @@ def command_line() -> argparse.ArgumentParser:
     )
 
     flag = add(
-        "accuracy", "Estimate against actual, run by run, and the median error."
+        "accuracy",
+        "Estimate against actual, of each run that succeeded, and the median error.",
     ).add_argument
     _add_bucket(flag)
 

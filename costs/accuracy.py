@@ -1,4 +1,7 @@
-"""How good the estimates were: run by run, and in the middle."""
+"""How good the estimates were: run by run, and in the middle.
+
+Only of runs that succeeded: an estimate is for all of the work.
+"""
 
 from statistics import median
 from typing import Any
@@ -16,12 +19,13 @@ from training.transfer import list_keys
 def read_actuals(bucket: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Run to what `python -m costs actual` found, and the runs that it was not asked about."""
     s3 = boto3.client("s3")
+    keys = list_keys(s3, bucket, "runs/")
     actuals, unknown = {}, []
-    for key in list_keys(s3, bucket, "runs/"):
-        if not key.endswith("/cost.json"):
+    for run_id in sorted({key.split("/")[1] for key in keys if key.endswith("/status.json")}):
+        record = RunRecord(s3, bucket, run_id)
+        if read(record, "status.json")["state"] != "succeeded":
             continue
-        run_id = key.split("/")[1]
-        cost = read(RunRecord(s3, bucket, run_id), "cost.json")
+        cost = read(record, "cost.json") if record.key("cost.json") in keys else {}
         if "actual" in cost:
             actuals[run_id] = cost["actual"]
         else:
@@ -34,7 +38,7 @@ def print_accuracy(bucket: str | None) -> None:
     actuals, unknown = read_actuals(bucket or stack_output("DataStack", "BucketName"))
     remark = f"not asked about yet, `python -m costs actual RUN`: {', '.join(unknown)}"
     if not actuals:
-        raise ValueError(remark if unknown else "no run has a cost record yet")
+        raise ValueError(remark if unknown else "no run has succeeded yet")
     rows = [
         [
             run_id,

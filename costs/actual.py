@@ -16,13 +16,12 @@ from costs.estimate import (
     machine_bill,
     total,
 )
-from costs.prices import Price, Prices, Purchase
+from costs.prices import Price, Prices
 from costs.runs import find_run, read
 from costs.spot_prices import mean_price, spot_history
 from costs.table import money, table
 from training.bill import run_bill
-from training.run_record import OVER, Attempt, RunRecord, utc_now
-from training.status import attempt_seconds
+from training.run_record import ENDED, Attempt, RunRecord, billed_seconds, utc_now
 from training.transfer import list_keys
 
 if TYPE_CHECKING:
@@ -49,28 +48,26 @@ def machines_bill(
     attempts: list[Attempt],
     seconds: list[float],
     *,
-    purchase: Purchase,
     volume_gib: int,
     prices: Prices,
 ) -> Bill:
-    """Each attempt at its zone's spot prices while it ran, on demand at the price file's.
+    """Each spot machine at its zone's prices while it ran, one on demand at the price file's.
 
     Raises PriceError for a machine without a price in either.
     """
     lines = []
     for number, (attempt, paid) in enumerate(zip(attempts, seconds, strict=True), start=1):
-        hour = _machine_hour(ec2, attempt, paid, purchase, prices)
-        label = f"{attempt['instance_type']}, {purchase.replace('_', '-')}, {attempt['zone']}"
+        hour = _machine_hour(ec2, attempt, paid, prices)
+        purchase = attempt["purchase"].replace("_", "-")
+        label = f"{attempt['instance_type']}, {purchase}, {attempt['zone']}"
         for line in machine_bill(paid, label, hour, volume_gib, prices):
             lines.append(replace(line, name=f"{number}: {line.name}"))
     return Bill(sum(seconds), lines)
 
 
-def _machine_hour(
-    ec2: "EC2Client", attempt: Attempt, seconds: float, purchase: Purchase, prices: Prices
-) -> Price:
+def _machine_hour(ec2: "EC2Client", attempt: Attempt, seconds: float, prices: Prices) -> Price:
     """The mean price of the attempt's hours."""
-    instance_type, zone = attempt["instance_type"], attempt["zone"]
+    instance_type, zone, purchase = attempt["instance_type"], attempt["zone"], attempt["purchase"]
     if purchase == "on_demand":
         return prices.machine_hour(instance_type, purchase)
     start = datetime.fromisoformat(attempt["started"])
@@ -123,7 +120,7 @@ def find_actual(record: RunRecord, prices: Prices, training_job: str | None) -> 
     """
     status = read(record, "status.json")
     attempts = status["attempts"]
-    if status["state"] not in OVER:
+    if status["state"] not in ENDED:
         raise ValueError(f"run {record.run_id} is {status['state']}: its bill comes with its end")
     if not attempts and training_job is None:
         raise ValueError(f"no machine ever worked on run {record.run_id}: it cost nothing")
@@ -134,8 +131,7 @@ def find_actual(record: RunRecord, prices: Prices, training_job: str | None) -> 
         bill = machines_bill(
             boto3.client("ec2"),
             attempts,
-            attempt_seconds(attempts, record.request(), at_work=False),
-            purchase=cost["purchase"],
+            billed_seconds(attempts, record.request()),
             volume_gib=cost["volume_gib"],
             prices=prices,
         )
@@ -161,11 +157,10 @@ def _cost_record(record: RunRecord, attempts: list[Attempt], prices: Prices) -> 
         attempts,
         record.request(),
         instance_type=attempts[-1]["instance_type"] if attempts else "",
-        purchase="spot",
         volume_gib=DEFAULT_VOLUME_GIB,
         prices=prices,
     )
-    return made | {"note": f"no machine wrote this: spot and {DEFAULT_VOLUME_GIB} GiB are assumed"}
+    return made | {"note": f"no machine wrote this: a disk of {DEFAULT_VOLUME_GIB} GiB is assumed"}
 
 
 def print_actual(

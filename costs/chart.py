@@ -64,7 +64,7 @@ def _title(axes: "Axes", title: str, subtitle: str) -> None:
 def _draw_run(axes: "Axes", run: PastRun, prices: Prices) -> None:
     rows = [
         row
-        for row in compare_run(run.seconds, run.instance_type, run.volume_gib, prices)
+        for row in compare_run(run, prices)
         if not row.where.startswith("original project")  # another training: another scale
     ][::-1]
     colours = [OURS if row.where == "EC2 spot" else QUIET for row in rows]

@@ -1,20 +1,39 @@
 """One run on EC2 and on SageMaker, spot and on demand, beside the original project."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from costs.estimate import HOURS_PER_MONTH, run_cost, total
-from costs.prices import PriceError, Prices
-from costs.runs import find_run, read
+from costs.prices import PriceError, Prices, Purchase
+from costs.runs import read
 from costs.table import money, table
+from training.run_record import Request, RunRecord, billed_seconds
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One machine's share of a run."""
+
+    instance_type: str
+    seconds: float
 
 
 @dataclass(frozen=True)
 class PastRun:
-    """The part of a run's cost record that a comparison needs."""
+    """The part of a run's record that a comparison needs: its machines, each with such a disk."""
 
-    seconds: float
-    instance_type: str
+    machines: Sequence[Machine]
     volume_gib: int
+
+    @property
+    def seconds(self) -> float:
+        return sum(machine.seconds for machine in self.machines)
+
+    @property
+    def instance_types(self) -> list[str]:
+        """Each type once, in the order of their work."""
+        return list(dict.fromkeys(machine.instance_type for machine in self.machines))
 
 
 @dataclass(frozen=True)
@@ -28,56 +47,65 @@ class ComparisonRow:
     note: str
 
 
-def read_run(bucket: str | None, run_id: str | None) -> PastRun:
-    """A run, by default the newest model's. Raises ValueError without a cost record."""
-    record = find_run(bucket, run_id)
-    cost = read(record, "cost.json")
+def past_run(record: RunRecord) -> PastRun:
+    """A run by its record. Raises ValueError when that is damaged, or names no machine."""
+    request, status, cost = (read(record, f"{name}.json") for name in ("request", "status", "cost"))
     try:
-        return PastRun(float(cost["seconds"]), str(cost["instance_type"]), int(cost["volume_gib"]))
+        attempts = status["attempts"]
+        seconds = billed_seconds(attempts, cast(Request, request))
+        machines = [
+            Machine(attempt["instance_type"], paid)
+            for attempt, paid in zip(attempts, seconds, strict=True)
+        ]
+        run = PastRun(machines, int(cost["volume_gib"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{record.uri('cost.json')} is damaged: {error!r}") from error
+        raise ValueError(f"{record.uri('')} is damaged: {error!r}") from error
+    if not machines:
+        raise ValueError(f"no machine ever worked on run {record.run_id}: it cost nothing")
+    return run
 
 
-def compare_run(
-    seconds: float, instance_type: str, volume_gib: int, prices: Prices
-) -> list[ComparisonRow]:
-    """The same `seconds` of training on EC2 and on SageMaker, spot and on demand.
+def compare_run(run: PastRun, prices: Prices) -> list[ComparisonRow]:
+    """The same machine time on EC2 and on SageMaker, spot and on demand.
 
     AWS states no price for managed spot, only "up to 90 %" less than on demand on machines that
     are EC2 spot ones (docs.aws.amazon.com/sagemaker/latest/dg/model-managed-spot-training.html),
     so the row assumes EC2's discount. The last two rows are what the original project paid for
     a training of its own. Raises PriceError for a machine type without a price.
     """
-    spot = total(run_cost(seconds, instance_type, "spot", volume_gib, prices))
-    on_demand = total(run_cost(seconds, instance_type, "on_demand", volume_gib, prices))
-    if instance_type not in prices.sagemaker_type_for:
-        raise PriceError(f"no SageMaker machine with a price is close to {instance_type!r}")
-    sagemaker_type = prices.sagemaker_type_for[instance_type]
-    machine = prices.sagemaker_hour(sagemaker_type, "training").dollars
-    disk = volume_gib / HOURS_PER_MONTH * prices.other["sagemaker_volume_gib_month"].dollars
-    discount = 1 - (
-        prices.machine_hour(instance_type, "spot").dollars
-        / prices.machine_hour(instance_type, "on_demand").dollars
-    )
-    hours = seconds / 3600
+    spot, on_demand = _on_ec2(run, "spot", prices), _on_ec2(run, "on_demand", prices)
+    hours = run.seconds / 3600
+    disk_hour = prices.other["sagemaker_volume_gib_month"].dollars / HOURS_PER_MONTH
+    sagemaker = managed_spot = hours * run.volume_gib * disk_hour
+    paid_share = {
+        type: prices.machine_hour(type, "spot").dollars
+        / prices.machine_hour(type, "on_demand").dollars
+        for type in run.instance_types
+    }
+    for machine in run.machines:
+        hour = prices.sagemaker_hour(_sagemaker_type(machine.instance_type, prices), "training")
+        dollars = machine.seconds / 3600 * hour.dollars
+        sagemaker += dollars
+        managed_spot += dollars * paid_share[machine.instance_type]
+    ec2_types = ", ".join(run.instance_types)
+    sagemaker_types = ", ".join(_sagemaker_types(run, prices))
+    discounts = ", ".join(f"{1 - share:.0%}" for share in paid_share.values())
     rows = [
-        ComparisonRow("EC2 spot", instance_type, hours, spot, "machine, disk, public IPv4"),
-        ComparisonRow(
-            "EC2 on demand", instance_type, hours, on_demand, "machine, disk, public IPv4"
-        ),
+        ComparisonRow("EC2 spot", ec2_types, hours, spot, "machine, disk, public IPv4"),
+        ComparisonRow("EC2 on demand", ec2_types, hours, on_demand, "machine, disk, public IPv4"),
         ComparisonRow(
             "SageMaker training",
-            sagemaker_type,
+            sagemaker_types,
             hours,
-            hours * (machine + disk),
+            sagemaker,
             "the closest type with a known price, taking as long",
         ),
         ComparisonRow(
             "SageMaker managed spot",
-            sagemaker_type,
+            sagemaker_types,
             hours,
-            hours * (machine * (1 - discount) + disk),
-            f"assumed: the discount of {instance_type} on EC2 spot, {discount:.0%}",
+            managed_spot,
+            f"assumed: the discount of {ec2_types} on EC2 spot, {discounts}",
         ),
     ]
     labels = {"spot": "EC2 spot", "sagemaker": "SageMaker"}
@@ -94,6 +122,25 @@ def compare_run(
     return rows
 
 
+def _on_ec2(run: PastRun, purchase: Purchase, prices: Prices) -> float:
+    """Each machine billed by itself, as the shortest is billed a minute."""
+    return sum(
+        total(run_cost(machine.seconds, machine.instance_type, purchase, run.volume_gib, prices))
+        for machine in run.machines
+    )
+
+
+def _sagemaker_type(instance_type: str, prices: Prices) -> str:
+    if instance_type not in prices.sagemaker_type_for:
+        raise PriceError(f"no SageMaker machine with a price is close to {instance_type!r}")
+    return prices.sagemaker_type_for[instance_type]
+
+
+def _sagemaker_types(run: PastRun, prices: Prices) -> list[str]:
+    """Each type once."""
+    return list(dict.fromkeys(_sagemaker_type(type, prices) for type in run.instance_types))
+
+
 def print_run(run: PastRun, prices: Prices) -> None:
     """The first half of what `python -m costs compare` shows."""
     rows = [
@@ -104,15 +151,18 @@ def print_run(run: PastRun, prices: Prices) -> None:
             money(row.dollars),
             row.note,
         ]
-        for row in compare_run(run.seconds, run.instance_type, run.volume_gib, prices)
+        for row in compare_run(run, prices)
     ]
-    print(f"This run: {run.seconds / 60:.1f} minutes on {run.instance_type}\n")
+    types = run.instance_types
+    print(f"This run: {run.seconds / 60:.1f} minutes on {', '.join(types)}\n")
     print(table(["where", "machine", "hours", "$", "note"], rows))
-    sagemaker_type = prices.sagemaker_type_for[run.instance_type]
     for name, price in (
-        (f"{run.instance_type} spot", prices.machine_hour(run.instance_type, "spot")),
-        (f"{run.instance_type} on demand", prices.machine_hour(run.instance_type, "on_demand")),
-        (sagemaker_type, prices.sagemaker_hour(sagemaker_type, "training")),
+        *((f"{type} spot", prices.machine_hour(type, "spot")) for type in types),
+        *((f"{type} on demand", prices.machine_hour(type, "on_demand")) for type in types),
+        *(
+            (type, prices.sagemaker_hour(type, "training"))
+            for type in _sagemaker_types(run, prices)
+        ),
         ("SageMaker's disk", prices.other["sagemaker_volume_gib_month"]),
     ):
         print(f"source: {name} {price.dollars:g}: {price.basis}")

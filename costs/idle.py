@@ -4,6 +4,7 @@ The resources are those of the synthesized templates.
 """
 
 import json
+import os
 import sys
 import tempfile
 from collections import Counter, defaultdict
@@ -71,6 +72,8 @@ def synthesize(context: Mapping[str, Any]) -> Stacks:
 
     Raises SettingError for a wrong setting. Takes some seconds.
     """
+    # Or else the CDK, which works with it, warns of Node 20 in a dozen lines.
+    os.environ.setdefault("JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION", "20")
     # Not at the top: the import of the CDK takes most of that time.
     from aws_cdk import App
 

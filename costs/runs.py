@@ -6,24 +6,17 @@ import boto3
 from botocore.exceptions import ClientError
 
 from infra.outputs import stack_output
+from training.chosen_model import chosen_model, run_of
 from training.run_record import RunRecord
 
 
 def find_run(bucket: str | None, run_id: str | None) -> RunRecord:
     """The record of a run, by default the newest model's, in DataStack's bucket.
 
-    Raises ValueError before the first model, NotDeployedError without the stacks.
+    Raises NoModelError before the first model, NotDeployedError without the stacks.
     """
     bucket = bucket or stack_output("DataStack", "BucketName")
-    return RunRecord(boto3.client("s3"), bucket, run_id or _newest_run())
-
-
-def _newest_run() -> str:
-    name = stack_output("TrainStack", "ModelParameterName")
-    uri = boto3.client("ssm").get_parameter(Name=name)["Parameter"]["Value"]
-    if not uri.startswith("s3://"):
-        raise ValueError("no run has succeeded yet: run `python -m training.launch`")
-    return uri.split("/")[-2]
+    return RunRecord(boto3.client("s3"), bucket, run_id or run_of(chosen_model()))
 
 
 def read(record: RunRecord, name: str) -> dict[str, Any]:

@@ -18,9 +18,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def is_numeric(cells: Sequence[str]) -> bool:
-    """Whether every cell that is not empty is a number, such as `-1,234.5` or `+12 %`."""
+    """Whether every cell that is not empty is a number, such as `-1,234.5`, `$0.01` or `+12 %`."""
     return all(
-        cell.removesuffix(" %").lstrip("+-").replace(",", "").replace(".", "", 1).isdigit()
+        cell.removesuffix(" %").lstrip("+-$").replace(",", "").replace(".", "", 1).isdigit()
         for cell in cells
         if cell
     )

@@ -66,7 +66,8 @@ while kill -0 "$spot" 2> /dev/null; do wait "$spot" || true; done
 code=0
 wait "$spot" || code=$?
 trap - TERM
-if [ "$code" -eq 75 ]; then # EX_TEMPFAIL: another machine goes on with this run
+# EX_TEMPFAIL, or SIGTERM before training.spot could listen: another machine goes on with this run.
+if [ "$code" -eq 75 ] || [ "$code" -eq 143 ]; then
   echo "boot: leaving the run to the next machine"
   store_log
   shutdown -h now

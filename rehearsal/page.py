@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from costs.compare import compare_run
+from costs.compare import compare_run, past_run
 from costs.prices import load_prices
 from serving.inference import Prediction
 from training.run_record import RunRecord
@@ -51,7 +51,7 @@ def write_page(
         minutes=seconds / 60,
         loss_plot=base64.b64encode(plot.read_bytes()).decode(),
         cost=cost,
-        comparison=compare_run(cost["seconds"], cost["instance_type"], cost["volume_gib"], prices),
+        comparison=compare_run(past_run(record), prices),
         prices=prices,
     )
     plot.unlink()

@@ -8,6 +8,7 @@ only, and nothing newer than Python 3.8, so that an old one can still say what i
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import shutil
 import signal
@@ -36,7 +37,12 @@ Which = Callable[[str], Optional[str]]
 Output = Callable[[Sequence[str]], str]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    argparse.ArgumentParser(
+        prog="python3 rehearsal/setup.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a child is ended, too
     python_stale = is_stale("python", PYTHON_FILES, VENV_PYTHON)
     node_stale = is_stale("node", NODE_FILES, ROOT / "node_modules/.bin/cdk")

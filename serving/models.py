@@ -16,18 +16,16 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 from tqdm import tqdm
 
+from costs.table import table
+from infra.interruptible import interruptible
 from infra.outputs import NotDeployedError, stack_output
-from training.run_record import RunRecord
+from training.chosen_model import NoModelError, chosen_model
+from training.run_record import MODEL, RunRecord
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-ARCHIVE = "model.tar.gz"
-HEADER = ("run", "finished (UTC)", "arch", "data set", "exactly right", "MAE", "size", "")
-
-
-class NoModelError(ValueError):
-    """There is no such model; the message is one line."""
+HEADER = ("run", "finished (UTC)", "arch", "data set", "exactly right", "MAE", "MB", "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +49,7 @@ def trained_models(s3: "S3Client", bucket: str) -> list[TrainedModel]:
         item["Key"].split("/")[1]: item["Size"]
         for page in pages
         for item in page.get("Contents", [])
-        if item["Key"].endswith(f"/{ARCHIVE}")
+        if item["Key"].endswith(f"/{MODEL}")
     }
     models = []
     for run_id, size in tqdm(sizes.items(), desc="runs", unit="run", delay=1, leave=False):
@@ -64,7 +62,7 @@ def trained_models(s3: "S3Client", bucket: str) -> list[TrainedModel]:
         models.append(
             TrainedModel(
                 run_id=run_id,
-                uri=record.uri(ARCHIVE),
+                uri=record.uri(MODEL),
                 finished=status["updated"],
                 arch=request["arch"],
                 dataset=request["dataset"],
@@ -74,18 +72,6 @@ def trained_models(s3: "S3Client", bucket: str) -> list[TrainedModel]:
             )
         )
     return sorted(models, key=lambda model: model.finished)
-
-
-def chosen_model() -> str:
-    """URI of the model that the next deploy serves, by TrainStack's parameter.
-
-    Raises NotDeployedError without TrainStack, NoModelError before the first successful run.
-    """
-    name = stack_output("TrainStack", "ModelParameterName")
-    uri = boto3.client("ssm").get_parameter(Name=name)["Parameter"]["Value"]
-    if not uri.startswith("s3://"):
-        raise NoModelError("no run has succeeded yet: run `python -m training.launch`")
-    return uri
 
 
 def served_model() -> str:
@@ -101,11 +87,6 @@ def served_model() -> str:
     return sagemaker.describe_model(ModelName=variant["ModelName"])["PrimaryContainer"][
         "ModelDataUrl"
     ]
-
-
-def run_of(uri: str) -> str:
-    """Id of the run that made the model at `uri`."""
-    return uri.split("/")[-2]
 
 
 def use_model(s3: "S3Client", bucket: str, run_id: str) -> str:
@@ -127,10 +108,7 @@ def print_models(models: Sequence[TrainedModel], chosen: str, served: str | None
     for uri, remark in ((chosen, "deployed next"), (served, "served")):
         if uri in remarks:
             remarks[uri].append(remark)
-    rows = [HEADER, *((*_cells(model), ", ".join(remarks[model.uri])) for model in models)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    for row in rows:
-        print("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip())
+    print(table(HEADER, [(*_cells(model), ", ".join(remarks[model.uri])) for model in models]))
 
 
 def _cells(model: TrainedModel) -> tuple[str, ...]:
@@ -142,10 +120,11 @@ def _cells(model: TrainedModel) -> tuple[str, ...]:
         model.dataset,
         f"{value:.1f}% ({low:.1f} to {high:.1f})",
         "" if model.mae is None else f"{model.mae:.2f}",
-        f"{model.size / 1e6:.1f} MB",
+        f"{model.size / 1e6:.1f}",
     )
 
 
+@interruptible()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the models, or choose one; exit code 1 when there is none."""
     parser = argparse.ArgumentParser(

@@ -20,6 +20,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from costs.table import table
+from infra.interruptible import interruptible
 from infra.outputs import NotDeployedError, stack_output
 from serving.inference import ModelError, Prediction, RequestError, load_model, predict_fn
 
@@ -86,17 +88,21 @@ def ask_endpoint(client: "SageMakerRuntimeClient", name: str, photo: bytes) -> P
     return Prediction(answer["count"], answer["expected"], answer["probabilities"])
 
 
-def table(rows: Sequence[tuple[str, Prediction]]) -> str:
-    """Aligned columns for reading: file, count, expected, the probability of each count."""
+def columns(rows: Sequence[tuple[str, Prediction]]) -> str:
+    """A table for reading: file, count, expected, the probability of each count."""
     if not rows:
         return ""
-    width = max(4, *(len(file) for file, _ in rows))
-    labels = list(rows[0][1].probabilities)
-    lines = [f"{'file':<{width}}  count  expected" + "".join(f"  {f'P({x})':>5}" for x in labels)]
-    for file, prediction in rows:
-        shares = "".join(f"  {share:5.2f}" for share in prediction.probabilities.values())
-        lines.append(f"{file:<{width}}  {prediction.count:>5}  {prediction.expected:8.2f}{shares}")
-    return "\n".join(lines) + "\n"
+    header = ["file", "count", "expected", *(f"P({label})" for label in rows[0][1].probabilities)]
+    cells = [
+        [
+            file,
+            str(prediction.count),
+            f"{prediction.expected:.2f}",
+            *(f"{share:.2f}" for share in prediction.probabilities.values()),
+        ]
+        for file, prediction in rows
+    ]
+    return table(header, cells) + "\n"
 
 
 def comma_separated(rows: Sequence[tuple[str, Prediction]]) -> str:
@@ -116,9 +122,10 @@ def json_list(rows: Sequence[tuple[str, Prediction]]) -> str:
     return json.dumps([{"file": file, **vars(answer)} for file, answer in rows], indent=1) + "\n"
 
 
-FORMATS = {"table": table, "csv": comma_separated, "json": json_list}
+FORMATS = {"table": columns, "csv": comma_separated, "json": json_list}
 
 
+@interruptible()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the counts; exit code 1 when any photo, or the endpoint or model, failed."""
     parser = argparse.ArgumentParser(

@@ -19,11 +19,14 @@ import boto3
 import numpy as np
 from botocore.exceptions import BotoCoreError, ClientError
 
+from infra.interruptible import interruptible
 from infra.outputs import NotDeployedError, stack_output
 from serving.inference import ModelError, Prediction, RequestError
-from serving.models import NoModelError, chosen_model, run_of, served_model
+from serving.models import served_model
 from serving.predict import ImagePredictor
+from training.chosen_model import NoModelError, chosen_model, run_of
 from training.data import Photo, read_photos
+from training.run_record import MODEL
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -53,7 +56,7 @@ def check_endpoint() -> str:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     s3 = boto3.client("s3")
     with tempfile.TemporaryDirectory() as folder:
-        archive = Path(folder) / "model.tar.gz"
+        archive = Path(folder) / MODEL
         s3.download_file(bucket, key, str(archive))
         photo = first_test_photo(s3, bucket, _dataset_of(archive))
         expected = ImagePredictor(model=archive).predict(photo.jpeg)
@@ -109,6 +112,7 @@ def largest_difference(answer: Prediction, expected: Prediction) -> float:
     return float(np.abs(said - wanted).max())
 
 
+@interruptible()
 def main() -> None:
     """Print one line; exit code 1 when the endpoint fails the test."""
     argparse.ArgumentParser(

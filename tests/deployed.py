@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import boto3
 
-from training.run_record import RunRecord
+from training.run_record import MODEL, RunRecord
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -52,9 +52,8 @@ def finish_run(
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
         for file in sorted(model.iterdir()) if model else []:
             tar.add(file, arcname=file.name)
-    key = record.key("model.tar.gz")
-    s3.put_object(Bucket="ours", Key=key, Body=packed.getvalue())
-    return record.uri("model.tar.gz")
+    s3.put_object(Bucket="ours", Key=record.key(MODEL), Body=packed.getvalue())
+    return record.uri(MODEL)
 
 
 def serve(uri: str) -> None:

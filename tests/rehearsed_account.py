@@ -107,7 +107,7 @@ class Account:
     def launch(self, *endings: str, failures: int = 0) -> None:
         """What training.launch does; training ends so on each machine; `failures` came before."""
         s3, bucket = self.deployment.s3, self.deployment.bucket
-        deadline = datetime.now(UTC) + timedelta(hours=1)
+        deadline = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
         s3.put_object(Bucket=bucket, Key="runs/r1/code.tar.gz", Body=pack_code())
         request = Request(
             run_id="r1",
@@ -118,12 +118,14 @@ class Account:
             estimate={"seconds": 600, "dollars": 0.01, "basis": "guessed"},
             epochs=2,
             chunks=0,
+            runtime="runtime/a/",
         )
         self.record.write("request.json", request)
         before = Attempt(
             instance_id="i-0",
             instance_type="c7i.large",
             zone="us-east-1a",
+            purchase="spot",
             started=utc_now(),
             ended=utc_now(),
             outcome="failed",

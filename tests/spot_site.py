@@ -209,6 +209,7 @@ def request(site: Site, *, deadline: str = "2099-01-01T00:00:00+00:00", earlier:
         estimate={"seconds": 600, "dollars": 0.01, "basis": "guessed"},
         epochs=7,
         chunks=0,
+        runtime="runtime/a/",
         earlier_attempts=earlier,
     )
     site.record.write("request.json", content)

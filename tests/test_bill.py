@@ -7,17 +7,18 @@ import pytest
 from costs.estimate import run_cost, total
 from costs.prices import load_prices
 from training.bill import run_bill
-from training.run_record import Attempt, Request
+from training.run_record import Attempt, Purchase, Request
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def attempt(instance_type: str, minutes: int) -> Attempt:
+def attempt(instance_type: str, minutes: int, purchase: Purchase = "spot") -> Attempt:
     end = START + timedelta(minutes=minutes)
     return Attempt(
         instance_id="i-1",
         instance_type=instance_type,
         zone="us-east-1a",
+        purchase=purchase,
         started=START.isoformat(),
         ended=end.isoformat(),
         outcome="interrupted",
@@ -34,25 +35,32 @@ def bill(*attempts: Attempt) -> dict[str, object]:
         estimate={"seconds": 600, "dollars": 0.01, "basis": "guessed"},
         epochs=1,
         chunks=1,
+        runtime="runtime/a/",
     )
     return run_bill(
         list(attempts),
         request,
         instance_type="c7i.large",
-        purchase="spot",
         volume_gib=30,
         prices=load_prices(),
     )
 
 
-def price(instance_type: str, minutes: int) -> float:
-    return total(run_cost(minutes * 60, instance_type, "spot", 30, load_prices()))
+def price(instance_type: str, minutes: int, purchase: Purchase = "spot") -> float:
+    return total(run_cost(minutes * 60, instance_type, purchase, 30, load_prices()))
 
 
 def test_each_attempt_costs_what_its_own_type_costs() -> None:
     whole = bill(attempt("m7i.large", 30), attempt("c7i.large", 10))
     assert whole["dollars"] == pytest.approx(price("m7i.large", 30) + price("c7i.large", 10))
     assert whole["seconds"] == 40 * 60
+
+
+def test_each_attempt_costs_what_it_was_bought_for() -> None:
+    whole = bill(attempt("c7i.large", 30), attempt("c7i.large", 30, "on_demand"))
+    assert whole["dollars"] == pytest.approx(
+        price("c7i.large", 30) + price("c7i.large", 30, "on_demand")
+    )
 
 
 def test_two_machines_of_one_type_are_one_line() -> None:

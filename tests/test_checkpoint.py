@@ -68,6 +68,7 @@ def test_a_newest_that_was_cut_off_gives_way_to_the_older(
 
 
 @settings(deadline=None)
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # damage, too
 @given(st.data())
 def test_no_damage_stops_a_run_from_starting(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -41,10 +41,10 @@ def test_compare_prints_aligned_rows(capsys: pytest.CaptureFixture[str]) -> None
             ["compare", "--seconds", "60", "--endpoint-instance-type", "ml.x9"],
             "no hosting price for 'ml.x9'",
         ),
-        (["compare", "--run-id", "r1", "--bucket", "ours"], "runs/r1/cost.json does not exist"),
+        (["compare", "--run-id", "r1", "--bucket", "ours"], "runs/r1/request.json does not exist"),
         (["compare", "--run-id", "r1", "--bucket", "not-ours"], "cannot be read"),
         (["actual", "r1", "--bucket", "ours"], "runs/r1/status.json does not exist"),
-        (["accuracy", "--bucket", "ours"], "no run has a cost record yet"),
+        (["accuracy", "--bucket", "ours"], "no run has succeeded yet"),
         (["accuracy", "--bucket", "not-ours"], "NoSuchBucket"),
         (["idle", "-c", "endpoint"], "should look like -c name=value"),
         (["idle", "-c", "endpoint=both"], "setting endpoint='both'"),
@@ -78,6 +78,19 @@ def test_a_number_out_of_range_is_refused(
         main(arguments)
     assert caught.value.code == 2
     assert "above 0" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def press_ctrl_c(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("costs.__main__.print_estimate", press_ctrl_c)
+    with pytest.raises(SystemExit) as caught:
+        main(["estimate", "--photos", "8000"])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "\nstopped\n"
 
 
 def test_a_training_machine_can_import_its_part_without_other_packages() -> None:

@@ -9,7 +9,7 @@ import pytest
 from botocore.stub import Stubber
 
 from costs.__main__ import main
-from costs.actual import error_percent, machines_bill, training_job_bill
+from costs.actual import Bill, error_percent, machines_bill, training_job_bill
 from costs.prices import load_prices
 from training.run_record import Attempt, RunRecord
 
@@ -23,13 +23,14 @@ HOUR = timedelta(hours=1)
 
 
 def attempt(start: datetime, **more: Any) -> Attempt:
-    return Attempt(
+    usual = Attempt(
         instance_id="i-1",
         instance_type="c7i.large",
         zone="us-east-1b",
+        purchase="spot",
         started=start.isoformat(),
-        **more,
     )
+    return usual | more  # type: ignore[return-value]
 
 
 @pytest.fixture
@@ -48,9 +49,8 @@ def answer(stub: Stubber, *changes: tuple[datetime, str]) -> None:
     stub.add_response("describe_spot_price_history", {"SpotPriceHistory": history})
 
 
-def bill_of(client: "EC2Client", attempts: list[Attempt], *seconds: float, **more: Any) -> Any:
-    kept = {"purchase": "spot", "volume_gib": 30, "prices": PRICES} | more
-    return machines_bill(client, attempts, list(seconds), **kept)
+def bill_of(client: "EC2Client", attempts: list[Attempt], *seconds: float) -> Bill:
+    return machines_bill(client, attempts, list(seconds), volume_gib=30, prices=PRICES)
 
 
 def test_a_machine_costs_the_spot_prices_of_its_hours(ec2: tuple["EC2Client", Stubber]) -> None:
@@ -88,7 +88,8 @@ def test_a_machine_taken_back_in_its_first_hour_is_free_but_not_its_disk(
 
 
 @pytest.mark.parametrize(
-    ("outcome", "seconds"), [("interrupted", 3600.0), ("lost", 600.0), ("failed", 600.0)]
+    ("outcome", "seconds"),
+    [("interrupted", 3600.0), ("shut down", 600.0), ("lost", 600.0), ("failed", 600.0)],
 )
 def test_any_other_ending_is_paid_for(
     outcome: str, seconds: float, ec2: tuple["EC2Client", Stubber]
@@ -113,9 +114,22 @@ def test_hours_that_ec2_has_forgotten_take_the_price_file(
 
 def test_on_demand_takes_the_price_file(ec2: tuple["EC2Client", Stubber]) -> None:
     client, _ = ec2  # is not asked
-    attempts = [attempt(START, outcome="interrupted")]
-    machine = bill_of(client, attempts, 3600, purchase="on_demand").lines[0]
-    assert machine.dollars == PRICES.machine_hour("c7i.large", "on_demand").dollars
+    attempts = [attempt(START, outcome="interrupted", purchase="on_demand")]
+    machine = bill_of(client, attempts, 1800).lines[0]
+    assert machine.dollars == PRICES.machine_hour("c7i.large", "on_demand").dollars / 2
+
+
+def test_a_run_resumed_on_demand_is_billed_as_each_machine_was_bought(
+    ec2: tuple["EC2Client", Stubber],
+) -> None:
+    client, stub = ec2
+    answer(stub, (START - HOUR, "0.02"))  # is asked once
+    attempts = [attempt(START), attempt(START + HOUR, purchase="on_demand")]
+    spot, on_demand = bill_of(client, attempts, 3600, 3600).lines[::3]
+    assert spot.name == "1: c7i.large, spot, us-east-1b"
+    assert spot.dollars == pytest.approx(0.02)
+    assert on_demand.name == "2: c7i.large, on-demand, us-east-1b"
+    assert on_demand.dollars == PRICES.machine_hour("c7i.large", "on_demand").dollars
 
 
 def job(**more: Any) -> dict[str, Any]:
@@ -179,7 +193,7 @@ def put_run(client: "S3Client", run: str, state: str, *attempts: Attempt, **cost
 
 
 ENDED = {"ended": (START + HOUR).isoformat(), "outcome": "succeeded"}
-COST = {"purchase": "spot", "volume_gib": 30, "seconds": 3600, "instance_type": "c7i.large"}
+COST = {"volume_gib": 30, "seconds": 3600, "instance_type": "c7i.large"}
 
 
 def test_the_actual_cost_stands_beside_the_estimate_and_stays_in_the_record(
@@ -208,7 +222,6 @@ def test_a_run_whose_machine_wrote_no_bill_gets_one(
     record = put_run(client, "r1", "failed", attempt(START, outcome="lost"))
     main(["actual", "r1", "--bucket", "ours"])
     cost = record.read("cost.json")
-    assert cost["purchase"] == "spot"
     assert cost["actual"]["seconds"] == 3 * 3600  # nobody saw its end: until the deadline
     assert "note: no machine wrote this" in capsys.readouterr().out
 
@@ -269,14 +282,19 @@ def test_accuracy_lists_every_run_and_the_median_error(
         }
         put_run(client, run, "succeeded", attempt(START, **ENDED), **COST, actual=actual)
     put_run(client, "r4", "succeeded", attempt(START, **ENDED), **COST)
-    put_run(client, "r5", "failed")
+    put_run(client, "r5", "succeeded", attempt(START, **ENDED))  # its bill failed
+    for state in ("failed", "stopped"):  # after a tenth of the work
+        short = {"seconds": 54, "dollars": 0.0008, "error_percent": 900}
+        put_run(client, state, state, attempt(START, **ENDED), **COST, actual=actual | short)
     main(["accuracy", "--bucket", "ours"])
     printed = capsys.readouterr().out
     rows = [line.split() for line in printed.splitlines()]
     assert ["r1", "9.0", "10.0", "0.0080", "0.0100", "-20", "%"] in rows
     assert ["r3", "9.0", "10.0", "0.0080", "0.0050", "+60", "%"] in rows
     assert "median error of 3 runs: 20 %" in printed  # of 20, 0 and 60
-    assert "not asked about yet, `python -m costs actual RUN`: r4\n" in printed
+    assert "not asked about yet, `python -m costs actual RUN`: r4, r5\n" in printed
+    assert "stopped" not in printed
+    assert "failed" not in printed
 
 
 def test_accuracy_before_the_first_actual_cost_says_what_to_do(

@@ -1,6 +1,7 @@
 """What a run to come takes and costs, and the bill of a machine."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -46,6 +47,18 @@ def test_an_estimate_grows_with_photos_and_states_its_basis() -> None:
     assert large.dollars == pytest.approx(total(bill))
     for part in ("9,000 photos", "measured", PRICES.date, "not on c7i.large"):
         assert part in large.basis
+
+
+@pytest.mark.parametrize(
+    ("arch", "row"), [("resnet50", "One run:"), ("efficientnet_lite0", "The same with")]
+)
+def test_the_readme_says_what_is_estimated(arch: str, row: str) -> None:
+    estimate = estimate_training(10_000, arch, 20, "c7i.large", PRICES)
+    amount = f"{estimate.dollars:.4f} for about {estimate.seconds / 60:.0f} minutes"
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (line,) = [line for line in readme.splitlines() if line.startswith(f"| {row}")]
+    assert arch in line
+    assert amount in line
 
 
 def test_an_architecture_without_a_measured_rate_is_refused() -> None:

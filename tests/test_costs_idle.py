@@ -1,15 +1,18 @@
 """A month without work: every resource of the stacks has its line, and the sum is small."""
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from synthesized import Template
+from synthesized import ROOT, Template
 
 from costs.__main__ import main
-from costs.idle import Stacks, free_resources, idle_rows, read_stacks
+from costs.idle import Stacks, free_resources, idle_rows, read_stacks, synthesize
 from costs.prices import load_prices
 from costs.resources import FREE, FREE_IF, PRICED, Contents, UnknownCostError
+from infra.config import SettingError
 
 PRICES = load_prices()
 CONTENTS = Contents(photos=10_000, runs=10)
@@ -28,9 +31,26 @@ def some(type: str, *properties: dict[str, Any]) -> Stacks:
     return Stacks({type: properties}, builds_image=False)
 
 
-def test_idling_with_the_defaults_costs_under_a_dollar_a_month(stacks: dict[str, Template]) -> None:
-    dollars = sum(bill(read_stacks(folder(stacks))).values())
-    assert 0.01 < dollars < 1
+def test_the_readme_says_what_idling_with_the_defaults_costs(stacks: dict[str, Template]) -> None:
+    lines = bill(read_stacks(folder(stacks)))
+    readme = (ROOT / "README.md").read_text()
+    assert set(re.findall(r"about \$([\d.]+) a month", readme)) == {f"{sum(lines.values()):.2f}"}
+    rows = dict(re.findall(r"^\| (.+) \| ([\d.]+) \|$", readme, re.MULTILINE))
+    for row, names in {
+        "ECR: three images of the endpoint, 120 MB each": ["ECR, images of the endpoint"],
+        "S3: ten models": ["S3, models of 10 runs"],
+        "S3: old versions, for 30 days": ["S3, old versions"],
+        "S3: wheels of a training machine": ["S3, wheels of a machine"],
+        "S3: requests of somebody looking": ["S3, writing and listing", "S3, reading"],
+        "S3: 10,000 photos": ["S3, data set, 10,000 photos"],
+        "S3: checkpoints for 14 days, weights, access logs": [
+            "S3, checkpoints of the newest run",
+            "S3, weights of two backbones",
+            "S3, access logs",
+        ],
+    }.items():
+        assert rows[row] == f"{sum(lines.pop(name) for name in names):.3f}", row
+    assert not any(lines.values())  # the rows that say 0
 
 
 @pytest.mark.parametrize("settings", ["stacks", "other_stacks"])
@@ -131,6 +151,18 @@ def test_a_form_that_costs_is_not_taken_for_a_free_one(
     with pytest.raises(UnknownCostError):
         idle_rows(stacks, CONTENTS, PRICES)
         free_resources(stacks)
+
+
+def test_the_cdk_does_not_warn_of_node_20_unless_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION"
+    monkeypatch.setattr("os.environ", {})
+    with pytest.raises(SettingError):
+        synthesize({"endpoint": "both"})
+    assert os.environ[name] == "20"
+    os.environ[name] = "18"
+    with pytest.raises(SettingError):
+        synthesize({"endpoint": "both"})
+    assert os.environ[name] == "18"
 
 
 def test_the_command_shows_lines_sum_reasons_and_sources(

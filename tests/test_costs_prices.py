@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from costs.compare import compare_run
+from costs.compare import Machine, PastRun, compare_run
 from costs.prices import PRICES_FILE, PriceError, load_prices
 from infra.config import MACHINE_DEFAULTS, Config
 
@@ -40,7 +40,7 @@ def test_what_is_free_each_month_has_a_price() -> None:
 def test_every_default_machine_has_its_prices() -> None:
     for machines in MACHINE_DEFAULTS.values():
         for instance_type in machines["instance_types"]:  # type: ignore[attr-defined]
-            assert len(compare_run(900, instance_type, 30, PRICES)) == 6
+            assert len(compare_run(PastRun([Machine(instance_type, 900)], 30), PRICES)) == 6
     endpoint = Config.from_context({}).endpoint_instance_type
     assert PRICES.sagemaker_hour(endpoint, "hosting").dollars > 0
 

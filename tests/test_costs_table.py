@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from costs.table import table
+from costs.table import is_numeric, table
 
 
 def test_numbers_are_set_to_the_right_and_words_to_the_left() -> None:
@@ -13,6 +13,11 @@ def test_numbers_are_set_to_the_right_and_words_to_the_left() -> None:
         "a       1,000.5  +12 %",
         "bcdefg        2",
     ]
+
+
+def test_dollars_are_numbers_but_a_price_that_is_unknown_is_not() -> None:
+    assert is_numeric(["$0.0079", "$12.5000", ""])
+    assert not is_numeric(["$0.0079", "price unknown"])
 
 
 cells = st.text(st.characters(categories=["L", "N", "P"]), max_size=9)

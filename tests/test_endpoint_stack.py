@@ -7,7 +7,7 @@ from aws_cdk import App, Stack
 from aws_cdk import aws_kms as kms
 from aws_cdk import aws_s3 as s3
 from aws_cdk import aws_sns as sns
-from replacing import DeployedStack
+from cloudformation import DeployedStack
 from synthesized import CDK_CONTEXT, Template
 
 from infra.config import Config
@@ -401,7 +401,7 @@ def test_without_an_image_one_is_built_from_the_serving_folder(template: Templat
     image = template.only("AWS::SageMaker::Model")["PrimaryContainer"]["Image"]
     assert "container-assets" in image
     assert '"platform": "linux/amd64"' in assets.read_text()
-    assert 'type=docker' in assets.read_text(), "SageMaker refuses OCI manifests"
+    assert "type=docker" in assets.read_text(), "SageMaker refuses OCI manifests"
     (context,) = template.path.parent.glob("asset.*/Dockerfile")
     assert (context.parent / "preprocess.py").exists()
     assert not (context.parent / "models.py").exists(), "it needs more than the image has"

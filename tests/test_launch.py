@@ -1,5 +1,7 @@
 """What a user of `python -m training.launch` sees: its flags, and what goes wrong."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +60,7 @@ def test_each_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) ->
         (["--max-hours", "0"], "--max-hours: must be above 0, at most 168, not 0"),
         (["--max-hours", "nan"], "--max-hours: must be above 0, at most 168"),
         (["--max-hours", "1000"], "--max-hours: must be above 0, at most 168"),
+        (["--max-hours", "abc"], "--max-hours: must be above 0, at most 168, not abc"),
         (["--epochs", "9"], "unrecognized arguments: --epochs"),
         (["stauts"], "invalid choice: 'stauts'"),
         (["resume"], "required: RUN"),
@@ -180,3 +183,27 @@ def test_the_command_runs_as_a_module() -> None:
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    script = """
+import sys
+from training import launch
+launch.Deployment.connect = lambda: None
+launch.choose_run = lambda *_: "r1"
+launch.print_logs = lambda *_, **__: print("line\\n" * int(sys.argv.pop()))
+sys.argv[1:1] = ["logs"]
+launch.main()
+"""
+    for lines in ("1", "100000"):  # all is still in the buffer at the end, or not
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run(
+            [sys.executable, "-c", script, lines],
+            env={**os.environ, "PYTHONUNBUFFERED": ""},
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        os.close(write)
+        assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")

@@ -47,6 +47,14 @@ def test_runs_are_listed_newest_first_with_state_cost_and_accuracy(
     assert len(rows[1]) == 5, "no accuracy without success"
 
 
+def test_before_the_first_model_no_run_is_marked(
+    account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add(account, "20260101-old", "failed")
+    run("list")
+    assert "model" not in capsys.readouterr().out
+
+
 def test_a_run_without_a_record_does_not_hide_the_others(
     account: Account, capsys: pytest.CaptureFixture[str]
 ) -> None:

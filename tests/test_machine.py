@@ -100,8 +100,9 @@ def test_events_are_read_from_what_training_wrote(tmp_path: Path) -> None:
 
 
 def test_training_is_frozen_until_the_notice_was_read(tmp_path: Path) -> None:
-    # The last words stand for what a real machine runs: `python -m training.train`.
-    script = "bash -c 'while :; do sleep 0.01; done' training.train & wait"
+    # By its name it stands for `python -m training.train`; it starts nothing itself, whose name
+    # would be the same for a moment.
+    script = "(exec -a training.train sleep 600) & wait"
     with Processes(tmp_path / "state") as processes:
         machine = boot(processes, tmp_path / "disk", script)
         while not machine.training():

@@ -3,6 +3,7 @@ from typing import TYPE_CHECKING
 import pytest
 from deployed import choose, chosen, deploy_stacks, finish_run, serve
 
+from serving import models
 from serving.models import main
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def test_each_model_is_listed_with_its_metrics_the_oldest_first(
     assert header.split()[:2] == ["run", "finished"]
     assert earlier.startswith("c-earlier  2026-11-22 10:00  resnet50  bins ")
     assert later.startswith("b-later    2026-11-23 11:30  resnet50  bins ")
-    assert "33.3% (31.3 to 35.3)  1.23  0.0 MB" in later
+    assert later.endswith("  33.3% (31.3 to 35.3)  1.23  0.0")
     assert captured.err == "no endpoint is deployed\n"
 
 
@@ -49,16 +50,16 @@ def test_what_is_deployed_next_and_what_is_served_are_marked(
     serve(two_models[0])
     main(["list"])
     _, earlier, later = capsys.readouterr().out.splitlines()
-    assert earlier.endswith("MB  deployed next")
-    assert later.endswith("MB  served")
+    assert earlier.endswith("0.0  deployed next")
+    assert later.endswith("0.0  served")
 
 
 def test_one_model_can_be_both(two_models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     serve(two_models[1])
     main([])
     _, earlier, later = capsys.readouterr().out.splitlines()
-    assert earlier.endswith("MB  deployed next, served")
-    assert later.endswith("MB")
+    assert earlier.endswith("0.0  deployed next, served")
+    assert later.endswith("0.0")
 
 
 @pytest.mark.parametrize("state", ["running", "failed", "stopped"])
@@ -98,6 +99,19 @@ def test_a_run_that_is_not_there_changes_nothing(
         "error: run typo has no model: `python -m serving.models` lists them"
     )
     assert chosen() == two_models[1]
+
+
+def test_ctrl_c_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def press_ctrl_c(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "stack_output", press_ctrl_c)
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "\nstopped\n"
 
 
 @pytest.mark.usefixtures("client")

@@ -206,6 +206,19 @@ def test_the_table_has_a_line_for_each_photo(
     assert len({len(line) for line in [header, *lines]}) == 1
 
 
+def test_ctrl_c_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def press_ctrl_c(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ImagePredictor, "predict", press_ctrl_c)
+    with pytest.raises(SystemExit) as caught:
+        main(["bin.jpg", "--model", str(folder)])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "\nstopped\n"
+
+
 @pytest.mark.parametrize("form", ["json", "csv", "table"])
 def test_a_broken_file_is_one_line_on_stderr_and_the_others_go_on(
     folder: Path, photos: list[str], form: str, capsys: pytest.CaptureFixture[str]

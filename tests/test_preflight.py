@@ -215,6 +215,18 @@ def test_budgets_of_an_older_stack_are_not_checked(
     )
 
 
+def test_a_budget_whose_spending_aws_does_not_state_is_not_checked(
+    account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limit = {"Amount": "10", "Unit": "USD"}
+    account.answers["DescribeBudget"] = {"Budget": {"BudgetName": "all", "BudgetLimit": limit}}
+    start()
+    assert line(capsys.readouterr().out, "budget") == (
+        "not checked budget AWS does not say what is spent of all"
+    )
+    assert account.desired() == 1
+
+
 def test_a_bucket_that_cannot_be_read_is_an_error_and_not_a_missing_check(
     account: Account,
 ) -> None:

@@ -57,6 +57,11 @@ def test_what_killed_training_is_said_in_words(number: str, words: str) -> None:
     assert said == f"training {words}"
 
 
+def test_bytes_that_are_no_text_do_not_silence_training() -> None:
+    said = ended("import os; os.write(1, b'loss \\xff\\n'); raise SystemExit(3)")
+    assert said == "training ended with exit code 3: loss \N{REPLACEMENT CHARACTER}"
+
+
 @dataclass
 class Clock:
     now: float = 0

@@ -10,7 +10,7 @@ from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.run_record import Attempt, RunRecord, billed_seconds, utc_now
+from training.run_record import Attempt, Request, RunRecord, billed_seconds, closed, utc_now
 
 START = datetime(2026, 11, 23, 8, tzinfo=UTC)
 
@@ -28,11 +28,30 @@ def attempt(start: float, end: float | None = None) -> Attempt:
         instance_id="i-1",
         instance_type="c7i.large",
         zone="us-east-1a",
+        purchase="spot",
         started=(START + timedelta(seconds=start)).isoformat(),
     )
     if end is not None:
         attempt["ended"] = (START + timedelta(seconds=end)).isoformat()
     return attempt
+
+
+def request(deadline: str = "2099-01-01T00:00:00+00:00") -> Request:
+    return Request(
+        run_id="r1",
+        dataset="photos",
+        arch="resnet50",
+        train_arguments=[],
+        deadline=deadline,
+        estimate={},
+        epochs=1,
+        chunks=1,
+        runtime="runtime/a/",
+    )
+
+
+def seconds(*attempts: Attempt) -> list[float]:
+    return billed_seconds(list(attempts), request())
 
 
 def test_everything_of_a_run_is_under_its_own_prefix(record: RunRecord) -> None:
@@ -78,8 +97,8 @@ def test_times_are_utc_and_whole_seconds() -> None:
     assert time.microsecond == 0
 
 
-def test_a_run_without_a_machine_costs_nothing() -> None:
-    assert billed_seconds([]) == 0
+def test_a_run_without_a_machine_is_not_paid() -> None:
+    assert seconds() == []
 
 
 @given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 10_000))))
@@ -88,13 +107,38 @@ def test_attempts_are_paid_and_the_time_between_them_is_not(spans: list[tuple[in
     for pause, work in spans:
         attempts.append(attempt(now + pause, now + pause + work))
         now += pause + work
-    assert billed_seconds(attempts) == sum(work for _, work in spans)
+    assert seconds(*attempts) == [work for _, work in spans]
 
 
 def test_a_machine_that_vanished_is_paid_until_the_next_one_started() -> None:
-    assert billed_seconds([attempt(0), attempt(100, 130)]) == 130
+    assert seconds(attempt(0), attempt(100, 130)) == [100, 30]
 
 
 def test_a_machine_still_at_work_is_paid_until_now() -> None:
     started = (datetime.now(UTC) - timedelta(seconds=100) - START).total_seconds()
-    assert billed_seconds([attempt(started)]) == pytest.approx(100, abs=5)
+    assert seconds(attempt(started)) == pytest.approx([100], abs=5)
+
+
+def test_a_machine_that_never_reported_its_end_is_paid_until_the_deadline_at_most() -> None:
+    before_now = datetime.now(UTC) - timedelta(hours=1)
+    start = (before_now - timedelta(minutes=10) - START).total_seconds()
+    assert billed_seconds([attempt(start)], request(before_now.isoformat())) == [600]
+
+
+def test_clocks_that_differ_make_no_time_below_zero() -> None:
+    assert seconds(attempt(60, 0), attempt(0, 30)) == [0, 30]
+    assert seconds(attempt(100), attempt(40, 50)) == [0, 10]
+
+
+def test_a_silent_attempt_is_closed_and_paid_as_before() -> None:
+    deadline = (START + timedelta(hours=1)).isoformat()
+    attempts = [attempt(0, 100), attempt(1000)]
+    ended = closed(attempts, request(deadline), "lost")
+    first, last = ended
+    assert first == attempts[0]
+    assert (last["outcome"], last["ended"] <= utc_now()) == ("lost", True)
+    paid = billed_seconds(attempts, request(deadline))
+    assert billed_seconds(ended, request(deadline)) == pytest.approx(paid, abs=2)
+    assert "ended" not in attempts[-1], "what was read stays as it was"
+    assert closed(ended, request(deadline), "stopped") == ended
+    assert closed([], request(deadline), "stopped") == []

@@ -1,5 +1,6 @@
 """What set-up says before it downloads anything, and when it installs again."""
 
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,7 +111,7 @@ def test_all_that_is_missing_is_one_line_before_anything_is_installed(
     monkeypatch.setattr(setup, "output_of", lambda command: "")
     monkeypatch.setattr(setup, "run", lambda *_: pytest.fail("something was installed"))
     with pytest.raises(SystemExit) as caught:
-        setup.main()
+        setup.main([])
     message = str(caught.value)
     assert message.startswith("error: missing: Python 3.11 (this is ")
     assert message.endswith("Node 20 or newer; npm")
@@ -191,3 +192,15 @@ def test_away_from_a_terminal_a_command_takes_two_lines(
 ) -> None:
     setup.run("Installing", [sys.executable, "-c", "print('quiet')"])
     assert capsys.readouterr().out == "Installing …\nInstalling: done in 0:00\n"
+
+
+def test_help_installs_nothing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rehearsal.setup", "--help"],
+        cwd=setup.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert done.stdout.startswith("usage: python3 rehearsal/setup.py [-h]")
+    assert "Setting up" not in done.stdout

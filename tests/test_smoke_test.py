@@ -142,6 +142,17 @@ def test_a_refusal_of_the_endpoint_is_one_line(uri: str, answer_with: Any, run: 
     assert run() == "error: no photo"
 
 
+def test_ctrl_c_is_one_line(
+    uri: str, answer_with: Any, run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def press_ctrl_c(_: bytes) -> Prediction:
+        raise KeyboardInterrupt
+
+    answer_with(press_ctrl_c)
+    assert run() == "130"
+    assert capsys.readouterr().err == "\nstopped\n"
+
+
 def test_a_data_set_that_is_gone_is_named(
     client: "S3Client", uri: str, answer_with: Any, run: Any
 ) -> None:

@@ -1,5 +1,6 @@
 """How a machine's attempt at a run ends, other than with a model."""
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 import spot_site
+from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import EndpointConnectionError
 from spot_site import Site, request
 
@@ -16,6 +18,7 @@ from training import control, process, spot
 from training.control import (
     CurrentRun,
     Lease,
+    LeaseLostError,
     ask_to_stop,
     current_run,
     end_run,
@@ -36,11 +39,40 @@ def test_a_notice_ends_the_attempt_with_a_snapshot_in_the_bucket(site: Site) -> 
     assert site.told() == []
 
 
-def test_sigterm_does_the_same_as_a_notice(site: Site) -> None:
+def test_sigterm_does_the_same_as_a_notice_but_is_not_ec2_s_own_doing(site: Site) -> None:
     assert site.work("snapshot", on_look=lambda: signal.raise_signal(signal.SIGTERM)) == 75
     assert "001/snapshot-00001.pt" in site.keys("checkpoints/r1/")
-    assert site.outcomes() == ["interrupted"]
+    assert site.outcomes() == ["shut down"]
+    assert site.record.status()["message"] == "the machine was shut down; trying again"
     assert site.lease()["expires"] == 0
+
+
+def test_sigterm_after_a_notice_is_an_interruption(site: Site) -> None:
+    def look() -> str:
+        signal.raise_signal(signal.SIGTERM)
+        return "terminate"
+
+    assert site.work("snapshot", on_look=look) == 75
+    assert site.outcomes() == ["interrupted"]
+
+
+@pytest.mark.parametrize("training", ["snapshot", "importing"])
+@pytest.mark.parametrize(("notice", "outcome"), [(False, "shut down"), (True, "interrupted")])
+def test_a_shutdown_that_tells_training_first_is_no_failure(
+    site: Site, training: str, notice: bool, outcome: str
+) -> None:
+    told: list[int] = []
+
+    def look() -> str | None:
+        if not told:
+            told.append(int((site.folder / "machine-1" / "ready").read_text()))
+            os.kill(told[0], signal.SIGTERM)
+            os.waitid(os.P_PID, told[0], os.WEXITED | os.WNOWAIT)
+            return None
+        return "terminate" if notice else None
+
+    assert site.work(training, on_look=look) == 75
+    assert site.outcomes() == [outcome]
 
 
 def test_the_next_machine_goes_on_from_the_snapshot(site: Site) -> None:
@@ -168,7 +200,13 @@ def test_the_wish_to_stop_is_not_looked_for_at_each_poll(site: Site) -> None:
 
 def test_an_attempt_that_ended_without_a_word_is_lost(site: Site) -> None:
     silent = [
-        Attempt(instance_id=f"i-{time}", instance_type="c7i.large", zone="us-east-1a", started=time)
+        Attempt(
+            instance_id=f"i-{time}",
+            instance_type="c7i.large",
+            zone="us-east-1a",
+            purchase="spot",
+            started=time,
+        )
         for time in ("2026-01-01T00:00:00+00:00", "2026-01-01T00:10:00+00:00")
     ]
     site.record.set_status("running", "", silent)
@@ -283,3 +321,90 @@ def test_a_run_that_ends_while_a_machine_waits_is_not_run_again(site: Site) -> N
     assert site.record.status()["state"] == "succeeded"
     assert site.outcomes() == []
     assert site.lease()["expires"] == 0
+
+
+UNREACHABLE = EndpointConnectionError(endpoint_url="https://s3")
+
+
+@pytest.mark.parametrize("error", [UNREACHABLE, LeaseLostError("i-1 no longer holds the lease")])
+@pytest.mark.parametrize("call", ["lease", "pointer"])
+def test_once_the_record_says_how_a_run_ended_nothing_changes_it(
+    site: Site, error: Exception, call: str
+) -> None:
+    def broken(*_: object) -> None:
+        raise error
+
+    owner, name = (Lease, "release") if call == "lease" else (spot, "end_run")
+    site.monkeypatch.setattr(owner, name, broken)
+    assert site.work("succeeds") == 0
+    assert site.record.status()["state"] == "succeeded"
+    assert site.outcomes() == ["succeeded"]
+    assert [subject for subject, _ in site.told()] == ["Training run r1 succeeded"]
+    assert (current_run(site.s3, "bins") is None) is (call == "lease")
+    assert (site.lease()["expires"] == 0) is (call == "pointer")
+
+
+def test_an_interrupted_attempt_stays_one_when_its_lease_cannot_be_released(site: Site) -> None:
+    def broken(*_: object) -> None:
+        raise UNREACHABLE
+
+    site.monkeypatch.setattr(Lease, "release", broken)
+    assert site.work("snapshot", on_look=lambda: "terminate") == 75
+    assert site.outcomes() == ["interrupted"]
+
+
+def test_a_clock_that_was_ahead_loses_no_model(site: Site) -> None:
+    ahead = Attempt(
+        instance_id="i-0",
+        instance_type="c7i.large",
+        zone="us-east-1a",
+        purchase="spot",
+        started="2026-01-01T00:01:00+00:00",
+        ended="2026-01-01T00:00:00+00:00",
+        outcome="stopped",
+    )
+    site.record.set_status("requested", "", [ahead])
+    assert site.work("succeeds") == 0
+    assert site.record.status()["state"] == "succeeded"
+    assert 0 <= site.record.read("cost.json")["seconds"] < 60
+
+
+def test_a_bill_that_cannot_be_made_loses_no_model(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("lines")
+
+    site.monkeypatch.setattr(spot, "run_bill", broken)
+    assert site.work("succeeds") == 0
+    assert site.record.status()["state"] == "succeeded"
+    assert "KeyError: 'lines'" in caplog.text
+
+
+def test_each_attempt_is_paid_as_it_was_bought(site: Site) -> None:
+    site.work("snapshot", on_look=lambda: "terminate", instance_life_cycle="on-demand")
+    site.work("succeeds")
+    assert [each["purchase"] for each in site.record.status()["attempts"]] == ["on_demand", "spot"]
+    names = {line["name"] for line in site.record.read("cost.json")["lines"]}
+    assert {"c7i.large, on-demand", "c7i.large, spot"} <= names
+
+
+@pytest.mark.parametrize("error", [UNREACHABLE, S3UploadFailedError("AccessDenied")])
+def test_a_log_that_cannot_be_stored_ends_no_attempt(
+    site: Site, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    site.monkeypatch.setattr(spot, "STORE_SECONDS", 0)
+    upload = RunRecord.upload
+
+    def broken(record: RunRecord, file: Path, name: str | None = None) -> None:
+        if file.name == "machine.log":
+            raise error
+        upload(record, file, name)
+
+    def look() -> str | None:
+        (site.folder / "machine-1" / "machine.log").write_text("boot: training")
+        return "terminate" if "the log was not stored" in caplog.text else None
+
+    site.monkeypatch.setattr(RunRecord, "upload", broken)
+    assert site.work("snapshot", on_look=look) == 75
+    assert site.outcomes() == ["interrupted"]

@@ -93,6 +93,25 @@ def test_without_a_booking_that_can_be_read_back_nothing_starts(account: Account
     assert account.record().status()["state"] == "failed"
 
 
+@pytest.mark.parametrize("off", [timedelta(days=7), timedelta(minutes=-5)])
+def test_a_booking_for_another_time_starts_nothing(account: Account, off: timedelta) -> None:
+    booked: list[Any] = []
+
+    def stale(_: Any) -> Any:
+        (action,) = booked
+        return {"ScheduledUpdateGroupActions": [action]}
+
+    def remember(parameters: Any) -> None:
+        booked.append({"DesiredCapacity": 0, "StartTime": parameters["StartTime"] + off})
+
+    account.answers["PutScheduledUpdateGroupAction"] = remember
+    account.answers["DescribeScheduledActions"] = stale
+    with pytest.raises(LaunchError, match="could not be booked, nothing started"):
+        start()
+    assert account.order("SetDesiredCapacity") == []
+    assert account.nothing_started()
+
+
 @pytest.mark.parametrize("operation", ["PutScheduledUpdateGroupAction", "SetDesiredCapacity"])
 def test_a_start_that_breaks_off_does_not_block_the_next(account: Account, operation: str) -> None:
     account.answers[operation] = KeyboardInterrupt()
@@ -161,6 +180,7 @@ def test_the_machine_finds_everything_that_was_asked_for(account: Account) -> No
     assert request["arch"] == "efficientnet_lite0"
     assert request["train_arguments"] == ["--epochs", "60"]
     assert (request["epochs"], request["chunks"]) == (60, 28 + 4)
+    assert request["runtime"] == "runtime/a/"
     assert "60 epochs" in request["estimate"]["basis"]
     assert record.status()["state"] == "requested"
     active = current_run(account.s3, "bins")
@@ -188,6 +208,28 @@ def test_a_run_is_resumed_with_its_code_and_a_new_deadline(account: Account, sta
     assert code == b"code"
     assert account.active() == ENDED
     assert account.desired() == 1
+
+
+def test_a_run_is_resumed_with_the_wheels_it_began_with(account: Account) -> None:
+    account.add_run("stopped")
+    account.put("runtime/b/requirements.txt")  # built since
+    run("resume", ENDED, "--yes")
+    active = current_run(account.s3, "bins")
+    assert active is not None and active["runtime"] == "runtime/a/"
+
+
+def test_a_run_whose_wheels_are_gone_is_not_resumed(
+    account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    account.add_run("stopped")
+    account.put("runtime/b/requirements.txt")
+    account.s3.delete_object(Bucket="bins", Key="runtime/a/requirements.txt")
+    with pytest.raises(LaunchError, match="not started, see above: wheels"):
+        run("resume", ENDED, "--yes")
+    assert "runtime/a/, which the run began with, is gone: start a new run" in (
+        capsys.readouterr().out
+    )
+    assert account.nothing_started()
 
 
 def test_a_run_that_has_succeeded_is_not_resumed(account: Account) -> None:

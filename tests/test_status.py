@@ -10,8 +10,8 @@ from training_account import EARLIER, Account, attempt, run
 
 from training import status
 from training.deployment import Deployment
-from training.run_record import Attempt, State
-from training.status import attempt_seconds, duration, look
+from training.run_record import State
+from training.status import attempt_dollars, duration, look
 
 account = training_account.account
 RUN = EARLIER["run_id"]
@@ -158,14 +158,12 @@ def test_a_machine_without_a_price_costs_an_unknown_amount(
     assert any("price unknown" in line for line in screen(capsys))
 
 
-def test_a_machine_that_never_reported_its_end_is_paid_until_the_next_or_the_deadline(
-    account: Account,
-) -> None:
-    request = account.add_run("running", hours=-0.5).request()
-    attempts: list[Attempt] = [attempt(minutes_ago=60), attempt(minutes_ago=50)]
-    assert attempt_seconds(attempts, request, at_work=True) == pytest.approx([600, 3000], abs=5)
-    assert attempt_seconds(attempts, request, at_work=False) == pytest.approx([600, 1200], abs=5)
-    assert attempt_seconds([], request, at_work=True) == []
+def test_each_machine_costs_what_it_was_bought_for() -> None:
+    spot, on_demand = attempt(), attempt()
+    on_demand["purchase"] = "on_demand"
+    cheap, expensive = attempt_dollars([spot], [3600]), attempt_dollars([on_demand], [3600])
+    assert cheap and expensive and expensive > 1.5 * cheap
+    assert attempt_dollars([spot, on_demand], [3600, 3600]) == pytest.approx(cheap + expensive)
 
 
 @pytest.mark.parametrize(

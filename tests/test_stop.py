@@ -76,8 +76,10 @@ def test_a_run_that_waits_for_a_machine_is_stopped_at_once(account: Account, clo
     assert record.status()["state"] == "stopped"
 
 
-def test_a_machine_that_ec2_does_not_end_is_told(account: Account, clock: Clock) -> None:
-    account.at_work()
+def test_a_machine_that_ec2_does_not_end_may_still_write_its_record(
+    account: Account, clock: Clock
+) -> None:
+    record = account.at_work()
     (group,) = account.autoscaling.describe_auto_scaling_groups()["AutoScalingGroups"]
     account.answers["DescribeAutoScalingGroups"] = {
         "AutoScalingGroups": [{**group, "DesiredCapacity": 0}]
@@ -85,6 +87,8 @@ def test_a_machine_that_ec2_does_not_end_is_told(account: Account, clock: Clock)
     with pytest.raises(LaunchError, match="is at 0, but EC2 has not ended the machine"):
         run("stop")
     assert clock.now == pytest.approx(300, abs=20)
+    assert record.status()["state"] == "running"
+    assert account.active() == RUN
 
 
 def test_only_the_active_run_can_be_stopped(account: Account) -> None:
@@ -155,3 +159,26 @@ def test_another_run_that_starts_meanwhile_is_left_alone(account: Account, clock
     run("stop")
     assert account.active() == account.record().run_id
     assert account.desired() == 1
+
+
+def test_the_same_run_that_another_launch_resumes_meanwhile_is_left_alone(
+    account: Account, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = account.at_work()
+
+    def meanwhile() -> None:
+        if clock.sleeps == 1:
+            attempts = record.status()["attempts"]
+            record.set_status("stopped", "stopped as asked", attempts)
+            account.s3.delete_object(Bucket="bins", Key="control/current.json")
+            account.set_desired(0)
+            run("resume", RUN, "--yes")
+
+    clock.meanwhile = meanwhile
+    run("stop")
+    assert record.status()["state"] == "requested"
+    assert account.active() == RUN
+    assert account.desired() == 1
+    assert clock.now == 10
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1].startswith(f"run {RUN} requested: resumed")

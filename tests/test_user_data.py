@@ -161,7 +161,7 @@ def told(booted: "Boot") -> list[str]:
     return [call for call in booted.names("aws") if "sns publish --topic-arn arn:topic" in call]
 
 
-@pytest.mark.parametrize(("code", "messages"), [(0, 0), (75, 0), (1, 1), (137, 1)])
+@pytest.mark.parametrize(("code", "messages"), [(0, 0), (75, 0), (143, 0), (1, 1), (137, 1)])
 def test_only_an_end_that_nobody_announced_is_announced(
     tmp_path: Path, code: int, messages: int
 ) -> None:
@@ -194,8 +194,9 @@ def test_after_the_end_of_a_run_the_group_is_at_zero_before_the_machine_is_off(
     assert booted.calls.count(GROUP_TO_ZERO) == booted.calls.count(POWER_OFF) == 1
 
 
-def test_an_interrupted_machine_leaves_the_group_to_the_next_one(tmp_path: Path) -> None:
-    booted = boot(tmp_path, training=75)
+@pytest.mark.parametrize("code", [75, 143])
+def test_an_interrupted_machine_leaves_the_group_to_the_next_one(tmp_path: Path, code: int) -> None:
+    booted = boot(tmp_path, training=code)
     assert booted.calls[-1] == POWER_OFF
     assert GROUP_TO_ZERO not in booted.calls
 
@@ -264,6 +265,13 @@ def test_a_shutdown_that_tells_the_script_alone_reaches_training(tmp_path: Path)
     booted = boot(tmp_path, training_does=shell)
     assert "boot: leaving the run to the next machine" in booted.output
     assert GROUP_TO_ZERO not in booted.calls
+
+
+def test_a_shutdown_before_training_spot_listens_is_an_interruption(tmp_path: Path) -> None:
+    booted = boot(tmp_path, training_does="exec python3 -c 'import os; os.kill(os.getpid(), 15)'")
+    assert "boot: leaving the run to the next machine" in booted.output
+    assert GROUP_TO_ZERO not in booted.calls
+    assert not told(booted)
 
 
 def test_a_log_that_cannot_be_stored_is_no_reason_to_go_on_spending(tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ class Account:
             estimate={},
             epochs=20,
             chunks=32,
+            runtime=run["runtime"],
         )
         record.write("request.json", request)
         self.put(record.key("code.tar.gz"), "code")
@@ -132,6 +133,7 @@ def attempt(instance_id: str = "i-1", *, minutes_ago: float = 10) -> Attempt:
         instance_id=instance_id,
         instance_type="c7i.large",
         zone="us-east-1a",
+        purchase="spot",
         started=started.isoformat(timespec="seconds"),
     )
 

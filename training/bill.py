@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from costs.estimate import CostLine, run_cost, total
-from costs.prices import PriceError, Prices, Purchase
+from costs.prices import PriceError, Prices
 from training.run_record import Attempt, Request, billed_seconds
 
 
@@ -14,20 +14,19 @@ def run_bill(
     request: Request,
     *,
     instance_type: str,
-    purchase: Purchase,
     volume_gib: int,
     prices: Prices,
 ) -> dict[str, Any]:
-    """Each attempt at the price of its own machine type, and the sum.
+    """Each attempt at the price of its own machine, and the sum.
 
     `instance_type` is that of the machine which ends the run. Without a price for one of the
     types, `dollars` is None and `note` says so: no reason to lose a model that is finished.
     """
     expected = request["estimate"]
+    seconds = billed_seconds(attempts, request)
     bill: dict[str, Any] = {
         "instance_type": instance_type,
-        "purchase": purchase,
-        "seconds": billed_seconds(attempts),
+        "seconds": sum(seconds),
         "volume_gib": volume_gib,
         "prices_date": prices.date,
         "estimate": {name: expected.get(name) for name in ("seconds", "dollars")},
@@ -35,9 +34,9 @@ def run_bill(
     try:
         lines = _add_up(
             line
-            for attempt in attempts
+            for attempt, paid in zip(attempts, seconds, strict=True)
             for line in run_cost(
-                billed_seconds([attempt]), attempt["instance_type"], purchase, volume_gib, prices
+                paid, attempt["instance_type"], attempt["purchase"], volume_gib, prices
             )
         )
     except PriceError as error:

@@ -100,7 +100,8 @@ class Deployment:
     def book_end(self, deadline: datetime) -> None:
         """Have the group go to 0 at the deadline, whatever happens, and read that back.
 
-        Raises LaunchError when the booking is not there.
+        `deadline` is in whole seconds, as AWS keeps it. Raises LaunchError when the booking
+        is not there.
         """
         self._autoscaling.put_scheduled_update_group_action(
             AutoScalingGroupName=self.group_name,
@@ -112,7 +113,7 @@ class Deployment:
         actions = self._autoscaling.describe_scheduled_actions(
             AutoScalingGroupName=self.group_name, ScheduledActionNames=[BOOKING]
         )["ScheduledUpdateGroupActions"]
-        if [action["DesiredCapacity"] for action in actions] != [0]:
+        if [(each["DesiredCapacity"], each["StartTime"]) for each in actions] != [(0, deadline)]:
             raise LaunchError(
                 f"the end at {deadline:%H:%M} UTC could not be booked, nothing started"
             )

@@ -6,7 +6,7 @@ import time
 from datetime import UTC, datetime
 
 from training.deployment import Deployment
-from training.status import Run, duration, format_run, look, money, progress
+from training.status import Run, cost_words, duration, format_run, look, progress
 
 POLL_SECONDS = 10.0
 
@@ -37,7 +37,7 @@ def follow(deployment: Deployment, run_id: str) -> bool:
     line = StatusLine()
     try:
         while (run := look(deployment, run_id)).standing.at_work:
-            line.show(describe(run), f"{money(run.dollars)}, {_time_left(run)} left; ")
+            line.show(describe(run), f"{cost_words(run.dollars)}, {_time_left(run)} left; ")
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
         line.close()

@@ -17,12 +17,14 @@ RUN is the active run, or else the newest, unless it is named.
 """
 
 import argparse
+import math
 import sys
 from datetime import UTC, datetime
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from costs.prices import PriceError
+from infra.interruptible import interruptible
 from infra.outputs import NotDeployedError
 from training.control import RunActiveError
 from training.deployment import Deployment, LaunchError
@@ -114,7 +116,10 @@ def _add_start_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _hours(text: str) -> float:
-    hours = float(text)
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = math.nan
     if not 0 < hours <= LONGEST_HOURS:
         raise argparse.ArgumentTypeError(f"must be above 0, at most {LONGEST_HOURS}, not {text}")
     return hours
@@ -146,6 +151,7 @@ def run_command(args: argparse.Namespace) -> bool:
     return True
 
 
+@interruptible()
 def main() -> None:
     args = parse_arguments(sys.argv[1:])
     try:
@@ -154,7 +160,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except (BotoCoreError, ClientError) as error:
         sys.exit(f"error: AWS: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # not "stopped": the run goes on
         sys.exit(f"\nerror: {args.command} was broken off")
     if not succeeded:
         sys.exit(1)

@@ -4,11 +4,12 @@ from datetime import datetime
 
 from botocore.exceptions import ClientError
 
-from infra.outputs import stack_output
+from costs.table import table
+from training.chosen_model import NoModelError, chosen_model, run_of
 from training.control import CurrentRun, current_run
 from training.deployment import Deployment, Group, LaunchError
-from training.run_record import RunRecord
-from training.status import attempt_dollars, attempt_seconds, duration, find_standing, money
+from training.run_record import RunRecord, billed_seconds
+from training.status import attempt_dollars, cost_words, duration, find_standing
 
 SHOWN = 20
 
@@ -22,15 +23,9 @@ def list_runs(deployment: Deployment) -> str:
     active, group = current_run(deployment.s3, deployment.bucket), deployment.group()
     model = _model_run(deployment)
     rows = [_row(deployment, run_id, active, group, model) for run_id in runs[:SHOWN]]
-    header = ["run", "state", "started (UTC)", "machines", "cost", "exact", ""]
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in [header, *rows]
-    ]
-    if len(runs) > SHOWN:
-        lines.append(f"and {len(runs) - SHOWN} older ones")
-    return "\n".join(lines)
+    shown = table(["run", "state", "started (UTC)", "machines", "cost", "exact", ""], rows)
+    older = len(runs) - SHOWN
+    return f"{shown}\nand {older} older ones" if older > 0 else shown
 
 
 def _row(
@@ -43,14 +38,14 @@ def _row(
     except (LaunchError, ClientError):
         return [run_id, "no record", *[""] * 5]
     attempts = status["attempts"]
-    seconds = attempt_seconds(attempts, request, at_work=standing.at_work)
+    seconds = billed_seconds(attempts, request)
     started = datetime.fromisoformat(attempts[0]["started"]) if attempts else None
     return [
         run_id,
         standing.state,
         f"{started:%Y-%m-%d %H:%M}" if started else "never",
         f"{len(attempts)}, {duration(sum(seconds))}" if attempts else "0",
-        money(attempt_dollars(attempts, seconds, group.purchase)),
+        cost_words(attempt_dollars(attempts, seconds)),
         _accuracy(record) if standing.state == "succeeded" else "",
         "← model" if run_id == model else "",
     ]
@@ -62,6 +57,7 @@ def _accuracy(record: RunRecord) -> str:
 
 def _model_run(deployment: Deployment) -> str | None:
     """The run whose model the endpoint takes at its next deploy; None before the first."""
-    name = stack_output("TrainStack", "ModelParameterName")
-    uri = deployment.session.client("ssm").get_parameter(Name=name)["Parameter"]["Value"]
-    return uri.split("/")[-2] if uri.startswith("s3://") else None
+    try:
+        return run_of(chosen_model(deployment.session))
+    except NoModelError:
+        return None

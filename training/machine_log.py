@@ -5,11 +5,15 @@ from pathlib import Path
 
 import boto3
 import watchtower
+from boto3.exceptions import Boto3Error
+from botocore.exceptions import BotoCoreError, ClientError
 
 from training.run_record import RunRecord
 
 LOG_FILE = "machine.log"  # infra/user_data.sh writes it: all that boot and training print
 SEND_SECONDS = 10  # to CloudWatch; what a machine that vanishes has not sent yet is lost
+
+log = logging.getLogger(__name__)
 
 
 def log_to_cloudwatch(log_group: str, stream: str, log_file: Path) -> None:
@@ -39,8 +43,13 @@ class LogCopy:
         self._size = 0
 
     def store(self) -> None:
-        """Upload the log if it has grown since the last call."""
+        """Upload the log if it has grown since the last call, and if S3 lets it."""
         size = self._file.stat().st_size if self._file.exists() else 0
-        if size > self._size:
+        if size <= self._size:
+            return
+        try:
             self._record.upload(self._file, self._name)
+        except (Boto3Error, BotoCoreError, ClientError) as error:  # no reason to end an attempt
+            log.warning("the log was not stored: %s", error)
+        else:
             self._size = size

@@ -40,7 +40,7 @@ class NotCheckedError(Exception):
 class Plan:
     """What a run will use and cost."""
 
-    runtime: str  # prefix of the newest wheels
+    runtime: str  # prefix of the wheels
     chunks: int  # of features
     instance_type: str
     group: Group
@@ -83,18 +83,25 @@ class Checklist:
 
 
 def make_plan(
-    deployment: Deployment, *, dataset: str, arch: str, epochs: int, at_work: str | None
+    deployment: Deployment,
+    *,
+    dataset: str,
+    arch: str,
+    epochs: int,
+    runtime: str | None,
+    at_work: str | None,
 ) -> Plan:
     """Make all checks; `at_work` says what the group is busy with, if it is.
 
-    Raises LaunchError after the last of them when one failed.
+    `runtime` is the prefix of the wheels that a run began with; None, the newest. Raises
+    LaunchError after the last check when one failed.
     """
     checks = Checklist()
     group = deployment.group()
     checks.require("group", lambda: _group_idle(deployment, at_work))
     photos = checks.require("data set", lambda: _dataset(deployment, dataset))
     checks.require("weights", lambda: _weights(deployment, arch))
-    runtime = checks.require("wheels", lambda: _newest_wheels(deployment))
+    wheels = checks.require("wheels", lambda: _wheels(deployment, runtime))
     types = checks.look("types", lambda: _instance_types(deployment, group))
     if types:
         checks.look("quota", lambda: _quota(deployment, group, types))
@@ -104,10 +111,10 @@ def make_plan(
         estimate = _estimate(sum(photos), arch, epochs, group)
         dollars = estimate.dollars
         checks.look("budget", lambda: _budget(deployment, dollars))
-    if checks.failed or not (photos and runtime and estimate):
+    if checks.failed or not (photos and wheels and estimate):
         raise LaunchError(f"not started, see above: {', '.join(checks.failed)}")
     return Plan(
-        runtime=runtime,
+        runtime=wheels,
         chunks=sum(-(-side // CHUNK_PHOTOS) for side in photos),
         instance_type=group.instance_types[0],
         group=group,
@@ -146,8 +153,12 @@ def _weights(deployment: Deployment, arch: str) -> tuple[str, None]:
     return key, None
 
 
-def _newest_wheels(deployment: Deployment) -> tuple[str, str]:
+def _wheels(deployment: Deployment, runtime: str | None) -> tuple[str, str]:
     """The prefix of the wheels that a machine will install."""
+    if runtime:
+        if not _exists(deployment, f"{runtime}requirements.txt"):
+            raise CheckFailedError(f"{runtime}, which the run began with, is gone: start a new run")
+        return runtime, runtime
     pages = deployment.s3.get_paginator("list_objects_v2").paginate(
         Bucket=deployment.bucket, Prefix="runtime/"
     )
@@ -249,6 +260,8 @@ def _budget(deployment: Deployment, dollars: float) -> tuple[str, None]:
     ):
         budget = budgets.describe_budget(AccountId=account, BudgetName=name)["Budget"]
         limit = float(budget["BudgetLimit"]["Amount"])
+        if "CalculatedSpend" not in budget:  # optional in the API
+            raise NotCheckedError(f"AWS does not say what is spent of {name}")
         spent = float(budget["CalculatedSpend"]["ActualSpend"]["Amount"])
         note = f"{kind}: ${max(limit - spent, 0):.2f} left of ${limit:.2f}"
         if limit - spent < dollars:

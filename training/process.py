@@ -27,7 +27,12 @@ class TrainingProcess:
         self._last_sign = time.monotonic()
         environment = {**environment, "PYTHONUNBUFFERED": "1"}  # lines in their order, at once
         self._process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
         )
         self._relay = threading.Thread(target=self._log_lines)
         self._relay.start()

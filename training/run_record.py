@@ -9,8 +9,11 @@ if TYPE_CHECKING:  # the type hints are not on a training machine
     from mypy_boto3_s3 import S3Client
 
 State = Literal["requested", "running", "interrupted", "succeeded", "stopped", "failed"]
-OVER: frozenset[State] = frozenset({"succeeded", "stopped", "failed"})
-Outcome = Literal["interrupted", "lost", "failed", "stopped", "succeeded"]  # lost: without a word
+ENDED: frozenset[State] = frozenset({"succeeded", "stopped", "failed"})
+# interrupted: by EC2, with its notice; shut down: by anybody else; lost: without a word.
+Outcome = Literal["interrupted", "shut down", "lost", "failed", "stopped", "succeeded"]
+Purchase = Literal["spot", "on_demand"]
+MODEL = "model.tar.gz"  # the packed model, beside the record
 
 
 class Request(TypedDict):
@@ -24,6 +27,7 @@ class Request(TypedDict):
     estimate: dict[str, Any]
     epochs: int  # of the head; with `chunks`, what progress is measured against
     chunks: int  # of features, both sides of the data set
+    runtime: str  # prefix of the wheels, "runtime/<hash>/"
     earlier_attempts: NotRequired[int]  # before `launch resume`; their failures no longer count
 
 
@@ -33,6 +37,7 @@ class Attempt(TypedDict):
     instance_id: str
     instance_type: str
     zone: str
+    purchase: Purchase
     started: str
     ended: NotRequired[str]
     outcome: NotRequired[Outcome]
@@ -97,15 +102,35 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def billed_seconds(attempts: list[Attempt]) -> float:
-    """Seconds of machine time in all attempts; one that never reported its end counts until the
-    next one's start."""
+def billed_seconds(attempts: list[Attempt], request: Request) -> list[float]:
+    """Seconds that each machine is paid for.
+
+    One that never reported its end counts until the next one's start, and the last until now or,
+    at most, the deadline. Never below 0, though the clocks that wrote the times may differ.
+    """
+    last_end = min(datetime.now(UTC), datetime.fromisoformat(request["deadline"]))
     starts = [datetime.fromisoformat(attempt["started"]) for attempt in attempts]
-    total = 0.0
-    for index, attempt in enumerate(attempts):
-        if "ended" in attempt:
-            end = datetime.fromisoformat(attempt["ended"])
-        else:
-            end = starts[index + 1] if index + 1 < len(starts) else datetime.now(UTC)
-        total += (end - starts[index]).total_seconds()
-    return total
+    ends = [
+        datetime.fromisoformat(attempt["ended"]) if "ended" in attempt else following
+        for attempt, following in zip(attempts, [*starts, last_end][1:], strict=True)
+    ]
+    return [
+        max((end - start).total_seconds(), 0.0) for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def close_record(record: RunRecord, state: State, message: str, outcome: Outcome) -> None:
+    """Write down the end of a run whose machine did not; nothing if it did."""
+    status = record.status()
+    if status["state"] not in ENDED:
+        attempts = closed(status["attempts"], record.request(), outcome)
+        record.set_status(state, message, attempts)
+
+
+def closed(attempts: list[Attempt], request: Request, outcome: Outcome) -> list[Attempt]:
+    """The same, where the last one never reported its end: with one, as `billed_seconds` has it."""
+    if not attempts or "ended" in attempts[-1]:
+        return attempts
+    *others, last = attempts
+    end = Attempt(**last, ended=min(utc_now(), request["deadline"]), outcome=outcome)
+    return [*others, end]

@@ -14,7 +14,8 @@ import signal
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +35,7 @@ from training.imds import (
 )
 from training.machine_log import LOG_FILE, LogCopy, log_to_cloudwatch
 from training.process import TrainingProcess
-from training.run_record import Attempt, Outcome, Request, RunRecord, State, utc_now
+from training.run_record import MODEL, Attempt, Outcome, Request, RunRecord, State, utc_now
 from training.settings import INTERRUPTED, seconds
 from training.signals import Signals
 from training.transfer import CheckpointStore, download_prefix
@@ -48,8 +49,6 @@ CLOSING_SECONDS = seconds("CLOSING", 120)  # before the deadline, for a last sna
 # Training prints a line every few seconds; the longest it is silent is while it exports the model,
 # a minute on two vCPUs. Ten times that is surely a hang, and costs half a cent.
 QUIET_SECONDS = seconds("QUIET", 600)
-MODEL = "model.tar.gz"
-TAKEN_BACK = "the machine was taken back"
 
 log = logging.getLogger("training.spot")
 
@@ -134,7 +133,7 @@ class SpotAttempt:
         current = current_run(self.record.s3, self.stack.bucket)
         if current is None or current["run_id"] != self.record.run_id:
             log.info("another machine ended the run while this one waited for the lease")
-            self.lease.release()
+            self._release()
             return TRY_AGAIN
         self.attempts = self.record.status()["attempts"]
         self._close_lost_attempts()
@@ -167,6 +166,7 @@ class SpotAttempt:
                 instance_id=self.metadata.instance_id,
                 instance_type=self.metadata.instance_type,
                 zone=self.metadata.availability_zone,
+                purchase="spot" if self.metadata.instance_life_cycle == "spot" else "on_demand",
                 started=boot_time(),
             )
         )
@@ -220,13 +220,13 @@ class SpotAttempt:
             code = process.end()
         if code == 0:
             return Ending("succeeded", "")
-        if code == INTERRUPTED:  # the machine's shutdown told it directly
-            return Ending("interrupted", TAKEN_BACK)
+        if code in (INTERRUPTED, -signal.SIGTERM):  # the machine's shutdown told it directly
+            return self._who_ends_the_machine()
         return Ending("failed", process.failure())
 
     def _reason_to_end(self, process: TrainingProcess) -> Ending | None:
         if self.asked_to_leave() or interruption_notice(self.metadata):
-            return Ending("interrupted", TAKEN_BACK)
+            return self._who_ends_the_machine()
         if self._out_of_time():
             return Ending("failed", "not done in time")
         if process.quiet_seconds() > QUIET_SECONDS:
@@ -235,6 +235,12 @@ class SpotAttempt:
         if self.ask.due() and asked_to_stop(self.record.s3, self.stack.bucket):
             return Ending("stopped", "stopped as asked")
         return None
+
+    def _who_ends_the_machine(self) -> Ending:
+        """EC2, which says so and may then ask nothing for the machine, or anybody else."""
+        if interruption_notice(self.metadata):
+            return Ending("interrupted", "the machine was taken back")
+        return Ending("shut down", "the machine was shut down")
 
     def _out_of_time(self) -> bool:
         """Whether what is left before the booked end of the group is only enough to say so."""
@@ -280,7 +286,7 @@ class SpotAttempt:
             self._end_run("failed", f"{ending.reason}; attempt {failures} of {FAILED_ATTEMPTS}")
         else:
             self.record.set_status("interrupted", f"{ending.reason}; trying again", self.attempts)
-            self.lease.release()
+            self._release()
             return TRY_AGAIN
         return OVER
 
@@ -288,27 +294,42 @@ class SpotAttempt:
         log.info("run %s %s: %s", self.record.run_id, state, message)
         self._store_cost()
         self.record.set_status(state, message, self.attempts)
-        end_run(self.record.s3, self.stack.bucket)
-        self.lease.release()
-        try:
+        # The run is over, whatever happens from here on.
+        with best_effort("the run is still said to be active"):
+            end_run(self.record.s3, self.stack.bucket)
+        self._release()
+        with best_effort("nobody could be told"):
             boto3.client("sns").publish(
                 TopicArn=self.stack.topic_arn,
                 Subject=f"Training run {self.record.run_id} {state}",
                 Message=f"{message}\nIts record and logs: {self.record.uri('')}",
             )
-        except (BotoCoreError, ClientError) as error:  # the run is over all the same
-            log.warning("nobody could be told: %s", error)
+
+    def _release(self) -> None:
+        with best_effort("the lease runs until its own end"):
+            self.lease.release()
 
     def _store_cost(self) -> None:
-        bill = run_bill(
-            self.attempts,
-            self.request,
-            instance_type=self.metadata.instance_type,
-            purchase="spot" if self.metadata.instance_life_cycle == "spot" else "on_demand",
-            volume_gib=self.stack.volume_gib,
-            prices=load_prices(),
-        )
-        self.record.write("cost.json", bill)
+        try:
+            bill = run_bill(
+                self.attempts,
+                self.request,
+                instance_type=self.metadata.instance_type,
+                volume_gib=self.stack.volume_gib,
+                prices=load_prices(),
+            )
+            self.record.write("cost.json", bill)
+        except Exception:  # whatever it is, no bill is worth a finished model
+            log.exception("the bill could not be stored")
+
+
+@contextmanager
+def best_effort(otherwise: str) -> Iterator[None]:
+    """For what may fail without harm: a line in the log says `otherwise`, and why."""
+    try:
+        yield
+    except (LeaseLostError, BotoCoreError, ClientError) as error:
+        log.warning("%s: %s", otherwise, error)
 
 
 class Every:

@@ -20,7 +20,7 @@ from training.control import (
 )
 from training.deployment import Deployment, LaunchError
 from training.preflight import Plan, make_plan
-from training.run_record import OVER, Attempt, Request, RunRecord, Status, utc_now
+from training.run_record import Attempt, Request, RunRecord, close_record, closed, utc_now
 from training.status import find_standing
 from training.transfer import list_keys
 
@@ -41,6 +41,7 @@ def start(deployment: Deployment, args: argparse.Namespace) -> str:
         dataset=args.dataset,
         arch=args.arch,
         epochs=args.epochs,
+        runtime=None,
         at_work=_find_work(deployment),
     )
     _ask(run_id, plan, args)
@@ -53,6 +54,7 @@ def start(deployment: Deployment, args: argparse.Namespace) -> str:
         estimate=dataclasses.asdict(plan.estimate),
         epochs=args.epochs,
         chunks=plan.chunks,
+        runtime=plan.runtime,
     )
     record.s3.put_object(Bucket=record.bucket, Key=record.key("code.tar.gz"), Body=_pack_code())
     record.write("request.json", request)
@@ -73,8 +75,8 @@ def start(deployment: Deployment, args: argparse.Namespace) -> str:
 def resume(deployment: Deployment, args: argparse.Namespace) -> str:
     """Go on with a run that has ended without success; returns its id.
 
-    The same code and arguments, a new deadline. Raises LaunchError for a run that cannot go on,
-    RunActiveError when another run is active.
+    The same code, wheels and arguments, a new deadline. Raises LaunchError for a run that cannot
+    go on, RunActiveError when another run is active.
     """
     record = deployment.record(args.run)
     active, group = current_run(deployment.s3, deployment.bucket), deployment.group()
@@ -92,6 +94,7 @@ def resume(deployment: Deployment, args: argparse.Namespace) -> str:
         dataset=request["dataset"],
         arch=request["arch"],
         epochs=request["epochs"],
+        runtime=request["runtime"],
         at_work=_find_work(deployment),
     )
     kept = bool(list_keys(record.s3, record.bucket, f"checkpoints/{args.run}/"))
@@ -103,7 +106,7 @@ def resume(deployment: Deployment, args: argparse.Namespace) -> str:
     _ask(args.run, plan, args)
     run = CurrentRun(run_id=args.run, runtime=plan.runtime, launch=secrets.token_hex(8))
     _take_place(deployment, run)
-    attempts = _closed(status)["attempts"]
+    attempts = closed(status["attempts"], request, "lost")
     with _given_up_on_failure(deployment, run, record, attempts):
         request["deadline"] = _deadline(args.max_hours)
         request["earlier_attempts"] = len(attempts)
@@ -174,23 +177,12 @@ def _take_place(deployment: Deployment, run: CurrentRun) -> None:
     ended = _find_ended(deployment)
     start_run(deployment.s3, deployment.bucket, run, instead_of=ended)
     if ended and ended["run_id"] != run["run_id"]:
-        close_record(deployment.record(ended["run_id"]))
+        close_lost_run(deployment.record(ended["run_id"]))
 
 
-def close_record(record: RunRecord) -> None:
+def close_lost_run(record: RunRecord) -> None:
     """Note that a run has failed, if its record does not say how it ended."""
-    status = record.status()
-    if status["state"] not in OVER:
-        attempts = _closed(status)["attempts"]
-        record.set_status("failed", "ended without a word, see `logs`", attempts)
-
-
-def _closed(status: Status) -> Status:
-    """The same, its last attempt marked as lost if it never reported its end."""
-    if status["attempts"] and "ended" not in status["attempts"][-1]:
-        last = status["attempts"][-1]
-        last["ended"], last["outcome"] = status["updated"], "lost"
-    return status
+    close_record(record, "failed", "ended without a word, see `logs`", "lost")
 
 
 @contextmanager

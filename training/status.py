@@ -8,10 +8,11 @@ from typing import Any, Literal
 from botocore.exceptions import ClientError
 
 from costs.estimate import DEFAULT_VOLUME_GIB, run_cost, total
-from costs.prices import PriceError, Purchase, load_prices
+from costs.prices import PriceError, load_prices
+from costs.table import money
 from training.control import CurrentRun, current_run
 from training.deployment import Deployment, Group, LaunchError
-from training.run_record import OVER, Attempt, Request, State, Status
+from training.run_record import ENDED, Attempt, Request, State, Status, billed_seconds
 from training.transfer import list_keys
 
 STARTING = timedelta(minutes=2)  # from a launch's first word to the group's 1, at most
@@ -27,7 +28,7 @@ class Standing:
 
     @property
     def at_work(self) -> bool:
-        return self.state not in OVER and self.state != "ended"
+        return self.state not in ENDED and self.state != "ended"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ def _judge(
     deployment: Deployment, run_id: str, status: Status, active: CurrentRun | None, group: Group
 ) -> Standing:
     state, message = status["state"], status["message"]
-    if state in OVER:
+    if state in ENDED:
         if active is None and group.desired:
             message += f"; but {deployment.group_name} is still at 1, `stop` sets it to 0"
         return Standing(state=state, message=message)
@@ -114,7 +115,7 @@ def look(deployment: Deployment, run_id: str) -> Run:
     group = deployment.group()
     standing, status = find_standing(deployment, run_id, active, group)
     request = deployment.record(run_id).request()
-    seconds = attempt_seconds(status["attempts"], request, at_work=standing.at_work)
+    seconds = billed_seconds(status["attempts"], request)
     return Run(
         run_id=run_id,
         standing=standing,
@@ -123,36 +124,20 @@ def look(deployment: Deployment, run_id: str) -> Run:
         epoch=_last_epoch(deployment, run_id),
         chunks=_stored_chunks(deployment, run_id),
         seconds=seconds,
-        dollars=attempt_dollars(status["attempts"], seconds, group.purchase),
+        dollars=attempt_dollars(status["attempts"], seconds),
     )
 
 
-def attempt_seconds(attempts: list[Attempt], request: Request, *, at_work: bool) -> list[float]:
-    """Seconds that each machine was paid for, at most.
-
-    One that never reported its end counts until the next one's start; the last, until now if
-    the run is at work, or else until the deadline.
-    """
-    now = datetime.now(UTC)
-    last_end = now if at_work else min(now, datetime.fromisoformat(request["deadline"]))
-    starts = [datetime.fromisoformat(attempt["started"]) for attempt in attempts]
-    ends = [
-        datetime.fromisoformat(attempt["ended"]) if "ended" in attempt else following
-        for attempt, following in zip(attempts, [*starts, last_end][1:], strict=True)
-    ]
-    return [
-        max((end - start).total_seconds(), 0.0) for start, end in zip(starts, ends, strict=True)
-    ]
-
-
-def attempt_dollars(
-    attempts: list[Attempt], seconds: list[float], purchase: Purchase
-) -> float | None:
+def attempt_dollars(attempts: list[Attempt], seconds: list[float]) -> float | None:
     """What they cost with the default disk, or None when a machine has no known price."""
     prices = load_prices()
     try:
         return sum(
-            total(run_cost(paid, attempt["instance_type"], purchase, DEFAULT_VOLUME_GIB, prices))
+            total(
+                run_cost(
+                    paid, attempt["instance_type"], attempt["purchase"], DEFAULT_VOLUME_GIB, prices
+                )
+            )
             for attempt, paid in zip(attempts, seconds, strict=True)
         )
     except PriceError:
@@ -186,7 +171,7 @@ def format_run(run: Run, *, now: datetime) -> str:
         ("deadline", f"{deadline:%Y-%m-%d %H:%M} UTC{left}"),
         *((f"attempt {number}", line) for number, line in enumerate(_attempt_lines(run), start=1)),
         ("progress", progress(run)),
-        ("cost", f"{money(run.dollars)}, {duration(sum(run.seconds))} of machine time"),
+        ("cost", f"{cost_words(run.dollars)}, {duration(sum(run.seconds))} of machine time"),
     ]
     return "\n".join(
         [f"run {run.run_id}", *(f"  {name:<10} {text}" for name, text in rows if text)]
@@ -220,8 +205,8 @@ def progress(run: Run) -> str:
     return ""
 
 
-def money(dollars: float | None) -> str:
-    return "price unknown" if dollars is None else f"${dollars:.4f}"
+def cost_words(dollars: float | None) -> str:
+    return "price unknown" if dollars is None else f"${money(dollars)}"
 
 
 def duration(seconds: float) -> str:

@@ -3,11 +3,18 @@
 import time
 from collections.abc import Callable
 
-from training.control import CurrentRun, ask_to_stop, current_run, give_up_run, same_launch
+from training.control import (
+    CurrentRun,
+    ask_to_stop,
+    current_run,
+    give_up_run,
+    is_active,
+    same_launch,
+)
 from training.deployment import Deployment, LaunchError
 from training.follow import POLL_SECONDS, StatusLine
-from training.run_record import OVER, RunRecord, utc_now
-from training.start import close_record
+from training.run_record import RunRecord, close_record
+from training.start import close_lost_run
 from training.status import find_standing
 
 ANSWER_SECONDS = 180.0  # for the machine's snapshot, its uploads and its record
@@ -32,7 +39,7 @@ def stop(deployment: Deployment, asked: str | None) -> None:
     record = deployment.record(active["run_id"])
     standing, _ = find_standing(deployment, record.run_id, active, group)
     if not standing.at_work and group.idle:
-        close_record(record)
+        close_lost_run(record)
         give_up_run(deployment.s3, deployment.bucket, active)
         print(f"run {record.run_id} had come to an end: {standing.message}")
         return
@@ -64,31 +71,25 @@ def _end(
     asked = ask_to_stop(deployment.s3, deployment.bucket, record.run_id)
     if asked and machine:  # otherwise there is nothing to save
         line.show(f"run {record.run_id} is asked to stop; {machine} takes a snapshot, please wait")
-        _wait(lambda: record.status()["state"] in OVER and left(), ANSWER_SECONDS)
+        _wait(left, ANSWER_SECONDS)
     if not left():
         line.show(f"{deployment.group_name} is set to 0")
         deployment.set_desired(0)
-    gone = _wait(left, END_SECONDS)
-    _close(record)
-    give_up_run(deployment.s3, deployment.bucket, active)
+    if not _wait(left, END_SECONDS):  # the machine may still write
+        line.close()
+        raise LaunchError(
+            f"{deployment.group_name} is at 0, but EC2 has not ended the machine of run "
+            f"{record.run_id}: look at `status`, and `stop` again"
+        )
+    # Otherwise the machine has ended the run, and another launch may have resumed it already.
+    if is_active(deployment.s3, deployment.bucket, active):
+        close_record(record, "stopped", "stopped as asked, without the machine", "stopped")
+        give_up_run(deployment.s3, deployment.bucket, active)
     line.close()
     status = record.status()
     print(f"run {record.run_id} {status['state']}: {status['message']}")
-    if not gone:
-        raise LaunchError(
-            f"{deployment.group_name} is at 0, but EC2 has not ended the machine: see `status`"
-        )
-    print(f"go on with `python -m training.launch resume {record.run_id}`")
-
-
-def _close(record: RunRecord) -> None:
-    status = record.status()
-    if status["state"] in OVER:
-        return
-    attempts = status["attempts"]
-    if attempts and "ended" not in attempts[-1]:
-        attempts[-1]["ended"], attempts[-1]["outcome"] = utc_now(), "stopped"
-    record.set_status("stopped", "stopped as asked, without the machine", attempts)
+    if status["state"] in {"stopped", "failed"}:
+        print(f"go on with `python -m training.launch resume {record.run_id}`")
 
 
 def _wait(done: Callable[[], bool], seconds: float) -> bool:

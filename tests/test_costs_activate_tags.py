@@ -7,7 +7,7 @@ from botocore.exceptions import NoCredentialsError
 from botocore.stub import Stubber
 from synthesized import Template
 
-from costs.tags import activate_tags
+from costs.activate_tags import activate_tags
 
 if TYPE_CHECKING:
     from mypy_boto3_ce import CostExplorerClient

@@ -1,0 +1,60 @@
+"""How a command ends that is broken off: no traceback."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra.interruptible import interruptible
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = """
+import os, signal
+from infra.interruptible import interruptible
+
+@interruptible()
+def main():
+    print("a line")
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pause()
+
+main()
+"""
+
+
+def test_ctrl_c_is_one_line_after_what_was_printed() -> None:
+    command = [sys.executable, "-c", SCRIPT]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout) == (130, "a line\n")
+    assert run.stderr == "\nstopped\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_left_is_no_error(unbuffered: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    estimate = [sys.executable, "-m", "costs", "estimate", "--photos", "8000"]
+    with subprocess.Popen(
+        estimate,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        stdout=write,
+        stderr=subprocess.PIPE,
+    ) as command:
+        os.close(write)
+        _, error = command.communicate(timeout=60)
+    assert error == b""
+    assert command.returncode == 128 + signal.SIGPIPE
+
+
+def test_an_exit_code_is_kept() -> None:
+    @interruptible()
+    def main() -> None:
+        sys.exit(3)
+
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 3
