@@ -1,3 +1,6 @@
+# Node 20 still works; see README.
+export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION = 20
+
 .PHONY: help setup demo test test-all lint clean
 
 help: ## say what there is

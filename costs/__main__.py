@@ -17,7 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from costs.endpoint import CALL_SECONDS
 from costs.estimate import DEFAULT_VOLUME_GIB, FEATURE_RATE, print_estimate
 from costs.prices import PRICES_FILE, load_prices
-from infra.interruptible import interruptible
+from infra.command import in_one_line, interruptible
 from infra.outputs import NotDeployedError
 
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         commands[options.command](options)
     except (ValueError, BotoCoreError, ClientError, NotDeployedError) as error:
-        parser.exit(1, f"error: {' '.join(str(error).split())}\n")
+        parser.exit(1, f"error: {in_one_line(error)}\n")
 
 
 # Each imports what it needs: an estimate needs neither the CDK nor the seconds of its import.

@@ -12,6 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from data_prep import pack as packing
 from data_prep import source, split, upload
 from data_prep.folder import DataError, dataset_path, summarize
+from infra.command import in_one_line
 from infra.outputs import NotDeployedError, stack_output
 
 DESCRIPTION = """\
@@ -40,8 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(options)
     except (DataError, NotDeployedError, Boto3Error, BotoCoreError, ClientError, OSError) as error:
-        message = " ".join(str(error).split())
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {in_one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)

@@ -50,7 +50,7 @@ run_id=$(field run_id)
 runtime=$(field runtime)
 
 echo "boot: run $run_id, code and wheels"
-command -v python3.11 > /dev/null || dnf install -y -q python3.11 python3.11-pip
+python3.11 -m pip --version > /dev/null 2>&1 || dnf install -y -q python3.11 python3.11-pip
 aws s3 cp --only-show-errors "s3://$BUCKET/runs/$run_id/code.tar.gz" code.tar.gz
 tar -xzf code.tar.gz -C code
 aws s3 cp --only-show-errors --recursive "s3://$BUCKET/$runtime" wheels

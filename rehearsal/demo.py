@@ -97,7 +97,7 @@ def rehearse(args: argparse.Namespace) -> Path:
         demo.step(4, "data: download, split without leakage, shards, upload")
         _prepare(demo, photos)
 
-        demo.step(5, "python -m training.launch")
+        demo.step(5, "python -m training.launch (what this stand-in does not know is not checked)")
         run_id, group = _launch(demo, args.epochs)
         demo.step(6, f"the machine trains; interrupted at {', '.join(args.interrupt_at)}")
         group.run(interruptions=args.interrupt_at, limit_seconds=RUN_LIMIT_SECONDS)

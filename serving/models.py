@@ -17,7 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from tqdm import tqdm
 
 from costs.table import table
-from infra.interruptible import interruptible
+from infra.command import in_one_line, interruptible
 from infra.outputs import NotDeployedError, stack_output
 from training.chosen_model import NoModelError, chosen_model
 from training.run_record import MODEL, RunRecord
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print("no endpoint is deployed", file=sys.stderr)
         print_models(trained_models(s3, bucket), chosen, served)
     except (NoModelError, NotDeployedError, BotoCoreError, ClientError) as error:
-        parser.exit(1, f"error: {' '.join(str(error).split())}\n")
+        parser.exit(1, f"error: {in_one_line(error)}\n")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from costs.table import table
-from infra.interruptible import interruptible
+from infra.command import in_one_line, interruptible
 from infra.outputs import NotDeployedError, stack_output
 from serving.inference import ModelError, Prediction, RequestError, load_model, predict_fn
 
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         predictor = ImagePredictor(endpoint=options.endpoint, model=options.model)
         rows, failed = count_files(predictor, options.files)
     except (ModelError, NotDeployedError, BotoCoreError, ClientError) as error:
-        parser.exit(1, f"error: {' '.join(str(error).split())}\n")
+        parser.exit(1, f"error: {in_one_line(error)}\n")
     sys.stdout.write(FORMATS[options.format](rows))
     if failed:
         parser.exit(1)

@@ -19,7 +19,7 @@ import boto3
 import numpy as np
 from botocore.exceptions import BotoCoreError, ClientError
 
-from infra.interruptible import interruptible
+from infra.command import in_one_line, interruptible
 from infra.outputs import NotDeployedError, stack_output
 from serving.inference import ModelError, Prediction, RequestError
 from serving.models import served_model
@@ -131,7 +131,7 @@ def main() -> None:
         BotoCoreError,
         ClientError,
     ) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {in_one_line(error)}")
 
 
 if __name__ == "__main__":

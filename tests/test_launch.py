@@ -96,7 +96,9 @@ def test_a_refusal_of_aws_is_one_line(
 
 def test_no_credentials_are_one_line(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     account.answers["DescribeStacks"] = NoCredentialsError()
-    assert command(monkeypatch, "status") == "error: AWS: Unable to locate credentials"
+    assert command(monkeypatch, "status") == (
+        "error: AWS: Unable to locate credentials: sign in with `aws sso login` or `aws configure`"
+    )
 
 
 @pytest.mark.parametrize("name", ["status", "follow", "logs", "resume", "stop"])

@@ -235,3 +235,17 @@ def test_a_bucket_that_cannot_be_read_is_an_error_and_not_a_missing_check(
         start()
     account.answers.clear()
     assert account.nothing_started()
+
+
+@pytest.mark.parametrize("process", ["ScheduledActions", "Terminate"])
+def test_a_group_whose_booked_end_would_not_come_starts_nothing(
+    account: Account, capsys: pytest.CaptureFixture[str], process: str
+) -> None:
+    boto3.client("autoscaling").suspend_processes(
+        AutoScalingGroupName="trainers", ScalingProcesses=[process]
+    )
+    error, screen = refused(account, capsys)
+    assert error == "not started, see above: group"
+    assert f"resume-processes --auto-scaling-group-name trainers --scaling-processes {process}" in (
+        line(screen, "group")
+    )

@@ -145,12 +145,17 @@ def test_a_machine_fetches_run_code_and_wheels_and_trains(tmp_path: Path) -> Non
     ]
     work = tmp_path / "work"
     assert (work / "code" / "spot.py").exists()
-    install, train = booted.names("python3.11")
+    _, install, train = booted.names("python3.11")
     assert "--no-index --no-deps --require-hashes" in install
     assert train == f"python3.11 -m training.spot --work {work}"
     where, python_path = (tmp_path / "s3" / "where").read_text().splitlines()
     assert where == str(work)
     assert python_path == f"{work}/runtime:{work}/code"
+
+
+def test_an_image_with_a_python_but_no_pip_gets_it(tmp_path: Path) -> None:
+    (installed,) = boot(tmp_path, failing="python3.11 -m pip --version").names("dnf")
+    assert installed == "dnf install -y -q python3.11 python3.11-pip"
 
 
 def test_nothing_is_installed_where_python_is_already(tmp_path: Path) -> None:

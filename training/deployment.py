@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import boto3
 import botocore.session
 from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
+from botocore.exceptions import ClientError
 
 from costs.prices import Purchase
 from infra.outputs import stack_output
@@ -31,6 +32,7 @@ class Group:
     instance_ids: tuple[str, ...]
     instance_types: tuple[str, ...]  # that it may start
     purchase: Purchase
+    suspended: tuple[str, ...]  # processes of the group that somebody halted
 
     @property
     def idle(self) -> bool:
@@ -85,6 +87,7 @@ class Deployment:
                 override["InstanceType"] for override in policy["LaunchTemplate"]["Overrides"]
             ),
             purchase="on_demand" if on_demand else "spot",
+            suspended=tuple(each["ProcessName"] for each in group["SuspendedProcesses"]),
         )
 
     def last_activity(self) -> str:
@@ -101,15 +104,23 @@ class Deployment:
         """Have the group go to 0 at the deadline, whatever happens, and read that back.
 
         `deadline` is in whole seconds, as AWS keeps it. Raises LaunchError when the booking
-        is not there.
+        is refused, or is not there.
         """
-        self._autoscaling.put_scheduled_update_group_action(
-            AutoScalingGroupName=self.group_name,
-            ScheduledActionName=BOOKING,
-            StartTime=deadline,
-            MinSize=0,
-            DesiredCapacity=0,
-        )
+        try:
+            self._autoscaling.put_scheduled_update_group_action(
+                AutoScalingGroupName=self.group_name,
+                ScheduledActionName=BOOKING,
+                StartTime=deadline,
+                MinSize=0,
+                DesiredCapacity=0,
+            )
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in {"AccessDenied", "AccessDeniedException"}:
+                raise
+            raise LaunchError(
+                "AWS refuses to book the end, nothing started; if the budget is spent "
+                "(over_budget=deny), TrainStack's output LiftDeny is the command that lifts it"
+            ) from error
         actions = self._autoscaling.describe_scheduled_actions(
             AutoScalingGroupName=self.group_name, ScheduledActionNames=[BOOKING]
         )["ScheduledUpdateGroupActions"]

@@ -11,7 +11,7 @@ deadline, and only then sets the group to 1. The machine does the rest and ends 
     python -m training.launch logs [RUN] [--follow] what its machines printed
     python -m training.launch stop [RUN]            snapshot, then end it; the group goes to 0
     python -m training.launch resume RUN            go on with one that was stopped or has failed
-    python -m training.launch list                  all runs, and whose model is the newest
+    python -m training.launch list                  the newest runs, and whose model is the newest
 
 RUN is the active run, or else the newest, unless it is named.
 """
@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from botocore.exceptions import BotoCoreError, ClientError
 
 from costs.prices import PriceError
-from infra.interruptible import interruptible
+from infra.command import in_one_line, interruptible
 from infra.outputs import NotDeployedError
 from training.control import RunActiveError
 from training.deployment import Deployment, LaunchError
@@ -98,7 +98,7 @@ def _commands() -> argparse.ArgumentParser:
     command = commands.add_parser("resume", help=explanation, description=explanation)
     command.add_argument("run", metavar="RUN", help="its id, see list")
     _add_start_flags(command)
-    explanation = "all runs, newest first, and whose model is the newest"
+    explanation = "the newest runs, and whose model is the newest"
     commands.add_parser("list", help=explanation, description=explanation)
     return parser
 
@@ -159,7 +159,7 @@ def main() -> None:
     except (LaunchError, NotDeployedError, PriceError, RunActiveError) as error:
         sys.exit(f"error: {error}")
     except (BotoCoreError, ClientError) as error:
-        sys.exit(f"error: AWS: {' '.join(str(error).split())}")
+        sys.exit(f"error: AWS: {in_one_line(error)}")
     except KeyboardInterrupt:  # not "stopped": the run goes on
         sys.exit(f"\nerror: {args.command} was broken off")
     if not succeeded:

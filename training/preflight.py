@@ -11,6 +11,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from costs.estimate import Estimate, estimate_training
 from costs.prices import load_prices
+from infra.command import in_one_line
 from infra.outputs import NotDeployedError, stack_output
 from training.deployment import Deployment, Group, LaunchError
 from training.settings import CHUNK_PHOTOS
@@ -74,7 +75,7 @@ class Checklist:
             code = error.response["Error"]["Code"]
             self._print("not checked", name, f"{error.operation_name} is answered by {code}")
         except (BotoCoreError, NotDeployedError) as error:
-            self._print("not checked", name, " ".join(str(error).split()))
+            self._print("not checked", name, in_one_line(error))
         return None
 
     @staticmethod
@@ -98,7 +99,7 @@ def make_plan(
     """
     checks = Checklist()
     group = deployment.group()
-    checks.require("group", lambda: _group_idle(deployment, at_work))
+    checks.require("group", lambda: _group_idle(deployment, group, at_work))
     photos = checks.require("data set", lambda: _dataset(deployment, dataset))
     checks.require("weights", lambda: _weights(deployment, arch))
     wheels = checks.require("wheels", lambda: _wheels(deployment, runtime))
@@ -129,9 +130,16 @@ def _estimate(photos: int, arch: str, epochs: int, group: Group) -> Estimate:
     )
 
 
-def _group_idle(deployment: Deployment, at_work: str | None) -> tuple[str, None]:
+def _group_idle(deployment: Deployment, group: Group, at_work: str | None) -> tuple[str, None]:
     if at_work:
         raise CheckFailedError(at_work)
+    halting = sorted({"ScheduledActions", "Terminate"} & set(group.suspended))
+    if halting:
+        raise CheckFailedError(
+            f"{' and '.join(halting)} suspended, so the booked end would not come: run `aws "
+            f"autoscaling resume-processes --auto-scaling-group-name {deployment.group_name} "
+            f"--scaling-processes {' '.join(halting)}`"
+        )
     return f"{deployment.group_name} is idle", None
 
 
@@ -266,7 +274,7 @@ def _budget(deployment: Deployment, dollars: float) -> tuple[str, None]:
         note = f"{kind}: ${max(limit - spent, 0):.2f} left of ${limit:.2f}"
         if limit - spent < dollars:
             raise CheckFailedError(
-                f"{note}, ${dollars:.2f} needed: raise it with `cdk deploy BudgetStack "
+                f"{note}, ${dollars:.2f} needed: raise it with `cdk deploy TrainStack "
                 f"-c {setting}=…`, or wait for next month"
             )
         notes.append(note)

@@ -1,4 +1,4 @@
-"""How a command ends that is broken off: no traceback. Imports no CDK, as it is in every command.
+"""How our commands end when something is wrong: in one line. Imports no CDK: each command uses it.
 
 @interruptible()
 def main() -> None: …
@@ -9,6 +9,23 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from botocore.exceptions import (
+    CredentialRetrievalError,
+    NoCredentialsError,
+    NoRegionError,
+    TokenRetrievalError,
+)
+
+
+def in_one_line(error: Exception) -> str:
+    """The message of an error, with what to do where AWS's libraries do not say it."""
+    message = " ".join(str(error).split())
+    if isinstance(error, NoRegionError):
+        return f"{message.rstrip('.')}: run `export AWS_DEFAULT_REGION=us-east-1`, or where you are"
+    if isinstance(error, NoCredentialsError | CredentialRetrievalError | TokenRetrievalError):
+        return f"{message.rstrip('.')}: sign in with `aws sso login` or `aws configure`"
+    return message
 
 
 @contextmanager

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import NoCredentialsError, NoRegionError
 
-from infra.interruptible import interruptible
+from infra.command import in_one_line, interruptible
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = """
 import os, signal
-from infra.interruptible import interruptible
+from infra.command import in_one_line, interruptible
 
 @interruptible()
 def main():
@@ -58,3 +59,18 @@ def test_an_exit_code_is_kept() -> None:
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "what_to_do"),
+    [
+        (NoCredentialsError(), "sign in with `aws sso login` or `aws configure`"),
+        (NoRegionError(), "export AWS_DEFAULT_REGION=us-east-1"),
+    ],
+)
+def test_an_error_of_aws_s_libraries_says_what_to_do(error: Exception, what_to_do: str) -> None:
+    assert what_to_do in in_one_line(error)
+
+
+def test_a_message_of_several_lines_becomes_one() -> None:
+    assert in_one_line(ValueError("no photo\n  is left")) == "no photo is left"
