@@ -101,6 +101,17 @@ def test_no_credentials_are_one_line(account: Account, monkeypatch: pytest.Monke
     )
 
 
+@pytest.mark.parametrize("operation", ["PutObject", "PutScheduledUpdateGroupAction"])
+def test_over_budget_the_refusal_says_how_to_lift_it(
+    account: Account, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    message = "not authorized, with an explicit deny in an identity-based policy"
+    refusal: Any = {"Error": {"Code": "AccessDenied", "Message": message}}
+    account.answers[operation] = ClientError(refusal, operation)
+    assert "LiftDeny" in command(monkeypatch, "--dataset", "photos", "--yes")
+    assert account.nothing_started()
+
+
 @pytest.mark.parametrize("name", ["status", "follow", "logs", "resume", "stop"])
 def test_an_unknown_run_is_one_line(
     account: Account, monkeypatch: pytest.MonkeyPatch, name: str

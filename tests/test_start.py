@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import training_account
-from botocore.exceptions import ClientError
 from training_account import EARLIER, Account, attempt, run, start
 
 from costs.estimate import Estimate
@@ -92,15 +91,6 @@ def test_without_a_booking_that_can_be_read_back_nothing_starts(account: Account
     assert account.order("SetDesiredCapacity") == []
     assert account.nothing_started()
     assert account.record().status()["state"] == "failed"
-
-
-def test_a_booking_that_is_denied_says_how_to_lift_the_deny(account: Account) -> None:
-    refusal: Any = {"Error": {"Code": "AccessDenied", "Message": "explicit deny"}}
-    operation = "PutScheduledUpdateGroupAction"
-    account.answers[operation] = ClientError(refusal, operation)
-    with pytest.raises(LaunchError, match=r"nothing started; if the budget is spent.*LiftDeny"):
-        start()
-    assert account.nothing_started()
 
 
 @pytest.mark.parametrize("off", [timedelta(days=7), timedelta(minutes=-5)])

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import boto3
 import botocore.session
 from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
-from botocore.exceptions import ClientError
 
 from costs.prices import Purchase
 from infra.outputs import stack_output
@@ -104,23 +103,15 @@ class Deployment:
         """Have the group go to 0 at the deadline, whatever happens, and read that back.
 
         `deadline` is in whole seconds, as AWS keeps it. Raises LaunchError when the booking
-        is refused, or is not there.
+        is not there.
         """
-        try:
-            self._autoscaling.put_scheduled_update_group_action(
-                AutoScalingGroupName=self.group_name,
-                ScheduledActionName=BOOKING,
-                StartTime=deadline,
-                MinSize=0,
-                DesiredCapacity=0,
-            )
-        except ClientError as error:
-            if error.response["Error"]["Code"] not in {"AccessDenied", "AccessDeniedException"}:
-                raise
-            raise LaunchError(
-                "AWS refuses to book the end, nothing started; if the budget is spent "
-                "(over_budget=deny), TrainStack's output LiftDeny is the command that lifts it"
-            ) from error
+        self._autoscaling.put_scheduled_update_group_action(
+            AutoScalingGroupName=self.group_name,
+            ScheduledActionName=BOOKING,
+            StartTime=deadline,
+            MinSize=0,
+            DesiredCapacity=0,
+        )
         actions = self._autoscaling.describe_scheduled_actions(
             AutoScalingGroupName=self.group_name, ScheduledActionNames=[BOOKING]
         )["ScheduledUpdateGroupActions"]

@@ -39,6 +39,10 @@ from training.stop import stop
 
 PROGRAM = "python -m training.launch"
 LONGEST_HOURS = 7 * 24
+DENIED = (
+    "; if the budget is spent (over_budget=deny), TrainStack's output LiftDeny is the command "
+    "that lifts it"
+)
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -159,7 +163,8 @@ def main() -> None:
     except (LaunchError, NotDeployedError, PriceError, RunActiveError) as error:
         sys.exit(f"error: {error}")
     except (BotoCoreError, ClientError) as error:
-        sys.exit(f"error: AWS: {in_one_line(error)}")
+        hint = DENIED if "explicit deny" in str(error) else ""
+        sys.exit(f"error: AWS: {in_one_line(error)}{hint}")
     except KeyboardInterrupt:  # not "stopped": the run goes on
         sys.exit(f"\nerror: {args.command} was broken off")
     if not succeeded:
