@@ -172,7 +172,7 @@ def test_pip_installs_what_is_locked_and_refuses_what_was_changed(
 
 def pip_flags_of_the_boot_script() -> list[str]:
     script = (ROOT / "infra" / "user_data.sh").read_text().replace("\\\n", " ")
-    (line,) = (line for line in script.splitlines() if "-m pip" in line)
+    (line,) = (line for line in script.splitlines() if "-m pip install" in line)
     return line.partition("-m pip")[2].split()
 
 
