@@ -38,6 +38,7 @@ def export_model(
     than TOLERANCE between ONNX Runtime and PyTorch.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    model.eval()  # compared as it is served, without dropout
     file = folder / "model.onnx"
     pixels = _photos(dataset)
     export_onnx(model, pixels[:2], file, names=("pixels", "probabilities"))
