@@ -23,8 +23,9 @@ from infra.endpoint_alarms import rollback_alarms
 from infra.model_endpoint import CAPTURED, ModelEndpoint, captures, endpoint_name
 from infra.statements import allow, on_objects, use_key
 from infra.train_stack import MODEL_PARAMETER, NO_MODEL
+from training.run_record import MODEL
 
-MODELS = "runs/*/model.tar.gz"
+MODELS = f"runs/*/{MODEL}"
 SERVING = Path(__file__).parent.parent / "serving"
 
 

@@ -40,11 +40,7 @@ def interruption_notice(metadata: InstanceMetadata) -> bool:
 
     A service that does not answer counts as no notice; it is asked again soon.
     """
-    try:
-        return metadata.spot_instance_action is not None
-    except HTTPError as error:
-        log.warning("instance metadata did not answer: %s", error)
-        return False
+    return _is_said(metadata, "spot_instance_action")
 
 
 def rebalance_recommended(metadata: InstanceMetadata) -> bool:
@@ -52,8 +48,12 @@ def rebalance_recommended(metadata: InstanceMetadata) -> bool:
 
     A service that does not answer counts as no recommendation; it is asked again soon.
     """
+    return _is_said(metadata, "rebalance_recommendation")
+
+
+def _is_said(metadata: InstanceMetadata, name: str) -> bool:
     try:
-        return metadata.rebalance_recommendation is not None
+        return getattr(metadata, name) is not None
     except HTTPError as error:
         log.warning("instance metadata did not answer: %s", error)
         return False

@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
+from costs.prices import Purchase
+
 if TYPE_CHECKING:  # the type hints are not on a training machine
     from mypy_boto3_s3 import S3Client
 
@@ -12,7 +14,6 @@ State = Literal["requested", "running", "interrupted", "succeeded", "stopped", "
 ENDED: frozenset[State] = frozenset({"succeeded", "stopped", "failed"})
 # interrupted: by EC2, with its notice; shut down: by anybody else; lost: without a word.
 Outcome = Literal["interrupted", "shut down", "lost", "failed", "stopped", "succeeded"]
-Purchase = Literal["spot", "on_demand"]
 MODEL = "model.tar.gz"  # the packed model, beside the record
 
 
