@@ -19,7 +19,7 @@ from infra.dashboard import Dashboard
 from infra.network import TrainingNetwork
 from infra.spot_trainer import GROUP_NAME, SpotTrainer
 from infra.statements import allow, list_prefixes, on_objects, use_key
-from training.run_record import MODEL
+from training.run_record import RESULTS
 
 MODEL_PARAMETER = "/bin-counter/model-uri"
 NO_MODEL = "none: run python -m training.launch first"  # SageMaker quotes it when it refuses
@@ -35,7 +35,6 @@ MACHINE_READS = [
     "runtime/*",
     "weights/*",
 ]
-RESULTS = ("cost.json", "loss.png", "metrics.json", "metrics.jsonl", MODEL)
 MACHINE_WRITES = [
     "checkpoints/*",
     "control/lease.json",

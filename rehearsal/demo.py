@@ -174,7 +174,15 @@ def _check_run(demo: Demo, record: RunRecord, group: RehearsedGroup, *, machines
     left = {
         key.removeprefix(record.key("")) for key in list_keys(record.s3, record.bucket, "runs/")
     }
-    missing = {"model.tar.gz", "metrics.json", "metrics.jsonl", "loss.png", "cost.json"} - left
+    missing = {
+        "model.tar.gz",
+        "metrics.json",
+        "metrics.jsonl",
+        "loss.png",
+        "report.html",
+        "weights.pth",
+        "cost.json",
+    } - left
     if missing:
         raise DemoError(f"{record.uri('')} lacks {', '.join(sorted(missing))}")
     demo.say(f"it holds {', '.join(sorted(left))}")

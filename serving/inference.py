@@ -23,6 +23,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from serving.decision import DECISIONS, Decision, decide
 from serving.preprocess import PhotoError, to_pixels
 
 PHOTO_TYPES = ("image/jpeg", "image/png", "application/x-image")
@@ -46,7 +47,7 @@ class ModelError(ValueError):
 class Prediction:
     """What the model says about one photo."""
 
-    count: int  # the most probable number of items
+    count: int  # the number of items, as the model's decision makes it of the probabilities
     expected: float  # the mean of the distribution, in items
     probabilities: dict[str, float]  # label → probability; together 1
 
@@ -58,6 +59,7 @@ class Model:
     session: onnxruntime.InferenceSession
     size: int  # pixels a side of the network's input
     labels: tuple[str, ...]  # the count that each output stands for
+    decision: Decision = "argmax"  # from the probabilities to a count
 
     def probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Pixels [N, size, size, 3] → probabilities [N, classes]."""
@@ -71,7 +73,7 @@ def model_fn(model_dir: str | Path, threads: int = 0) -> Model:
     `threads` is what one photo may use; 0 lets ONNX Runtime choose. Raises ModelError.
     """
     folder = Path(model_dir)
-    size, labels = _read_description(folder / "model.json")
+    size, labels, decision = _read_description(folder / "model.json")
     network = folder / "model.onnx"
     if not network.is_file():
         raise ModelError(f"{network}: no such file; train a model first")
@@ -80,7 +82,7 @@ def model_fn(model_dir: str | Path, threads: int = 0) -> Model:
     options.log_severity_level = 4  # errors come as exceptions; the log would repeat them
     try:
         session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
-        model = Model(session, size, labels)
+        model = Model(session, size, labels, decision)
         # Two photos: the server relies on a free batch dimension.
         answer = model.probabilities(np.zeros((2, size, size, 3), np.uint8))
     except Exception as error:  # ONNX Runtime's exceptions share no base class
@@ -134,10 +136,11 @@ def predict_fn(photo: bytes, model: Model) -> Prediction:
         pixels = to_pixels(photo, model.size)
     except PhotoError as error:
         raise RequestError(400, str(error)) from error
-    (probabilities,) = model.probabilities(pixels[np.newaxis]).tolist()
-    by_label = dict(zip(model.labels, probabilities, strict=True))
+    probabilities = model.probabilities(pixels[np.newaxis])
+    counts = [int(label) for label in model.labels]
+    by_label = dict(zip(model.labels, probabilities[0].tolist(), strict=True))
     return Prediction(
-        count=int(max(by_label, key=by_label.__getitem__)),
+        count=int(decide(probabilities, counts, model.decision)[0]),
         expected=round(sum(int(label) * share for label, share in by_label.items()), 4),
         probabilities={label: round(share, 6) for label, share in by_label.items()},
     )
@@ -168,8 +171,8 @@ def _answer_type(accept: str | None) -> str:
     )
 
 
-def _read_description(path: Path) -> tuple[int, tuple[str, ...]]:
-    """The input size and the labels that model.json names."""
+def _read_description(path: Path) -> tuple[int, tuple[str, ...], Decision]:
+    """The input size, the labels and the decision that model.json names."""
     try:
         description: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -188,7 +191,10 @@ def _read_description(path: Path) -> tuple[int, tuple[str, ...]]:
         or len(set(labels)) < len(labels)
     ):
         raise ModelError(f'{path}: "labels" is {labels!r}, must be counts such as ["1", "2"]')
-    return size, tuple(labels)
+    decision = description.get("decision", "argmax")
+    if decision not in DECISIONS:
+        raise ModelError(f'{path}: "decision" is {decision!r}, must be one of {_listed(DECISIONS)}')
+    return size, tuple(labels), decision
 
 
 def _listed(names: tuple[str, ...]) -> str:

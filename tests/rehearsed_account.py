@@ -77,7 +77,8 @@ if then == "hangs":
 if then == "fills the disk":
     Path("/dev/full").write_text("snapshot")
 (output / "metrics.json").write_text(json.dumps({"epoch": epoch}))
-(output / "loss.png").write_text("picture")
+for name in ("loss.png", "report.html", "weights.pth"):
+    (output / name).write_text("content")
 (output / "model" / "model.onnx").write_text("graph")
 if then == "leaves no room for the model":
     (output / "model.tar.gz").symlink_to("/dev/full")

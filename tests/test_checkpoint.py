@@ -6,7 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.checkpoint import Snapshot, load_snapshot, save_snapshot
+from training.checkpoint import (
+    Best,
+    Snapshot,
+    SnapshotWriter,
+    copy_tensors,
+    load_snapshot,
+    save_snapshot,
+)
 
 SETTINGS = {"arch": "resnet50", "epochs": 30}
 
@@ -15,9 +22,14 @@ def snapshot(epoch: int, settings: dict[str, Any] = SETTINGS) -> Snapshot:
     return Snapshot(
         settings=settings,
         epoch=epoch,
-        head={"weight": torch.full((2, 3), float(epoch))},
+        step=7,
+        losses=[0.5, 0.25],
+        network={"weight": torch.full((2, 3), float(epoch))},
+        average={},
         optimizer={"state": {0: {"step": torch.tensor(4.0)}}},
         schedule={"last_epoch": epoch},
+        scaler={},
+        best=Best(epoch=0, validation_loss=1.0, network={}),
         history=[{"epoch": number + 1} for number in range(epoch)],
     )
 
@@ -32,8 +44,8 @@ def test_a_snapshot_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     save_snapshot(tmp_path / "new", snapshot(3))
     loaded = load_snapshot(tmp_path / "new", SETTINGS)
     assert loaded
-    assert torch.equal(loaded["head"]["weight"], torch.full((2, 3), 3.0))
-    assert {**loaded, "head": None} == {**snapshot(3), "head": None}
+    assert torch.equal(loaded["network"]["weight"], torch.full((2, 3), 3.0))
+    assert {**loaded, "network": None} == {**snapshot(3), "network": None}
 
 
 def test_without_a_snapshot_training_starts_from_scratch(tmp_path: Path) -> None:
@@ -46,8 +58,8 @@ def test_the_newest_wins_and_two_are_kept(tmp_path: Path) -> None:
         save_snapshot(tmp_path, snapshot(epoch))
         assert newest(tmp_path) == epoch
     assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "snapshot-00011.pt",
-        "snapshot-00100.pt",
+        "snapshot-00011-0000007.pt",
+        "snapshot-00100-0000007.pt",
     ]
 
 
@@ -64,7 +76,7 @@ def test_a_newest_that_was_cut_off_gives_way_to_the_older(
     file, content = saved_bytes(tmp_path, 5)
     file.write_bytes(content[: int(len(content) * share)])
     assert newest(tmp_path) == 4
-    assert "snapshot-00005.pt is damaged, trying an older one" in capsys.readouterr().err
+    assert "snapshot-00005-0000007.pt is damaged, trying an older one" in capsys.readouterr().err
 
 
 @settings(deadline=None)
@@ -86,7 +98,7 @@ def test_no_damage_stops_a_run_from_starting(
 @pytest.mark.parametrize("content", [b"no model at all", b'{"epoch": 5}', b"PK\x03\x04", bytes(99)])
 def test_a_file_that_is_no_snapshot_is_passed_over(tmp_path: Path, content: bytes) -> None:
     save_snapshot(tmp_path, snapshot(4))
-    (tmp_path / "snapshot-00005.pt").write_bytes(content)
+    (tmp_path / "snapshot-00005-0000007.pt").write_bytes(content)
     assert newest(tmp_path) == 4
 
 
@@ -100,7 +112,7 @@ def test_an_older_one_stays_when_a_damaged_one_is_passed_over(tmp_path: Path) ->
     save_snapshot(tmp_path, snapshot(20)).write_bytes(b"")
     for epoch in (10, 15):
         save_snapshot(tmp_path, snapshot(epoch))
-    (tmp_path / "snapshot-00015.pt").write_bytes(b"")
+    (tmp_path / "snapshot-00015-0000007.pt").write_bytes(b"")
     assert newest(tmp_path) == 10
 
 
@@ -133,7 +145,7 @@ def test_a_kill_while_a_snapshot_is_written_leaves_the_older_one(
     monkeypatch.setattr(torch, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         save_snapshot(tmp_path, snapshot(5))
-    assert [file.name for file in tmp_path.glob("*.pt")] == ["snapshot-00004.pt"]
+    assert [file.name for file in tmp_path.glob("*.pt")] == ["snapshot-00004-0000007.pt"]
     assert newest(tmp_path) == 4
 
     monkeypatch.undo()
@@ -145,3 +157,46 @@ def test_a_partial_file_is_never_taken_even_when_it_is_whole(tmp_path: Path) -> 
     file = save_snapshot(tmp_path, snapshot(5))
     file.rename(tmp_path / f".{file.name}.partial")
     assert load_snapshot(tmp_path, SETTINGS) is None
+
+
+def test_a_snapshot_on_its_way_is_not_changed_by_the_next_step(tmp_path: Path) -> None:
+    taken = snapshot(3)
+    writer = SnapshotWriter(tmp_path)
+    writer.save(taken)
+    taken["network"]["weight"].fill_(99)
+    taken["losses"].append(99.0)
+    writer.wait()
+    loaded = load_snapshot(tmp_path, SETTINGS)
+    assert loaded
+    assert loaded["network"]["weight"].tolist() == [[3.0] * 3] * 2
+    assert loaded["losses"] == [0.5, 0.25]
+
+
+def test_snapshots_are_written_one_after_the_other(tmp_path: Path) -> None:
+    writer = SnapshotWriter(tmp_path)
+    for epoch in range(1, 6):
+        writer.save(snapshot(epoch))
+    writer.wait()
+    assert not writer.busy
+    assert newest(tmp_path) == 5
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_snapshot_that_cannot_be_written_is_told_with_the_next(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    writer = SnapshotWriter(tmp_path / "file")
+    writer.save(snapshot(1))
+    with pytest.raises(OSError, match="file"):
+        writer.save(snapshot(2))
+
+
+def test_copies_share_nothing_and_keep_the_layout_of_their_tensors() -> None:
+    pixels = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    tree = {"a": [pixels, {"b": 1.5}], "c": "text"}
+    copied = copy_tensors(tree)
+    assert copied["c"] == "text"
+    first = copied["a"][0]
+    assert torch.equal(first, pixels)  # type: ignore[arg-type]
+    assert first.stride() == pixels.stride()  # type: ignore[union-attr]
+    pixels.zero_()
+    assert first.abs().sum() > 0  # type: ignore[union-attr,operator]

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -140,3 +141,34 @@ def test_which_groups_are_held_out_never_changes() -> None:
     groups = [f"product {number}" for number in range(40)]
     held_out = [group for group in groups if in_validation(group, 0.1)]
     assert held_out == [f"product {number}" for number in (8, 12, 17, 35, 36, 39)]
+
+
+def test_photos_are_read_at_random_as_they_are_read_in_order(folder: Path) -> None:
+    index = open_dataset(folder).index("train", "test")
+    photos = [*TRAIN, *TEST]
+    assert len(index) == len(photos)
+    assert index.ids == [photo.id for photo in photos]
+    assert index.groups == [photo.group for photo in photos]
+    assert index.counts.tolist() == [photo.count for photo in photos]
+    for row in reversed(range(len(photos))):
+        assert index.jpeg(row) == photos[row].jpeg
+
+
+def test_a_subset_holds_the_chosen_photos_in_their_order(folder: Path) -> None:
+    rows = np.array([number % 2 == 1 for number in range(len(TRAIN))])
+    index = open_dataset(folder).index("train").subset(rows)
+    chosen = TRAIN[1::2]
+    assert index.ids == [photo.id for photo in chosen]
+    assert [index.jpeg(row) for row in range(len(index))] == [photo.jpeg for photo in chosen]
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_an_index_of_a_shard_that_is_not_whole_is_refused(folder: Path, damage: str) -> None:
+    shard = sorted(folder.glob("train-*.tar"))[1]
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:-1024])
+    with pytest.raises(DatasetError, match=damage) as error:
+        open_dataset(folder).index("train")
+    assert shard.name in one_line(error)

@@ -10,15 +10,16 @@ import torch
 from packed import COUNTS, SIZE, draw_photos, write_packed
 from torch import Tensor, nn
 
+from serving.decision import decide
 from serving.inference import ModelError, load_model, predict_fn
 from serving.preprocess import to_pixels
 from training import export
 from training.data import Dataset, open_dataset
 from training.export import ExportError, export_model
-from training.model import Counter, Head, export_onnx
+from training.model import Counter, Head, Network, export_onnx
 
 METRICS = {"test": {"photos": 6, "accuracy": {"value": 0.5, "low": 0.2, "high": 0.8}}}
-SETTINGS = {"arch": "resnet50", "epochs": 3}
+SETTINGS = {"arch": "resnet50", "size": SIZE, "decision": "median", "epochs": 3}
 
 
 class Corners(nn.Module):
@@ -37,7 +38,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(scope="module")
 def model() -> Counter:
     torch.manual_seed(0)
-    return Counter(Corners(), Head(12, len(COUNTS), hidden=8, dropout=0.5))  # type: ignore[arg-type]
+    head = Head(12, len(COUNTS), hidden=8, dropout=0.5)
+    return Counter(Network(Corners(), head))  # type: ignore[arg-type]
 
 
 def write(model: Counter, folder: Path, dataset: Dataset) -> Path:
@@ -58,6 +60,7 @@ def test_the_folder_holds_the_network_its_description_and_its_metrics(
     description = json.loads((folder / "model.json").read_text())
     assert description["arch"] == "resnet50"
     assert description["size"] == SIZE
+    assert description["decision"] == "median"
     assert description["labels"] == ["1", "2", "3"]
     assert description["run_id"] == "run-7"
     assert description["settings"] == SETTINGS
@@ -79,7 +82,7 @@ def test_the_served_model_answers_as_the_trained_one(
         with torch.inference_mode():
             (expected,) = model.eval()(pixels[None]).tolist()
         prediction = predict_fn(photo.jpeg, served)
-        assert prediction.count == COUNTS[int(np.argmax(expected))]
+        assert prediction.count == decide(np.array([expected], np.float32), COUNTS, "median")[0]
         assert list(prediction.probabilities.values()) == pytest.approx(expected, abs=1e-5)
 
 
@@ -89,7 +92,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, change: float) -> None:
     def wrong(module: nn.Module, *args: Any, **kwargs: Any) -> None:
         other = deepcopy(module)
         with torch.no_grad():
-            other.head.layers[-1].bias[0] += change
+            other.network.head.layers[-1].bias[0] += change
         export_onnx(other, *args, **kwargs)
 
     monkeypatch.setattr(export, "export_onnx", wrong)

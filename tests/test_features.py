@@ -1,3 +1,4 @@
+import inspect
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +9,20 @@ import torch
 from packed import draw_photo, draw_photos, encode, write_packed
 from torch import Tensor, nn
 
+from serving import preprocess
 from serving.preprocess import to_pixels
 from training import features
-from training.data import Dataset, Photo, open_dataset
-from training.features import Features, StoppedError, compute_features, features_key
-from training.model import export_onnx
+from training.data import Dataset, Photo, PhotoIndex, Side, open_dataset
+from training.features import (
+    Features,
+    Precision,
+    PrecisionError,
+    StoppedError,
+    compute_features,
+    features_key,
+)
+from training.model import Backbone, export_onnx
+from training.photos import decode
 
 PHOTOS, SIZE = 10, 16
 
@@ -38,6 +48,40 @@ def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     example = torch.zeros(2, SIZE, SIZE, 3, dtype=torch.uint8)
     export_onnx(Halves(), example, file, names=("pixels", "features"))
     return file
+
+
+class Convolved(nn.Module):
+    """Two convolutions, the second of which is made int8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.Conv2d(8, 6, 3))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        maps: Tensor = self.layers(pixels.permute(0, 3, 1, 2).float() / 255)
+        return maps.mean((2, 3))
+
+
+@pytest.fixture(scope="module")
+def convolved_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("onnx") / "convolved.onnx"
+    example = torch.zeros(2, SIZE, SIZE, 3, dtype=torch.uint8)
+    export_onnx(Convolved(), example, file, names=("pixels", "features"))
+    return file
+
+
+@pytest.fixture
+def convolved(small_chunks: None, monkeypatch: pytest.MonkeyPatch, convolved_file: Path) -> None:
+    """A backbone that can be quantised, on a CPU that can run it."""
+
+    def export_once(module: nn.Module, example: Tensor, file: Path, *, names: object) -> None:
+        shutil.copy(convolved_file, file)
+
+    monkeypatch.setattr(features, "export_onnx", export_once)
+    monkeypatch.setattr(features, "has_vnni", lambda: True)
+    monkeypatch.setattr(features, "CALIBRATION_PHOTOS", 6)
+    monkeypatch.setattr(features, "CALIBRATION_BATCH", 2)
 
 
 @pytest.fixture(autouse=True)
@@ -67,12 +111,15 @@ def compute(
     dataset: Dataset,
     folder: Path,
     should_stop: Callable[[], bool] = never,
+    side: Side = "train",
+    precision: Precision = "float32",
 ) -> Features:
     return compute_features(
         dataset,
-        "train",
+        side,
         Halves(),  # type: ignore[arg-type]
         folder,
+        precision=precision,
         threads=2,
         should_stop=should_stop,
     )
@@ -199,14 +246,7 @@ def test_a_kill_while_a_chunk_is_written_leaves_no_chunk(
 
 def test_the_sides_do_not_mix(dataset: Dataset, tmp_path: Path) -> None:
     compute(dataset, tmp_path)
-    test = compute_features(
-        dataset,
-        "test",
-        Halves(),  # type: ignore[arg-type]
-        tmp_path,
-        threads=1,
-        should_stop=never,
-    )
+    test = compute(dataset, tmp_path, side="test")
     assert test.ids == ["00010", "00011", "00012", "00013"]
     expected = [halves(photo) for photo in dataset.photos("test")]
     np.testing.assert_allclose(test.views[:, 0], expected, atol=0.1)
@@ -242,3 +282,100 @@ def test_the_key_follows_the_size_of_a_chunk(
     key = features_key(dataset, "resnet50", weights)
     monkeypatch.setattr(features, "CHUNK_PHOTOS", 5)
     assert features_key(dataset, "resnet50", weights) != key
+
+
+def test_the_key_follows_precision_preprocessing_and_what_is_pooled(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "a.pth"
+    weights.touch()
+
+    def keys() -> set[str]:
+        return {features_key(dataset, "resnet50", weights, p) for p in ("float32", "int8")}
+
+    seen = keys()
+    getsource = inspect.getsource
+    for changed in (preprocess, Backbone):
+
+        def edited(code: object, changed: object = changed) -> str:
+            return getsource(code) + ("# edited" if code is changed else "")  # type: ignore[arg-type]
+
+        monkeypatch.setattr(inspect, "getsource", edited)
+        seen |= keys()
+    assert len(seen) == 6
+
+
+@pytest.mark.usefixtures("convolved")
+def test_int8_features_are_near_those_in_float32(dataset: Dataset, tmp_path: Path) -> None:
+    exact = compute(dataset, tmp_path / "float32")
+    near = compute(dataset, tmp_path / "int8", precision="int8")
+    assert near.ids == exact.ids
+    np.testing.assert_allclose(near.views, exact.views, atol=0.02)
+    assert not np.array_equal(near.views, exact.views)
+
+
+@pytest.mark.usefixtures("convolved")
+def test_both_sides_run_through_one_int8_model(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_again(*_: object, **__: object) -> None:
+        raise AssertionError("quantised again")
+
+    compute(dataset, tmp_path, precision="int8")
+    (tmp_path / ".backbone.onnx").unlink()  # stays behind on the machine
+    monkeypatch.setattr(features, "quantize_onnx", not_again)
+    compute(dataset, tmp_path, side="test", precision="int8")
+
+
+@pytest.mark.usefixtures("convolved")
+@pytest.mark.parametrize("kept", [0, 100, -1])
+def test_a_damaged_int8_model_is_made_again(dataset: Dataset, tmp_path: Path, kept: int) -> None:
+    first = compute(dataset, tmp_path, precision="int8")
+    model = tmp_path / "backbone-int8.onnx"
+    whole = model.read_bytes()
+    cut(model, kept)
+    chunk_files(tmp_path)[-1].unlink()
+    second = compute(dataset, tmp_path, precision="int8")
+    assert model.read_bytes() == whole
+    np.testing.assert_array_equal(second.views, first.views)
+
+
+@pytest.mark.usefixtures("convolved")
+def test_stopped_anywhere_int8_ends_with_the_same_bytes(dataset: Dataset, tmp_path: Path) -> None:
+    def files(folder: Path) -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in folder.iterdir() if file.name[0] != "."}
+
+    asked = StopAt(99)
+    compute(dataset, tmp_path / "whole", asked, precision="int8")
+    assert asked.asked == 3 + 3 + 5  # two passes of calibration, then the features
+    for n in range(1, asked.asked + 1):
+        with pytest.raises(StoppedError):
+            compute(dataset, tmp_path / f"{n}", StopAt(n), precision="int8")
+        compute(dataset, tmp_path / f"{n}", precision="int8")
+        assert files(tmp_path / f"{n}") == files(tmp_path / "whole")
+
+
+def test_int8_is_refused_on_a_cpu_without_vnni(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "has_vnni", lambda: False)
+    with pytest.raises(PrecisionError, match=r"^int8 needs a CPU with VNNI.*float32[^\n]*$"):
+        compute(dataset, tmp_path, precision="int8")
+    compute(dataset, tmp_path, precision="float32")
+
+
+def test_photos_are_decoded_only_a_little_ahead(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = 0
+
+    def counting(photos: PhotoIndex, rows: range, size: int, *, pinned: bool) -> Tensor:
+        nonlocal decoded
+        decoded += 1
+        return decode(photos, rows, size, pinned=pinned)
+
+    monkeypatch.setattr(features, "AHEAD", 1)
+    monkeypatch.setattr(features, "decode", counting)
+    with pytest.raises(StoppedError):
+        compute(dataset, tmp_path, should_stop=StopAt(1))
+    assert decoded <= 2  # of five batches

@@ -1,9 +1,12 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.metrics import evaluate
+from serving.decision import Decision, decide
+from training.metrics import evaluate, worst_mistakes
 
 COUNTS = [1, 2, 4]
 
@@ -73,7 +76,7 @@ def test_the_difference_is_judged_photo_by_photo() -> None:
     assert metrics["accuracy_minus_majority"] == {"value": 0, "low": 0, "high": 0}
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(
     st.lists(st.tuples(st.sampled_from(COUNTS), st.sampled_from(COUNTS)), min_size=1, max_size=60),
     st.sampled_from(COUNTS),
@@ -99,3 +102,99 @@ def test_intervals_hold_their_value_and_the_confusion_every_photo(
 def test_the_same_answers_give_the_same_intervals() -> None:
     truth, answers = np.array([1, 2, 4] * 100), certain([1, 2, 2, 1, 1, 4] * 50)
     assert evaluate(answers, truth, COUNTS, 1) == evaluate(answers, truth, COUNTS, 1)
+
+
+DECISIONS: tuple[Decision, ...] = get_args(Decision)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "argmax", "expected", "median"),
+    [
+        ([0.4, 0.3, 0.3], 1, 2, 2),  # mean 2.2
+        ([0.6, 0.0, 0.4], 1, 2, 1),  # mean 2.2
+        ([0.3, 0.1, 0.6], 4, 2, 4),  # mean 2.9
+        ([0.5, 0.5, 0.0], 1, 1, 1),  # mean 1.5; the lower of two as good
+        ([0.25, 0.25, 0.5], 4, 2, 2),
+        ([0, 0, 1], 4, 4, 4),
+    ],
+)
+def test_decisions_worked_out_by_hand(
+    probabilities: list[float], argmax: int, expected: int, median: int
+) -> None:
+    row = np.array([probabilities], np.float32)
+    chosen = {decision: decide(row, COUNTS, decision).tolist() for decision in DECISIONS}
+    assert chosen == {"argmax": [argmax], "expected": [expected], "median": [median]}
+
+
+weights = st.lists(st.integers(0, 20), min_size=3, max_size=3).filter(any)
+
+
+@given(st.lists(weights, min_size=1, max_size=10))
+def test_each_decision_has_the_least_expected_loss_of_its_kind(rows: list[list[int]]) -> None:
+    probabilities = np.array(rows, np.float32) / np.sum(rows, axis=1, keepdims=True)
+    probabilities = probabilities.astype(np.float32)
+    distance = abs(np.array(COUNTS)[:, None] - COUNTS)
+    losses = {"argmax": distance > 0, "median": distance, "expected": distance**2}
+    for decision in DECISIONS:
+        chosen = decide(probabilities, COUNTS, decision)
+        assert chosen.dtype == np.int64
+        expected_loss = probabilities.astype(float) @ losses[decision]
+        got = expected_loss[np.arange(len(rows)), np.searchsorted(COUNTS, chosen)]
+        np.testing.assert_allclose(got, expected_loss.min(axis=1), atol=1e-5)
+
+
+def test_another_decision_is_refused() -> None:
+    with pytest.raises(ValueError, match="'mean'"):
+        decide(certain([1]), COUNTS, "mean")  # type: ignore[arg-type]
+
+
+def test_the_decision_decides_what_is_counted_as_right() -> None:
+    truth = np.array([2, 4])
+    probabilities = np.array([[0.4, 0.3, 0.3], [0.1, 0.3, 0.6]], np.float32)
+    by_argmax, by_median = (
+        evaluate(probabilities, truth, COUNTS, majority=1, decision=decision)
+        for decision in ("argmax", "median")
+    )
+    assert (by_argmax["decision"], by_median["decision"]) == ("argmax", "median")
+    assert (by_argmax["accuracy"]["value"], by_median["accuracy"]["value"]) == (0.5, 1)
+    assert (by_argmax["mae"], by_median["mae"]) == (0.5, 0)
+    assert by_median["confusion"]["rows_true_columns_predicted"] == [[0] * 3, [0, 1, 0], [0, 0, 1]]
+    for same in ("rmse_of_expected", "calibration"):  # of the probabilities, not the decision
+        assert by_argmax[same] == by_median[same]
+
+
+def test_recall_by_count_and_errors_with_intervals() -> None:
+    truth = np.array([1, 1, 1, 1, 4, 4])
+    metrics = evaluate(certain([1, 1, 1, 2, 1, 4]), truth, COUNTS, majority=1)
+    assert list(metrics["recall"]) == ["1", "4"]  # no photo has 2
+    assert metrics["recall"]["1"]["photos"] == 4
+    assert metrics["recall"]["1"]["value"] == 0.75
+    assert metrics["recall"]["4"]["value"] == 0.5
+    assert metrics["rmse"] == pytest.approx(((1 + 9) / 6) ** 0.5)
+    for name in ("within_one", "mae", "rmse", "rmse_of_expected"):
+        interval = metrics["intervals"][name]
+        assert interval["value"] == metrics[name]
+        assert interval["low"] < interval["value"] < interval["high"]
+
+
+def test_the_interval_of_the_mean_error_is_that_of_a_mean() -> None:
+    random = np.random.default_rng(0)
+    truth = random.integers(1, 6, 600)
+    probabilities = random.dirichlet(np.ones(5), 600).astype(np.float32)
+    counts = [1, 2, 3, 4, 5]
+    errors = abs(probabilities.argmax(axis=1) + 1 - truth)
+    mae = evaluate(probabilities, truth, counts, majority=1)["intervals"]["mae"]
+    spread = 1.96 * errors.std() / 600**0.5
+    assert mae["low"] == pytest.approx(errors.mean() - spread, abs=0.02)
+    assert mae["high"] == pytest.approx(errors.mean() + spread, abs=0.02)
+
+
+def test_the_surest_mistakes_come_first() -> None:
+    probabilities = np.array(
+        [[0.9, 0.1, 0], [0.2, 0.8, 0], [0, 0.3, 0.7], [0.6, 0.2, 0.2]], np.float32
+    )
+    truth = np.array([1, 1, 1, 4])
+    rows = worst_mistakes(probabilities, truth, COUNTS, "argmax", 2)
+    assert rows.tolist() == [1, 2]
+    assert worst_mistakes(probabilities, truth, COUNTS, "argmax", 9).tolist() == [1, 2, 3]
+    assert not len(worst_mistakes(certain([1]), np.array([1]), COUNTS, "argmax", 9))

@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.weights import save_weights
-from training.model import Backbone, Counter, Head, WeightsError, export_onnx, load_backbone
+from training.model import (
+    Backbone,
+    Counter,
+    Head,
+    Network,
+    WeightsError,
+    export_onnx,
+    keep_depthwise_in_float32,
+    load_backbone,
+)
 
 SIZE = 12
 NAMES = ("pixels", "probabilities")
@@ -36,7 +46,7 @@ def counter(backbone: nn.Module, features: int) -> Counter:
     torch.manual_seed(0)
     head = Head(features, classes=5, hidden=8, dropout=0.5)
     head.standardise(torch.randn(50, features) * 0.1)
-    return Counter(backbone, head).eval()  # type: ignore[arg-type]
+    return Counter(Network(backbone, head)).eval()  # type: ignore[arg-type]
 
 
 def onnx_answers(file: Path, pixels: Tensor) -> np.ndarray:
@@ -92,14 +102,14 @@ def test_the_onnx_file_takes_bytes_and_stands_alone(exported: Path) -> None:
 def test_each_backbone_sees_pixels_normalised_as_it_was_trained(
     arch: str, pixel: tuple[int, ...], expected: tuple[float, ...]
 ) -> None:
-    backbone = Backbone(arch)
+    backbone = Backbone(arch, all_stages=True)
     backbone.network = Stages(lambda pixels: [pixels])
     seen = backbone(torch.tensor(pixel, dtype=torch.uint8).expand(2, 4, 5, 3))
     np.testing.assert_allclose(seen[1], [*expected, 0, 0, 0], atol=1e-5)
 
 
 def test_features_are_mean_and_spread_of_every_stage() -> None:
-    backbone = Backbone("efficientnet_lite0")
+    backbone = Backbone("efficientnet_lite0", all_stages=True)
     backbone.network = Stages(lambda pixels: [pixels[:, :1], 10 * pixels[:, 1:2, ::2, ::2]])
     pixels = torch.randint(256, (3, 8, 8, 3), dtype=torch.uint8)
     seen = ((pixels.double() - 127) / 128).numpy()
@@ -147,7 +157,7 @@ def weights(state: dict[str, Tensor], tmp_path: Path) -> Path:
 def test_the_backbone_takes_over_every_weight_and_does_without_the_classifier(
     state: dict[str, Tensor], weights: Path
 ) -> None:
-    backbone = load_backbone("efficientnet_lite0", weights)
+    backbone = load_backbone("efficientnet_lite0", weights, all_stages=True)
     loaded = backbone.network.state_dict()
     assert state.keys() - loaded.keys() == {"classifier.weight", "classifier.bias"}
     assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.items())
@@ -156,9 +166,54 @@ def test_the_backbone_takes_over_every_weight_and_does_without_the_classifier(
         assert backbone(random_pixels(2, 32)).shape == (2, 3584)
 
 
+def test_fine_tuning_sees_the_last_feature_map_alone(weights: Path) -> None:
+    backbone = load_backbone("efficientnet_lite0", weights, all_stages=False)
+    assert backbone.width() == 1280
+    assert not backbone.training
+
+
+def test_training_goes_on_from_the_backbone_of_an_earlier_run(
+    state: dict[str, Tensor], weights: Path
+) -> None:
+    earlier = Network(
+        load_backbone("efficientnet_lite0", weights, all_stages=False), Head(3, 2, 0, 0)
+    )
+    with torch.no_grad():
+        for parameter in earlier.parameters():
+            parameter += 0.125
+    torch.save(earlier.state_dict(), weights)
+    loaded = load_backbone("efficientnet_lite0", weights, all_stages=True).network.state_dict()
+    stem = "conv_stem.weight"
+    torch.testing.assert_close(loaded[stem], state[stem] + 0.125)
+
+
+def test_frozen_batch_norm_makes_an_answer_depend_on_its_own_photo_alone() -> None:
+    torch.manual_seed(0)
+    network = Network(TinyBackbone(), Head(6, 2, 0, 0.0), frozen_batch_norm=True)  # type: ignore[arg-type]
+    before = copy.deepcopy(network.state_dict())
+    network.train()
+    pixels = random_pixels(4)
+    torch.testing.assert_close(network(pixels)[:1], network(pixels[:1]))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    network.frozen_batch_norm = False
+    network.train()
+    assert not torch.allclose(network(pixels)[:1], network(pixels[:1]))
+
+
+def test_under_autocast_only_depthwise_convolutions_stay_in_float32() -> None:
+    dense, depthwise = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=4)
+    keep_depthwise_in_float32(nn.Sequential(dense, depthwise))
+    inputs = torch.randn(2, 4, 8, 8)
+    expected = nn.functional.conv2d(inputs, depthwise.weight, depthwise.bias, groups=4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert dense(inputs).dtype is torch.bfloat16
+        torch.testing.assert_close(depthwise(inputs), expected)
+        assert depthwise(inputs.bfloat16()).dtype is torch.float32
+
+
 def refused(arch: str, weights: Path) -> str:
     with pytest.raises(WeightsError) as error:
-        load_backbone(arch, weights)
+        load_backbone(arch, weights, all_stages=True)
     message = str(error.value)
     assert "\n" not in message
     assert str(weights) in message
@@ -211,9 +266,13 @@ def test_weights_of_another_architecture_are_one_line(
     assert "are not those of efficientnet_lite0" in refused("efficientnet_lite0", weights)
 
 
-def test_the_pretrained_efficientnet_answers_alike_in_both_runtimes(tmp_path: Path) -> None:
-    backbone = load_backbone("efficientnet_lite0", save_weights("efficientnet_lite0", tmp_path))
-    model = counter(backbone, features=3584)
+@pytest.mark.parametrize("all_stages", [True, False])
+def test_the_pretrained_efficientnet_answers_alike_in_both_runtimes(
+    tmp_path: Path, all_stages: bool
+) -> None:
+    weights = save_weights("efficientnet_lite0", tmp_path)
+    backbone = load_backbone("efficientnet_lite0", weights, all_stages=all_stages)
+    model = counter(backbone, features=backbone.width())
     file = tmp_path / "model.onnx"
     export_onnx(model, random_pixels(2, 224), file, names=NAMES)
     for photos in (1, 5):

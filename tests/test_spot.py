@@ -25,7 +25,15 @@ site = spot_site.site
 def test_a_run_that_succeeds_leaves_a_model_and_tells(site: Site) -> None:
     assert site.work("succeeds") == 0
     uri = "s3://bins/runs/r1/model.tar.gz"
-    results = {"metrics.jsonl", "metrics.json", "loss.png", "cost.json", "model.tar.gz"}
+    results = {
+        "metrics.jsonl",
+        "metrics.json",
+        "loss.png",
+        "report.html",
+        "weights.pth",
+        "cost.json",
+        "model.tar.gz",
+    }
     assert results <= site.keys()
     assert site.model() == uri
     assert site.record.status()["state"] == "succeeded"

@@ -1,41 +1,85 @@
 """Snapshots of a training run: one file each, complete or absent, the newest that is whole wins."""
 
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import torch
 
 KEPT = 2  # an older one is there if the newest turns out damaged
 
+Tree = TypeVar("Tree")
+
 
 class Best(TypedDict):
-    """The head after the epoch with the lowest loss on validation so far."""
+    """The averaged weights after the epoch with the lowest loss on validation so far."""
 
     epoch: int
     validation_loss: float
-    head: dict[str, Any]
+    network: dict[str, Any]
 
 
 class Snapshot(TypedDict):
-    """All that the next epoch depends on. Randomness is a function of seed and epoch."""
+    """All that the next step depends on. Randomness is a function of seed, epoch and step."""
 
     settings: dict[str, Any]
     epoch: int  # epochs finished
-    head: dict[str, Any]
+    step: int  # steps taken after them
+    losses: list[float]  # of these steps
+    network: dict[str, Any]
+    average: dict[str, Any]
     optimizer: dict[str, Any]
     schedule: dict[str, Any]
+    scaler: dict[str, Any]
     best: Best
     history: list[dict[str, Any]]  # the lines of metrics.jsonl
 
 
-def save_snapshot(folder: Path, snapshot: Snapshot) -> Path:
-    """Write `snapshot-<epoch>.pt` and remove all but the newest KEPT.
+class SnapshotWriter:
+    """Saves snapshots in a thread of its own: training waits for a copy in memory only."""
 
-    One of a later epoch goes as well: it is damaged, or was taken with other settings.
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._pool = ThreadPoolExecutor(1)
+        self._saving: Future[Path] | None = None
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Begin to save. Raises OSError when the one before could not be saved."""
+        self.wait()
+        self._saving = self._pool.submit(save_snapshot, self._folder, copy_tensors(snapshot))
+
+    @property
+    def busy(self) -> bool:
+        return self._saving is not None and not self._saving.done()
+
+    def wait(self) -> None:
+        """Return when the last one is on disk. Raises OSError when it could not be saved."""
+        if self._saving:
+            self._saving.result()
+            self._saving = None
+
+
+def copy_tensors(tree: Tree) -> Tree:
+    """`tree` with its tensors, lists and dicts copied, on the CPU."""
+    copied: Any = tree
+    if isinstance(tree, torch.Tensor):
+        copied = tree.detach().to("cpu", copy=True)
+    elif isinstance(tree, dict):
+        copied = {key: copy_tensors(value) for key, value in tree.items()}
+    elif isinstance(tree, list):
+        copied = [copy_tensors(value) for value in tree]
+    result: Tree = copied
+    return result
+
+
+def save_snapshot(folder: Path, snapshot: Snapshot) -> Path:
+    """Write `snapshot-<epoch>-<step>.pt` and remove all but the newest KEPT.
+
+    One of a later step goes as well: it is damaged, or was taken with other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"snapshot-{snapshot['epoch']:05d}.pt"
+    file = folder / f"snapshot-{snapshot['epoch']:05d}-{snapshot['step']:07d}.pt"
     temporary = file.with_name(f".{file.name}.partial")
     torch.save(snapshot, temporary)
     temporary.replace(file)

@@ -5,8 +5,12 @@ import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 Side = Literal["train", "test"]
 NEEDED = {"name", "size", "counts", "shards"}  # in a manifest
@@ -51,13 +55,28 @@ class Dataset:
     def photo_total(self, side: Side) -> int:
         return sum(int(shard["photos"]) for shard in self.manifest["shards"][side])
 
+    def index(self, *sides: Side) -> "PhotoIndex":
+        """Where each photo of `sides` lies, in the order of the shards: for reading at random.
+
+        Raises DatasetError when a shard is missing or damaged.
+        """
+        entries = [entry for side in sides for entry in self._entries(side)]
+        return PhotoIndex(entries)
+
+    def _entries(self, side: Side) -> Iterator["Entry"]:
+        for shard in self.manifest["shards"][side]:
+            file = self.folder / str(shard["file"])
+            with _open_shard(file, str(shard["sha256"])) as tar:
+                yield from _read_entries(tar, file)
+
     def photos(self, side: Side) -> Iterator[Photo]:
         """Every photo of one side, in the order of the shards.
 
         Raises DatasetError when a shard is missing or damaged.
         """
         for shard in self.manifest["shards"][side]:
-            yield from _read_shard(self.folder / str(shard["file"]), str(shard["sha256"]))
+            with _open_shard(self.folder / str(shard["file"]), str(shard["sha256"])) as tar:
+                yield from read_photos(tar)
 
 
 def open_dataset(folder: Path) -> Dataset:
@@ -77,14 +96,13 @@ def open_dataset(folder: Path) -> Dataset:
     )
 
 
-def _read_shard(file: Path, sha256: str) -> Iterator[Photo]:
+def _open_shard(file: Path, sha256: str) -> tarfile.TarFile:
     try:
         # A tar that was cut off or overwritten reads as a shorter one, without an error.
         with file.open("rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
                 raise DatasetError(f"shard {file} is damaged: fetch the data set again")
-        with tarfile.open(file) as shard:
-            yield from read_photos(shard)
+        return tarfile.open(file)
     except FileNotFoundError as error:
         raise DatasetError(f"shard {file} is missing: fetch the data set again") from error
 
@@ -101,6 +119,73 @@ def read_photos(shard: tarfile.TarFile) -> Iterator[Photo]:
         elif suffix == "json":
             label = json.loads(content)
             yield Photo(photo_id, jpeg, int(label["count"]), str(label["group"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One photo, and where its JPEG lies."""
+
+    id: str
+    count: int
+    group: str
+    file: Path
+    offset: int  # bytes
+    size: int  # bytes
+
+
+def _read_entries(shard: tarfile.TarFile, file: Path) -> Iterator[Entry]:
+    jpeg = tarfile.TarInfo()
+    for member in shard:
+        photo_id, _, suffix = member.name.partition(".")
+        if suffix == "jpg":
+            jpeg = member
+        elif suffix == "json":
+            extracted = shard.extractfile(member)
+            label = json.loads(extracted.read() if extracted else b"")
+            yield Entry(
+                photo_id,
+                int(label["count"]),
+                str(label["group"]),
+                file,
+                jpeg.offset_data,
+                jpeg.size,
+            )
+
+
+class PhotoIndex:
+    """Photos of a data set by row, read from their shards without unpacking them."""
+
+    def __init__(self, entries: list[Entry]) -> None:
+        self._entries = entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        return [entry.id for entry in self._entries]
+
+    @cached_property
+    def groups(self) -> list[str]:
+        return [entry.group for entry in self._entries]
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """[photos]"""
+        return np.array([entry.count for entry in self._entries], np.int64)
+
+    def subset(self, rows: NDArray[np.bool_]) -> "PhotoIndex":
+        """The photos for which `rows` [photos] is true."""
+        return PhotoIndex(
+            [entry for entry, wanted in zip(self._entries, rows, strict=True) if wanted]
+        )
+
+    def jpeg(self, row: int) -> bytes:
+        """The bytes of one photo; safe to call from several threads."""
+        entry = self._entries[row]
+        with entry.file.open("rb", buffering=0) as stream:
+            stream.seek(entry.offset)
+            return stream.read(entry.size)
 
 
 def in_validation(group: str, fraction: float) -> bool:

@@ -40,14 +40,15 @@ def export_model(
     folder.mkdir(parents=True, exist_ok=True)
     model.eval()  # compared as it is served, without dropout
     file = folder / "model.onnx"
-    pixels = _photos(dataset)
+    pixels = _photos(dataset, int(settings["size"]))
     export_onnx(model, pixels[:2], file, names=("pixels", "probabilities"))
     difference = _largest_difference(model, file, pixels)
     if not difference <= TOLERANCE:  # nor is it a number when an answer is none
         raise ExportError(f"ONNX and PyTorch differ by {difference:.2g} in probability")
     description = {
         "arch": settings["arch"],
-        "size": dataset.size,
+        "size": settings["size"],
+        "decision": settings["decision"],
         "labels": [str(count) for count in dataset.counts],
         "run_id": run_id,
         "dataset": {"name": dataset.name, "manifest_sha256": dataset.manifest_sha256},
@@ -62,9 +63,9 @@ def export_model(
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
 
 
-def _photos(dataset: Dataset) -> torch.Tensor:
+def _photos(dataset: Dataset, size: int) -> torch.Tensor:
     photos = islice(dataset.photos("train"), CHECKED_PHOTOS)
-    return torch.from_numpy(np.stack([to_pixels(photo.jpeg, dataset.size) for photo in photos]))
+    return torch.from_numpy(np.stack([to_pixels(photo.jpeg, size) for photo in photos]))
 
 
 @torch.inference_mode()

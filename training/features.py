@@ -1,12 +1,12 @@
 """The backbone runs once over the data; its features are kept in chunks that survive a restart."""
 
 import hashlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Never
+from typing import Literal, Never
 
 import numpy as np
 import onnxruntime
@@ -14,17 +14,25 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from serving.preprocess import to_pixels
-from training.data import Dataset, Photo, Side
+from serving import preprocess
+from training import quantize
+from training.data import Dataset, PhotoIndex, Side
 from training.model import Backbone, export_onnx
+from training.photos import AHEAD, decode, map_ahead
+from training.quantize import has_vnni, quantize_onnx
 from training.settings import CHUNK_PHOTOS
+from training.signals import StoppedError
+
+Precision = Literal["float32", "int8"]
 
 BATCH_PHOTOS = 32
 VIEWS = 2  # as it is, and mirrored
+CALIBRATION_BATCH = 8
+CALIBRATION_PHOTOS = 32  # of EfficientNet-Lite0; the features of 128 were no nearer to float32
 
 
-class StoppedError(Exception):
-    """Asked to stop; everything finished so far is on disk."""
+class PrecisionError(ValueError):
+    """This machine cannot compute with the precision asked for; the message is one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +45,21 @@ class Features:
     views: NDArray[np.float16]  # [photos, VIEWS, features]
 
 
-def features_key(dataset: Dataset, arch: str, weights: Path) -> str:
-    """What the features depend on, as 16 hex digits: photos, backbone, weights."""
-    weights_sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
-    parts = [dataset.manifest_sha256, arch, weights_sha256, f"{CHUNK_PHOTOS} photos, {VIEWS} views"]
+def features_key(
+    dataset: Dataset, arch: str, weights: Path, precision: Precision = "float32"
+) -> str:
+    """What the features depend on, as 16 hex digits: photos, preprocessing, backbone, weights,
+    precision. Preprocessing and what is pooled count as they are written in the source."""
+    parts = [
+        dataset.manifest_sha256,
+        arch,
+        hashlib.sha256(weights.read_bytes()).hexdigest(),
+        f"{CHUNK_PHOTOS} photos, {VIEWS} views",
+        inspect.getsource(preprocess),
+        inspect.getsource(Backbone),
+    ]
+    if precision == "int8":
+        parts += [f"calibrated on {CALIBRATION_PHOTOS} photos", inspect.getsource(quantize)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -50,93 +69,139 @@ def compute_features(
     backbone: Backbone,
     folder: Path,
     *,
+    precision: Precision = "float32",
     threads: int,
     should_stop: Callable[[], bool],
 ) -> Features:
     """Run the backbone, through ONNX Runtime, over the photos of one side.
 
     Chunks already in `folder` are taken as they are, so that a second call goes on where the
-    first was stopped. Raises StoppedError as soon as `should_stop()`, at the end of a batch.
+    first was stopped. With int8 the backbone is quantised on the first photos of the training
+    side, and kept in `folder` for the other side and for later calls. Raises StoppedError as soon
+    as `should_stop()`, at the end of a batch; PrecisionError for int8 on a CPU without VNNI, where
+    it would be slower than float32 and, with weights in 8 bits, wrong.
     """
+    if precision == "int8" and not has_vnni():
+        raise PrecisionError(
+            "int8 needs a CPU with VNNI (avx512_vnni or avx_vnni): use float32 on this one"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    session: onnxruntime.InferenceSession | None = None
-    onnx_file = folder / ".backbone.onnx"  # hidden: not stored with the chunks
-    photos = dataset.photos(side)
-    ids: list[str] = []
-    groups: list[str] = []
-    counts: list[int] = []
-    chunks: list[NDArray[np.float16]] = []
-    with tqdm(total=dataset.photo_total(side), desc=f"features {side}", unit="photo") as progress:
-        while chunk := list(islice(photos, CHUNK_PHOTOS)):
-            file = folder / f"{side}-{len(chunks):05d}.npy"
-            views = _read_chunk(file, len(chunk))
-            if views is None:
-                session = session or _session(backbone, onnx_file, dataset.size, threads)
-                views = _run(session, chunk, dataset.size, threads, progress, should_stop)
-                _write_chunk(file, views)
-            else:
-                progress.update(len(chunk))
-            chunks.append(views)
-            ids += [photo.id for photo in chunk]
-            groups += [photo.group for photo in chunk]
-            counts += [photo.count for photo in chunk]
+    photos = dataset.index(side)
+    chunks = {
+        folder / f"{side}-{number:05d}.npy": rows
+        for number, rows in enumerate(_pieces(range(len(photos)), CHUNK_PHOTOS))
+    }
+    missing = {file: rows for file, rows in chunks.items() if not _is_chunk(file, len(rows))}
+    if missing:
+        calibration = _Calibration(dataset, should_stop)
+        session = _session(backbone, folder, dataset.size, precision, threads, calibration)
+        with tqdm(total=len(photos), desc=f"features {side}", unit="photo") as progress:
+            progress.update(len(photos) - sum(len(rows) for rows in missing.values()))
+            _run(session, photos, missing, dataset.size, threads, progress, should_stop)
     return Features(
-        ids=ids, groups=groups, counts=np.array(counts, np.int64), views=np.concatenate(chunks)
+        ids=photos.ids,
+        groups=photos.groups,
+        counts=photos.counts,
+        views=np.concatenate([np.load(file) for file in chunks]),
     )
 
 
+class _Calibration:
+    """Batches of the first photos of the training side, until asked to stop."""
+
+    def __init__(self, dataset: Dataset, should_stop: Callable[[], bool]) -> None:
+        self._photos, self._size = dataset.index("train"), dataset.size
+        self._should_stop = should_stop
+        photos = min(len(self._photos), CALIBRATION_PHOTOS)
+        self._batches = _pieces(range(photos), CALIBRATION_BATCH)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        for rows in self._batches:
+            if self._should_stop():
+                raise StoppedError
+            yield decode(self._photos, rows, self._size, pinned=False).numpy()
+
+
 def _session(
-    backbone: Backbone, file: Path, size: int, threads: int
+    backbone: Backbone,
+    folder: Path,
+    size: int,
+    precision: Precision,
+    threads: int,
+    calibration: Iterable[NDArray[np.uint8]],
 ) -> onnxruntime.InferenceSession:
-    """The backbone in ONNX Runtime; `file` keeps the export for the other side of the data set."""
-    if not file.exists():
-        example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-        partial = file.with_name(f"{file.name}.partial")
-        export_onnx(backbone, example, partial, names=("pixels", "features"))
-        partial.replace(file)
+    """The backbone in ONNX Runtime; `folder` keeps its file for the other side of the data set."""
+    exported = folder / ".backbone.onnx"  # hidden: not stored with the chunks
+    quantized = folder / "backbone-int8.onnx"  # stored: another machine may round differently
+    file = exported if precision == "float32" else quantized
+    if not _is_model(file):
+        _export(backbone, exported, size)
+        if precision == "int8":
+            quantize_onnx(exported, quantized, calibration)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
+def _is_model(file: Path) -> bool:
+    """Whether ONNX Runtime can load `file`: it is there, and was not cut off on its way here."""
+    try:
+        onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    except Exception:  # ONNX Runtime's errors have no base of their own
+        return False
+    return True
+
+
+def _export(backbone: Backbone, file: Path, size: int) -> None:
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    partial = file.with_name(f"{file.name}.partial")
+    export_onnx(backbone, example, partial, names=("pixels", "features"))
+    partial.replace(file)
+
+
 def _run(
     session: onnxruntime.InferenceSession,
-    photos: list[Photo],
+    photos: PhotoIndex,
+    chunks: dict[Path, range],
     size: int,
     threads: int,
     progress: "tqdm[Never]",
     should_stop: Callable[[], bool],
-) -> NDArray[np.float16]:
-    """Features of `photos`, [photos, VIEWS, features]."""
-    rows = []
-    for pixels in _decoded_batches(photos, size, threads):
-        if should_stop():
-            raise StoppedError
-        both = np.concatenate([pixels, pixels[:, :, ::-1]])
-        features = session.run(None, {"pixels": both})[0].astype(np.float16)
-        rows.append(np.stack(np.split(features, VIEWS), axis=1))
-        progress.update(len(pixels))
-    return np.concatenate(rows)
+) -> None:
+    """Write each of `chunks`, given as file → rows of `photos`: [photos, VIEWS, features]."""
+    batches = [rows for chunk in chunks.values() for rows in _pieces(chunk, BATCH_PHOTOS)]
+    decoded = map_ahead(
+        lambda rows: decode(photos, rows, size, pinned=False).numpy(),
+        batches,
+        threads=threads,
+        ahead=AHEAD,
+    )
+    for file, chunk in chunks.items():
+        views = []
+        for pixels in islice(decoded, len(_pieces(chunk, BATCH_PHOTOS))):
+            if should_stop():
+                raise StoppedError
+            both = np.concatenate([pixels, pixels[:, :, ::-1]])
+            features = session.run(None, {"pixels": both})[0].astype(np.float16)
+            views.append(np.stack(np.split(features, VIEWS), axis=1))
+            progress.update(len(pixels))
+        _write_chunk(file, np.concatenate(views))
 
 
-def _decoded_batches(photos: list[Photo], size: int, threads: int) -> Iterator[NDArray[np.uint8]]:
-    """Batches of pixels, the next one decoded while the caller works on this one."""
-    batches = [photos[i : i + BATCH_PHOTOS] for i in range(0, len(photos), BATCH_PHOTOS)]
-
-    def decode(batch: list[Photo]) -> NDArray[np.uint8]:
-        return np.stack([to_pixels(photo.jpeg, size) for photo in batch])
-
-    with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(decode, batches)
+def _pieces(rows: range, size: int) -> list[range]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _read_chunk(file: Path, photos: int) -> NDArray[np.float16] | None:
-    """The chunk in `file`, or None when it is not there, or was cut off on its way here."""
+def _is_chunk(file: Path, photos: int) -> bool:
+    """Whether `file` has the features of so many photos: it is there, and was not cut off."""
     try:
-        views: NDArray[np.float16] = np.load(file)
+        views = np.load(file, mmap_mode="r")
     except (FileNotFoundError, ValueError, EOFError):
-        return None
-    return views if views.shape[:2] == (photos, VIEWS) else None
+        return False
+    return bool(views.shape[:2] == (photos, VIEWS))
 
 
 def _write_chunk(file: Path, views: NDArray[np.float16]) -> None:

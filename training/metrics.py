@@ -1,45 +1,98 @@
 """How well the counts are right, with intervals: what metrics.json holds."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.decision import Decision, decide
+from training.calibration import reliability
+
 BOOTSTRAP_SAMPLES = 2000
 
 
 def evaluate(
-    probabilities: NDArray[np.float32], truth: NDArray[np.int64], counts: list[int], majority: int
+    probabilities: NDArray[np.float32],
+    truth: NDArray[np.int64],
+    counts: list[int],
+    majority: int,
+    decision: Decision = "argmax",
 ) -> dict[str, Any]:
     """Metrics of `probabilities` [photos, classes] against the true counts `truth` [photos].
 
     Class k stands for `counts[k]`. `majority` is the commonest count of the training side: the
     answer that needs no model. Intervals are percentile bootstraps over photos (Efron 1979), 95 %;
-    the difference is paired, both answers judged on the same photos.
+    the difference is paired, both answers judged on the same photos. `recall` has no entry for a
+    count without photos. Calibration is of the most probable count, whatever the decision.
     """
-    classes = np.array(counts)
-    predicted = classes[probabilities.argmax(axis=1)]
-    expected = probabilities @ classes
-    right = (predicted == truth).astype(float)
+    predicted = decide(probabilities, counts, decision)
+    error = (predicted - truth).astype(float)
+    right = (error == 0).astype(float)
     majority_right = (truth == majority).astype(float)
+    intervals = {
+        "within_one": _with_interval((abs(error) <= 1).astype(float)),
+        "mae": _with_interval(abs(error)),
+        "rmse": _root(_with_interval(error**2)),
+        "rmse_of_expected": _root(_with_interval((_expected(probabilities, counts) - truth) ** 2)),
+    }
     confusion = [[int(((truth == t) & (predicted == p)).sum()) for p in counts] for t in counts]
     return {
         "photos": len(truth),
+        "decision": decision,
         "accuracy": _with_interval(right),
         "majority": {"count": majority, **_with_interval(majority_right)},
         "accuracy_minus_majority": _with_interval(right - majority_right),
-        "within_one": float((abs(predicted - truth) <= 1).mean()),
-        "mae": float(abs(predicted - truth).mean()),
-        "rmse_of_expected": float(np.sqrt(((expected - truth) ** 2).mean())),
+        **{name: interval["value"] for name, interval in intervals.items()},
+        "intervals": intervals,
+        "recall": {
+            str(count): {"photos": int((truth == count).sum()), **_with_interval(right[of_count])}
+            for count in counts
+            if (of_count := truth == count).any()
+        },
         "confusion": {"counts": counts, "rows_true_columns_predicted": confusion},
+        "calibration": reliability(probabilities, np.searchsorted(np.array(counts), truth)),
     }
+
+
+def worst_mistakes(
+    probabilities: NDArray[np.float32],
+    truth: NDArray[np.int64],
+    counts: list[int],
+    decision: Decision,
+    number: int,
+) -> NDArray[np.int64]:
+    """Rows of at most `number` wrong answers, the surest first."""
+    predicted = decide(probabilities, counts, decision)
+    wrong = np.flatnonzero(predicted != truth)
+    sureness = probabilities[wrong, np.searchsorted(np.array(counts), predicted[wrong])]
+    return wrong[np.argsort(-sureness, kind="stable")[:number]]
+
+
+def interval_of(value: float, draws: Sequence[float]) -> dict[str, float]:
+    """A figure and its 95 % percentile interval, from the same figure of bootstrap samples."""
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def _expected(probabilities: NDArray[np.float32], counts: Sequence[int]) -> NDArray[np.float64]:
+    return probabilities.astype(np.float64) @ np.array(counts, np.float64)
 
 
 def _with_interval(values: NDArray[np.float64]) -> dict[str, float]:
     """Mean of `values` and its 95 % bootstrap interval."""
-    # Few values occur, so that how often each is drawn says all: no table of every draw.
+    # How often each level is drawn says all; one draw at a time, as errors of expected counts
+    # have as many levels as there are photos.
     levels, photos = np.unique(values, return_counts=True)
+    shares = photos / len(values)
     generator = np.random.default_rng(0)
-    draws = generator.multinomial(len(values), photos / len(values), BOOTSTRAP_SAMPLES)
-    low, high = np.percentile(draws @ levels / len(values), [2.5, 97.5])
-    return {"value": float(values.mean()), "low": float(low), "high": float(high)}
+    means = [
+        float(generator.multinomial(len(values), shares) @ levels) / len(values)
+        for _ in range(BOOTSTRAP_SAMPLES)
+    ]
+    return interval_of(values.mean(), means)
+
+
+def _root(squares: dict[str, float]) -> dict[str, float]:
+    """A mean square and its interval → those of its root, which keeps the order of samples."""
+    return {name: float(np.sqrt(value)) for name, value in squares.items()}

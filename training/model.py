@@ -1,5 +1,6 @@
 """A pretrained backbone with a new head, and what both look like as one ONNX graph."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +16,51 @@ class WeightsError(ValueError):
 
 
 class Backbone(nn.Module):
-    """RGB pixels, uint8 [N, size, size, 3] → features, float32 [N, features].
+    """RGB pixels 0–255 [N, size, size, 3], uint8 or float32 → features, float32 [N, features].
 
-    Features are the mean and the spread of each channel of every stage's feature map: the early
-    stages know edges and textures, of which there are more where there are more items.
+    Features are the mean of each channel of the last feature map, which is what training every
+    layer shapes. With `all_stages` they are the mean and the spread of each channel of every
+    stage: where the layers stay as they are, the early stages know edges and textures, of which
+    there are more where there are more items.
     """
 
     network: Any  # timm's models have more than the methods of nn.Module
     mean: Tensor
     std: Tensor
 
-    def __init__(self, arch: str) -> None:
+    def __init__(self, arch: str, *, all_stages: bool) -> None:
         super().__init__()
         architecture = ARCHITECTURES[arch]
         self.network = timm.create_model(architecture.timm_name, pretrained=False, num_classes=0)
+        self.all_stages = all_stages
         self.register_buffer("mean", torch.tensor(architecture.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(architecture.std).view(1, 3, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
         normalised = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        if not self.all_stages:
+            features: Tensor = self.network(normalised)
+            return features.float()
         final, stages = self.network.forward_intermediates(normalised)
         maps = stages if final is stages[-1] else [*stages, final]
         pixels_last = [feature_map.flatten(2) for feature_map in maps]
         statistics = [(m.mean(2), m.std(2, correction=0)) for m in pixels_last]
         return torch.cat([values for pair in statistics for values in pair], dim=1)
 
+    @torch.no_grad()
+    def width(self) -> int:
+        """How many features there are."""
+        was_training = self.training
+        features = self.eval()(torch.zeros(1, 64, 64, 3))
+        self.train(was_training)
+        return int(features.shape[1])
+
 
 class Head(nn.Module):
     """Features, float32 [N, features] → logits, float32 [N, classes].
 
     `standardise` takes the mean and spread of the training features, so that one learning
-    rate fits every backbone.
+    rate fits every backbone. Without `hidden` units it is linear.
     """
 
     mean: Tensor
@@ -55,12 +70,9 @@ class Head(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("std", torch.ones(features))
+        within = [nn.Dropout(dropout), nn.Linear(features, hidden), nn.ReLU()] if hidden else []
         self.layers = nn.Sequential(
-            nn.Dropout(dropout),
-            nn.Linear(features, hidden),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, classes),
+            *within, nn.Dropout(dropout), nn.Linear(hidden or features, classes)
         )
 
     def standardise(self, features: Tensor) -> None:
@@ -73,39 +85,98 @@ class Head(nn.Module):
         return logits
 
 
-class Counter(nn.Module):
-    """Pixels, uint8 [N, size, size, 3] → probabilities, float32 [N, classes]: what is served."""
+class Network(nn.Module):
+    """RGB pixels 0–255 [N, size, size, 3], uint8 or float32 → logits, float32 [N, classes].
 
-    def __init__(self, backbone: Backbone, head: Head) -> None:
+    With `frozen_batch_norm` the statistics of the backbone's BatchNorm stay as they are in
+    training too, and an answer depends on its own photo alone.
+    """
+
+    def __init__(self, backbone: Backbone, head: Head, *, frozen_batch_norm: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.frozen_batch_norm = frozen_batch_norm
+
+    def train(self, mode: bool = True) -> "Network":
+        super().train(mode)
+        if self.frozen_batch_norm:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return torch.softmax(self.head(self.backbone(pixels)), dim=1)
+        logits: Tensor = self.head(self.backbone(pixels))
+        return logits
 
 
-def load_backbone(arch: str, weights: Path) -> Backbone:
-    """The backbone of `arch` in eval mode, with the pretrained `weights` (a state dict of timm's).
+class Counter(nn.Module):
+    """Pixels, uint8 [N, size, size, 3] → probabilities, float32 [N, classes]: what is served.
 
+    `temperature` divides the logits, so that the probabilities say how often the count is right.
+    """
+
+    def __init__(self, network: Network, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.network = network
+        self.temperature = temperature
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return torch.softmax(self.network(pixels) / self.temperature, dim=1)
+
+
+def load_backbone(arch: str, weights: Path, *, all_stages: bool) -> Backbone:
+    """The backbone of `arch` in eval mode, with the pretrained `weights`.
+
+    They are a state dict of timm's, or of a Network that an earlier run left as weights.pth.
     Raises WeightsError when the file is missing, damaged, or of another architecture.
     """
-    backbone = Backbone(arch)
+    backbone = Backbone(arch, all_stages=all_stages)
+    state = _read_weights(arch, weights)
+    prefix = "backbone.network."
+    if any(name.startswith(prefix) for name in state):
+        state = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in state.items()
+            if name.startswith(prefix)
+        }
+    wanted = backbone.network.state_dict().keys()
     try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        wanted = backbone.network.state_dict().keys()
-        found = {name: tensor for name, tensor in state.items() if name in wanted}
-    except FileNotFoundError as error:
-        raise WeightsError(
-            f"no weights at {weights}: run `python -m data_prep weights --arch {arch}`"
-        ) from error
-    except Exception as error:  # for damaged files torch.load raises nearly anything
-        raise WeightsError(f"{weights} is not a file of weights, or is damaged") from error
-    try:
-        backbone.network.load_state_dict(found)
+        backbone.network.load_state_dict({k: v for k, v in state.items() if k in wanted})
     except RuntimeError as error:
         raise WeightsError(f"the weights in {weights} are not those of {arch}") from error
     return backbone.eval()
+
+
+def _read_weights(arch: str, file: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        return {str(name): tensor for name, tensor in state.items()}
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"no weights at {file}: run `python -m data_prep weights --arch {arch}`"
+        ) from error
+    except Exception as error:  # for damaged files torch.load raises nearly anything
+        raise WeightsError(f"{file} is not a file of weights, or is damaged") from error
+
+
+def keep_depthwise_in_float32(network: nn.Module) -> None:
+    """Take the depthwise convolutions out of autocast.
+
+    On CPUs their gradients in bfloat16 take about twenty times as long as in float32.
+    """
+
+    def outside_autocast(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def in_float32(inputs: Tensor) -> Tensor:
+            with torch.autocast(inputs.device.type, enabled=False):
+                return forward(inputs.float())
+
+        return in_float32
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            module.forward = outside_autocast(module.forward)  # type: ignore[method-assign, assignment]
 
 
 def export_onnx(module: nn.Module, example: Tensor, file: Path, *, names: tuple[str, str]) -> None:

@@ -15,6 +15,8 @@ ENDED: frozenset[State] = frozenset({"succeeded", "stopped", "failed"})
 # interrupted: by EC2, with its notice; shut down: by anybody else; lost: without a word.
 Outcome = Literal["interrupted", "shut down", "lost", "failed", "stopped", "succeeded"]
 MODEL = "model.tar.gz"  # the packed model, beside the record
+OUTPUTS = ("metrics.jsonl", "metrics.json", "loss.png", "report.html", "weights.pth")
+RESULTS = (*OUTPUTS, "cost.json", MODEL)  # what a run that succeeded leaves
 
 
 class Request(TypedDict):

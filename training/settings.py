@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.decision import DECISIONS, Decision
+
 INTERRUPTED = 75  # exit code of training.train, EX_TEMPFAIL: the same command goes on
 CHUNK_PHOTOS = 256  # features are kept in chunks of a few seconds of work
 
@@ -46,16 +48,54 @@ ARCHITECTURES = {
 class Settings:
     """What decides the weights, given data and machine; kept in every snapshot."""
 
+    mode: str
     arch: str
+    size: int
     epochs: int
     batch_size: int
     learning_rate: float
+    warmup: float
     weight_decay: float
     hidden: int
     dropout: float
+    label_spread: float
+    mixup: float
+    average: float
+    batch_norm: str
+    precision: str
+    decision: Decision
     validation_fraction: float
+    train_on: str
     seed: int
-    threads: int
+
+
+# What a flag that is not given stands for, by mode. Chosen on validation: benchmarks/ACCURACY.md.
+RECIPES: dict[str, dict[str, int | float | str]] = {
+    "head": {
+        "epochs": 20,
+        "batch_size": 256,
+        "learning_rate": 5e-4,
+        "warmup": 0.3,
+        "weight_decay": 0.3,
+        "hidden": 512,
+        "dropout": 0.7,
+        "label_spread": 0.0,
+        "mixup": 0.0,
+        "average": 0.0,
+    },
+    "finetune": {
+        "epochs": 10,
+        "batch_size": 32,
+        "learning_rate": 5e-4,
+        "warmup": 0.05,
+        "weight_decay": 0.05,
+        "hidden": 0,
+        "dropout": 0.3,
+        "label_spread": 0.5,
+        "mixup": 0.0,
+        "average": 0.998,
+    },
+}
 
 
 def whole_number(text: str) -> int:
@@ -63,6 +103,14 @@ def whole_number(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def whole_number_or_zero(text: str) -> int:
+    """A flag's value, 0 or more."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is less than 0")
     return number
 
 
@@ -83,50 +131,93 @@ def number_from_zero(*, included: bool, below: float = math.inf) -> Callable[[st
 def parse_arguments(
     arguments: list[str] | None = None, *, description: str | None = None
 ) -> argparse.Namespace:
-    """The flags of training.train."""
+    """The flags of training.train; what is not given is filled from the mode's recipe."""
     parser = argparse.ArgumentParser(
         prog="python -m training.train",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    flag = parser.add_argument
+    _add_places(parser.add_argument_group("places"))
+    _add_recipe(parser.add_argument_group("recipe (what decides the weights)"))
+    _add_machine(parser.add_argument_group("machine"))
+    args = parser.parse_args(arguments)
+    for name, value in RECIPES[args.mode].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
+
+
+def _add_places(group: "argparse._ArgumentGroup") -> None:
+    flag = group.add_argument
     flag("--data", type=Path, required=True, help="folder of a packed data set (data_prep pack)")
-    flag("--weights", type=Path, required=True, help="pretrained backbone (data_prep weights)")
-    flag("--output", type=Path, required=True, help="metrics, plot and model/ go here")
+    flag(
+        "--weights",
+        type=Path,
+        required=True,
+        help="pretrained backbone (data_prep weights), or weights.pth of an earlier run",
+    )
+    flag("--output", type=Path, required=True, help="metrics, pictures and model/ go here")
+    flag("--checkpoint-dir", type=Path, help="features and snapshots (default: OUTPUT/checkpoints)")
+    flag(
+        "--skip-test",
+        action="store_true",
+        help="leave the test photos alone, to choose settings by validation",
+    )
+    flag("--run-id", default="local", help="noted in the model (default: %(default)s)")
+
+
+def _add_recipe(group: "argparse._ArgumentGroup") -> None:
+    flag = group.add_argument
+
+    def by_mode(name: str, type_: Callable[[str], int | float], text: str) -> None:
+        key = name.removeprefix("--").replace("-", "_")
+        usual = ", ".join(f"{mode}: {recipe[key]}" for mode, recipe in RECIPES.items())
+        flag(name, type=type_, help=f"{text} (default: {usual})")
+
+    positive, from_zero = number_from_zero(included=False), number_from_zero(included=True)
+    share = number_from_zero(included=True, below=1)
+    flag(
+        "--mode",
+        choices=sorted(RECIPES, reverse=True),
+        default="head",
+        help="head: the backbone runs once, a new head trains on its features, in minutes; "
+        "finetune: every layer trains (default: %(default)s)",
+    )
     flag(
         "--arch",
         choices=sorted(ARCHITECTURES),
         default="resnet50",
         help="backbone (default: %(default)s)",
     )
-    flag("--checkpoint-dir", type=Path, help="features and snapshots (default: OUTPUT/checkpoints)")
-    flag("--run-id", default="local", help="noted in the model (default: %(default)s)")
+    flag("--size", type=whole_number, help="pixels a side of the input (default: the data set's)")
+    by_mode("--epochs", whole_number, "passes over the photos")
+    by_mode("--batch-size", whole_number, "photos a step")
+    by_mode("--learning-rate", positive, "peak")
+    by_mode("--warmup", share, "share of the steps before the peak")
+    by_mode("--weight-decay", from_zero, "of AdamW")
+    by_mode("--hidden", whole_number_or_zero, "units of the head's hidden layer, 0 for none")
+    by_mode("--dropout", share, "in the head")
+    by_mode("--label-spread", from_zero, "standard deviation of a target around its count, items")
+    by_mode("--mixup", from_zero, "MixUp's alpha, 0 for none")
+    by_mode("--average", share, "decay of the averaged weights in a step, 0 for none")
     flag(
-        "--epochs", type=whole_number, default=20, help="passes of the head (default: %(default)s)"
+        "--batch-norm",
+        choices=("train", "frozen"),
+        default="train",
+        help="of the backbone, when fine-tuning: learn from each batch, or stay as pretrained "
+        "(default: %(default)s)",
     )
     flag(
-        "--batch-size", type=whole_number, default=256, help="photos a step (default: %(default)s)"
+        "--precision",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the convolutions, when fine-tuning (default: %(default)s)",
     )
     flag(
-        "--learning-rate",
-        type=number_from_zero(included=False),
-        default=5e-4,
-        help="peak (default: %(default)s)",
-    )
-    flag(
-        "--weight-decay",
-        type=number_from_zero(included=True),
-        default=0.3,
-        help="of AdamW (default: %(default)s)",
-    )
-    flag(
-        "--hidden", type=whole_number, default=512, help="units of the head (default: %(default)s)"
-    )
-    flag(
-        "--dropout",
-        type=number_from_zero(included=True, below=1),
-        default=0.7,
-        help="in the head (default: %(default)s)",
+        "--decision",
+        choices=DECISIONS,
+        default="argmax",
+        help="from the probabilities to a count (default: %(default)s)",
     )
     flag(
         "--validation-fraction",
@@ -134,7 +225,18 @@ def parse_arguments(
         default=0.1,
         help="share of the training products held out while training (default: %(default)s)",
     )
+    flag(
+        "--train-on",
+        choices=("train", "all"),
+        default="train",
+        help="all: the test photos as well, for a last model of settings that were judged before; "
+        "nothing is tested (default: %(default)s)",
+    )
     flag("--seed", type=int, default=0, help="of all randomness (default: %(default)s)")
+
+
+def _add_machine(group: "argparse._ArgumentGroup") -> None:
+    flag = group.add_argument
     flag(
         "--threads",
         type=whole_number,
@@ -147,4 +249,3 @@ def parse_arguments(
         default=30,
         help="time between snapshots (default: %(default)s)",
     )
-    return parser.parse_args(arguments)

@@ -24,3 +24,7 @@ class Signals:
 
     def forget(self, number: signal.Signals) -> None:
         self._seen.discard(number)
+
+
+class StoppedError(Exception):
+    """Asked to stop; everything finished so far is on disk."""

@@ -35,7 +35,7 @@ from training.imds import (
 )
 from training.machine_log import LOG_FILE, LogCopy, log_to_cloudwatch
 from training.process import TrainingProcess
-from training.run_record import MODEL, Attempt, Outcome, Request, RunRecord, State, utc_now
+from training.run_record import MODEL, OUTPUTS, Attempt, Outcome, Request, RunRecord, State, utc_now
 from training.settings import INTERRUPTED, seconds
 from training.signals import Signals
 from training.transfer import CheckpointStore, download_prefix
@@ -257,7 +257,7 @@ class SpotAttempt:
     def _publish(self) -> None:
         """Store the results, the pointer to the model last."""
         log.info("storing the results")
-        for name in ("metrics.jsonl", "metrics.json", "loss.png"):
+        for name in OUTPUTS:
             self.record.upload(self.output / name)
         archive = self.output / MODEL
         with tarfile.open(archive, "w:gz") as tar:

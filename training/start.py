@@ -222,6 +222,6 @@ def _pack_code() -> bytes:
     with tarfile.open(fileobj=content, mode="w:gz") as tar:
         for package in CODE:
             for file in sorted((ROOT / package).iterdir()):
-                if file.suffix in {".py", ".json"}:
+                if file.suffix in {".py", ".json", ".j2"}:
                     tar.add(file, arcname=f"{package}/{file.name}")
     return content.getvalue()

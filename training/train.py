@@ -1,77 +1,109 @@
-"""Train a model that counts: backbone features once, then a new head.
+"""Train a model that counts: a new head on a pretrained backbone, or every layer.
 
     python -m training.train --data DATASET --weights efficientnet_lite0.pth \
-        --arch efficientnet_lite0 --output out
+        --arch efficientnet_lite0 --output out [--mode finetune]
 
 The same command runs on a laptop and on a spot machine. SIGTERM takes a snapshot and leaves
 with exit code 75; the same command again goes on from there, to the same weights. SIGUSR1 takes
-a snapshot after the epoch and goes on.
+a snapshot and goes on.
 """
 
 import argparse
 import json
 import signal
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from tqdm import tqdm
 
-from training.checkpoint import load_snapshot, save_snapshot
-from training.data import Dataset, DatasetError, in_validation, open_dataset
+from serving.decision import decide
+from training.calibration import fit_temperature, softmax
+from training.checkpoint import load_snapshot
+from training.data import Dataset, DatasetError, open_dataset
 from training.export import export_model
-from training.features import Features, StoppedError, compute_features, features_key
-from training.head import DivergedError, Examples, HeadTrainer
-from training.metrics import evaluate
-from training.model import Counter, Head, WeightsError, load_backbone
-from training.report import plot_loss
+from training.features import PrecisionError, features_key
+from training.inventory_check import check_inventory
+from training.loop import Saving
+from training.loop import train as train_steps
+from training.memory import keep_freed_memory
+from training.metrics import evaluate, worst_mistakes
+from training.model import Counter, WeightsError
+from training.report import Mistake, plot_loss, write_report
 from training.settings import INTERRUPTED, Settings, parse_arguments
-from training.signals import Signals
+from training.signals import Signals, StoppedError
+from training.task import Measured, Task, prepare_finetune, prepare_head
+from training.trainer import DivergedError, Trainer
+
+MISTAKES = 24  # shown in the report
 
 
 def train(args: argparse.Namespace) -> None:
-    """The whole run: features, head, evaluation, model folder. Raises StoppedError on SIGTERM."""
+    """The whole run: data, training, evaluation, model folder. Raises StoppedError on SIGTERM."""
     signals = Signals(signal.SIGTERM, signal.SIGUSR1)
-    settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
-    torch.set_num_threads(settings.threads)
     dataset = open_dataset(args.data)
-    backbone = load_backbone(settings.arch, args.weights)
-    key = features_key(dataset, settings.arch, args.weights)
+    args.size = args.size or dataset.size
+    settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
+    keep_freed_memory()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(settings.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checkpoints: Path = args.checkpoint_dir or args.output / "checkpoints"
-    cache, snapshots = checkpoints / f"features-{key}", checkpoints / f"snapshots-{key}"
-    features, test_features = (
-        compute_features(
-            dataset,
-            side,
-            backbone,
-            cache,
-            threads=settings.threads,
-            should_stop=lambda: signals.seen(signal.SIGTERM),
-        )
-        for side in ("train", "test")
-    )
-    fit, validation = _split_validation(features, dataset, settings.validation_fraction)
-    trainer = HeadTrainer(fit, classes=len(dataset.counts), settings=settings)
-    snapshot = load_snapshot(snapshots, asdict(settings))
-    if snapshot:
+    prepare = prepare_head if settings.mode == "head" else prepare_finetune
+    task = prepare(dataset, settings, args, checkpoints, device, signals)
+
+    trainer = Trainer(task.trained, task.source, settings, device)
+    snapshots = checkpoints / f"snapshots-{features_key(dataset, settings.arch, args.weights)}"
+    if snapshot := load_snapshot(snapshots, asdict(settings)):
         trainer.restore(snapshot)
-        print(f"going on after epoch {trainer.epoch}", file=sys.stderr)
+        print(f"going on after epoch {trainer.epoch}, step {trainer.step}", file=sys.stderr)
     args.output.mkdir(parents=True, exist_ok=True)
     metrics_file = args.output / "metrics.jsonl"
-    _train_head(trainer, validation, metrics_file, snapshots, args.snapshot_seconds, signals)
+    saving = Saving(snapshots, args.snapshot_seconds, signals)
+    train_steps(trainer, task.validation.examples, metrics_file, saving)
 
-    head, epoch = trainer.best_head()
-    print(f"the head of epoch {epoch} has the lowest validation loss", file=sys.stderr)
-    metrics = _test_metrics(head, features, test_features, dataset)
-    metrics["train"]["epoch"] = epoch
-    plot_loss(metrics_file, args.output / "loss.png")
+    epoch = trainer.load_best()
+    print(f"the weights of epoch {epoch} have the lowest validation loss", file=sys.stderr)
+    finish(args, settings, dataset, task, trainer, epoch)
+
+
+def finish(
+    args: argparse.Namespace,
+    settings: Settings,
+    dataset: Dataset,
+    task: Task,
+    trainer: Trainer,
+    epoch: int,
+) -> None:
+    """Measure the network with the weights of `epoch`; write the report and the model folder."""
+    held_out = task.validation.examples
+    logits = trainer.logits(held_out.batches).numpy()
+    temperature = fit_temperature(logits, held_out.classes.numpy())
+    metrics: dict[str, Any] = {
+        "train": {"photos": len(task.photos), "epoch": epoch},
+        "temperature": temperature,
+    }
+    mistakes: list[Mistake] = []
+    for name, measured in (("validation", task.validation), ("test", task.test)):
+        if measured:
+            metrics[name], mistakes = measure(trainer, measured, dataset, task, temperature)
+            accuracy, photos = metrics[name]["accuracy"]["value"], metrics[name]["photos"]
+            print(f"{name} accuracy {accuracy:.1%} on {photos} photos", file=sys.stderr)
+    plot_loss(args.output / "metrics.jsonl", args.output / "loss.png")
+    write_report(
+        args.output / "report.html",
+        title=f"Run {args.run_id}",
+        command=["python", "-m", "training.train", *sys.argv[1:]],
+        settings=asdict(settings),
+        metrics=metrics,
+        history=trainer.history,
+        mistakes=mistakes,
+    )
+    torch.save(task.network.state_dict(), args.output / "weights.pth")
     export_model(
-        Counter(backbone, head),
+        Counter(task.network.cpu(), temperature),
         args.output / "model",
         dataset=dataset,
         metrics=metrics,
@@ -79,82 +111,32 @@ def train(args: argparse.Namespace) -> None:
         settings=asdict(settings),
     )
     (args.output / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    accuracy = metrics["test"]["accuracy"]["value"]
-    print(f"test accuracy {accuracy:.1%} on {metrics['test']['photos']} photos", file=sys.stderr)
 
 
-def _train_head(
-    trainer: HeadTrainer,
-    validation: Examples,
-    metrics_file: Path,
-    snapshots: Path,
-    snapshot_seconds: float,
-    signals: Signals,
-) -> None:
-    """All epochs that are left, with a line in `metrics_file` for each and snapshots in between.
-
-    `metrics_file` reads as if the run had never been interrupted (its seconds aside).
-    """
-    epochs = trainer.settings.epochs
-    metrics_file.write_text("".join(json.dumps(line) + "\n" for line in trainer.history))
-    saved = time.monotonic()
-    with tqdm(total=epochs, initial=trainer.epoch, desc="head", unit="epoch") as progress:
-        while trainer.epoch < epochs:
-            started = time.monotonic()
-            train_loss = trainer.train_epoch()
-            validation_loss, validation_accuracy = trainer.evaluate(validation)
-            trainer.keep_if_best(validation_loss)
-            line = {
-                "epoch": trainer.epoch,
-                "train_loss": round(train_loss, 6),
-                "validation_loss": round(validation_loss, 6),
-                "validation_accuracy": round(validation_accuracy, 4),
-                "seconds": round(time.monotonic() - started, 3),
-            }
-            trainer.history.append(line)
-            with metrics_file.open("a") as stream:
-                stream.write(json.dumps(line) + "\n")
-            accuracy = f"{validation_accuracy:.1%}"
-            progress.set_postfix(refresh=False, loss=f"{train_loss:.3f}", accuracy=accuracy)
-            progress.update()
-            stopping = signals.seen(signal.SIGTERM)
-            asked = stopping or signals.seen(signal.SIGUSR1)
-            if asked or time.monotonic() - saved >= snapshot_seconds:
-                signals.forget(signal.SIGUSR1)
-                save_snapshot(snapshots, trainer.snapshot())
-                saved = time.monotonic()
-            if stopping:
-                raise StoppedError
-
-
-def _split_validation(
-    features: Features, dataset: Dataset, fraction: float
-) -> tuple[Examples, Examples]:
-    """Training and validation, product groups kept together."""
-    held_out = np.array([in_validation(group, fraction) for group in features.groups])
-    for name, rows in (("validation", held_out), ("training", ~held_out)):
-        if not rows.any():
-            raise DatasetError(f"no photo is left for {name}: prepare more photos")
-    return _tensors(features, dataset, ~held_out), _tensors(features, dataset, held_out)
-
-
-def _tensors(features: Features, dataset: Dataset, rows: NDArray[np.bool_]) -> Examples:
-    classes = np.searchsorted(np.array(dataset.counts), features.counts[rows])
-    return Examples(
-        views=torch.from_numpy(features.views[rows]).float(), classes=torch.from_numpy(classes)
+def measure(
+    trainer: Trainer, measured: Measured, dataset: Dataset, task: Task, temperature: float
+) -> tuple[dict[str, Any], list[Mistake]]:
+    """Metrics of the best weights and their worst mistakes."""
+    probabilities = softmax(trainer.logits(measured.examples.batches).numpy(), temperature)
+    photos, counts = measured.photos, dataset.counts
+    values, times = np.unique(task.photos.counts, return_counts=True)
+    majority, decision = int(values[times.argmax()]), trainer.settings.decision
+    metrics = evaluate(probabilities, photos.counts, counts, majority, decision)
+    metrics["inventory"] = check_inventory(
+        probabilities, photos.counts, counts, ids=photos.ids, groups=photos.groups
     )
-
-
-@torch.inference_mode()
-def _test_metrics(head: Head, train: Features, test: Features, dataset: Dataset) -> dict[str, Any]:
-    head.eval()
-    probabilities = torch.softmax(head(torch.from_numpy(test.views[:, 0]).float()), dim=1)
-    values, photos = np.unique(train.counts, return_counts=True)
-    majority = int(values[photos.argmax()])
-    return {
-        "train": {"photos": len(train.counts)},
-        "test": evaluate(probabilities.numpy(), test.counts, dataset.counts, majority),
-    }
+    answers = decide(probabilities, counts, decision)
+    mistakes = [
+        Mistake(
+            id=photos.ids[row],
+            jpeg=photos.jpeg(row),
+            count=int(photos.counts[row]),
+            predicted=int(answers[row]),
+            probability=float(probabilities[row, counts.index(int(answers[row]))]),
+        )
+        for row in worst_mistakes(probabilities, photos.counts, counts, decision, MISTAKES)
+    ]
+    return metrics, mistakes
 
 
 def main() -> None:
@@ -164,7 +146,7 @@ def main() -> None:
     except StoppedError:
         print("stopped: the same command goes on from here", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except (DatasetError, WeightsError, DivergedError) as error:
+    except (DatasetError, WeightsError, PrecisionError, DivergedError) as error:
         sys.exit(f"error: {error}")
 
 

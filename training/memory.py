@@ -1,0 +1,24 @@
+"""How the C library hands out memory on Linux."""
+
+import ctypes
+import sys
+
+# malloc.h of glibc
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+KEPT_BYTES = 2**31 - 1  # the largest that mallopt takes
+
+
+def keep_freed_memory() -> None:
+    """Let this process use freed memory again instead of giving it back at once.
+
+    By default glibc gives every large block back to the kernel when it is freed, and each step
+    of training on a CPU gets its feature maps from the kernel anew, zeroed page by page: a third
+    of the time. Elsewhere than on glibc nothing happens.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(M_TOP_PAD, 2**28)

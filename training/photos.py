@@ -1,0 +1,117 @@
+"""Photos → batches of pixels: decoded ahead by threads, augmented, in an order of their own."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from serving.preprocess import to_pixels
+from training.augment import augment, draw
+from training.data import PhotoIndex
+from training.trainer import Batch
+
+AHEAD = 4  # batches being decoded while the network works on one
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, ahead: int
+) -> Iterator[Result]:
+    """`function` of each item, in order, at most `ahead` of them worked on before they are asked
+    for: the built-in Executor.map takes all items at once, and the memory for them."""
+    remaining = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        futures: deque[Future[Result]] = deque(
+            pool.submit(function, item) for item in islice(remaining, ahead)
+        )
+        try:
+            while futures:
+                result = futures.popleft().result()
+                futures.extend(pool.submit(function, item) for item in islice(remaining, 1))
+                yield result
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+class PhotoBatches:
+    """Augmented photos to train every layer on; a trainer.Source.
+
+    A batch has pixels, float32 [N, size, size, 3], on `device`.
+    """
+
+    def __init__(
+        self,
+        photos: PhotoIndex,
+        targets: Tensor,
+        *,
+        size: int,
+        batch_size: int,
+        seed: int,
+        threads: int,
+        device: torch.device,
+    ) -> None:
+        self._photos, self._targets = photos, targets
+        self._size, self._batch_size, self._seed = size, batch_size, seed
+        self._threads, self._device = threads, device
+        # A short last batch would upset BatchNorm; the photos left over differ with each epoch.
+        self.steps = len(photos) // batch_size
+
+    def batches(self, epoch: int, first: int) -> Iterator[Batch]:
+        """The batches of an epoch, from number `first` on."""
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._photos))
+        rows = order[: self.steps * self._batch_size].reshape(self.steps, self._batch_size)
+        decoded = map_ahead(self._decode, rows[first:], threads=self._threads, ahead=AHEAD)
+        for chosen, pixels in zip(rows[first:], decoded, strict=True):
+            drawn = draw([self._photos.ids[row] for row in chosen], seed=self._seed, epoch=epoch)
+            inputs = augment(self._to_device(pixels), self._to_device(drawn))
+            yield Batch(inputs, self._to_device(self._targets[torch.from_numpy(chosen)]))
+
+    def _decode(self, rows: NDArray[np.int64]) -> Tensor:
+        return decode(self._photos, rows.tolist(), self._size, pinned=_on_gpu(self._device))
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, non_blocking=True)
+
+
+class StillPhotos:
+    """Photos as they are, in batches, as often as asked: to measure on.
+
+    Iterating gives pixels, uint8 [N, size, size, 3], on `device`.
+    """
+
+    def __init__(
+        self, photos: PhotoIndex, *, size: int, batch_size: int, threads: int, device: torch.device
+    ) -> None:
+        self._photos, self._size, self._batch_size = photos, size, batch_size
+        self._threads, self._device = threads, device
+
+    def __iter__(self) -> Iterator[Tensor]:
+        total = len(self._photos)
+        rows = [
+            range(start, min(start + self._batch_size, total))
+            for start in range(0, total, self._batch_size)
+        ]
+        for pixels in map_ahead(self._decode, rows, threads=self._threads, ahead=AHEAD):
+            yield pixels.to(self._device, non_blocking=True)
+
+    def _decode(self, rows: range) -> Tensor:
+        return decode(self._photos, rows, self._size, pinned=_on_gpu(self._device))
+
+
+def decode(photos: PhotoIndex, rows: Iterable[int], size: int, *, pinned: bool) -> Tensor:
+    """The photos at `rows` as they are served, uint8 [N, size, size, 3]."""
+    pixels = torch.from_numpy(np.stack([to_pixels(photos.jpeg(row), size) for row in rows]))
+    return pixels.pin_memory() if pinned else pixels
+
+
+def _on_gpu(device: torch.device) -> bool:
+    return device.type == "cuda"

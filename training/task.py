@@ -1,0 +1,168 @@
+"""What a mode trains, on what, and on what it is measured."""
+
+import argparse
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from training.data import Dataset, DatasetError, PhotoIndex, Side, in_validation
+from training.features import compute_features, features_key
+from training.head import FeatureBatches
+from training.model import Head, Network, keep_depthwise_in_float32, load_backbone
+from training.photos import PhotoBatches, StillPhotos
+from training.settings import Settings
+from training.signals import Signals
+from training.trainer import Examples, Source, soft_targets
+
+MEASURED_BATCH = 64  # photos
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Photos to measure on, and what the trained network sees of them."""
+
+    photos: PhotoIndex
+    examples: Examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is trained, on what, and measured on what."""
+
+    network: Network
+    trained: nn.Module  # the network, or its head alone
+    source: Source
+    validation: Measured
+    test: Measured | None  # none when they are trained on, or to be left alone
+    photos: PhotoIndex  # trained on, those held out for validation included
+
+
+def prepare_head(
+    dataset: Dataset,
+    settings: Settings,
+    args: argparse.Namespace,
+    checkpoints: Path,
+    device: torch.device,
+    signals: Signals,
+) -> Task:
+    """Features of all photos, and a head to train on them."""
+    backbone = load_backbone(settings.arch, args.weights, all_stages=True)
+    cache = checkpoints / f"features-{features_key(dataset, settings.arch, args.weights)}"
+
+    def views(side: Side) -> Tensor:
+        features = compute_features(
+            dataset,
+            side,
+            backbone,
+            cache,
+            threads=args.threads,
+            should_stop=lambda: signals.seen(signal.SIGTERM),
+        )
+        return torch.from_numpy(features.views).float()
+
+    photos = dataset.index(*trained_sides(settings))
+    inputs = torch.cat([views(side) for side in trained_sides(settings)])
+    fit, held_out = split_validation(photos, settings.validation_fraction)
+    classes = classes_of(dataset, photos)
+    head = Head(inputs.shape[2], len(dataset.counts), settings.hidden, settings.dropout)
+    head.standardise(inputs[fit].flatten(0, 1))
+    test = None
+    if tests(args):
+        test_photos = dataset.index("test")
+        test = Measured(
+            photos=test_photos,
+            examples=Examples([views("test")[:, 0]], classes_of(dataset, test_photos)),
+        )
+    return Task(
+        network=Network(backbone, head),
+        trained=head,
+        source=FeatureBatches(
+            inputs[fit],
+            soft_targets(classes[fit], dataset.counts, settings.label_spread),
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+        ),
+        validation=Measured(
+            photos=photos.subset(held_out),
+            examples=Examples([inputs[held_out, 0]], classes[held_out]),
+        ),
+        test=test,
+        photos=photos,
+    )
+
+
+def prepare_finetune(
+    dataset: Dataset,
+    settings: Settings,
+    args: argparse.Namespace,
+    checkpoints: Path,
+    device: torch.device,
+    signals: Signals,
+) -> Task:
+    """Photos, decoded and augmented as they are needed, and every layer to train on them."""
+    backbone = load_backbone(settings.arch, args.weights, all_stages=False)
+    head = Head(backbone.width(), len(dataset.counts), settings.hidden, settings.dropout)
+    network = Network(backbone, head, frozen_batch_norm=settings.batch_norm == "frozen")
+    network.to(device).to(memory_format=torch.channels_last)
+    if device.type == "cpu":
+        keep_depthwise_in_float32(network)
+    photos = dataset.index(*trained_sides(settings))
+    fit, held_out = split_validation(photos, settings.validation_fraction)
+
+    def still(photos: PhotoIndex) -> Measured:
+        batches = StillPhotos(
+            photos,
+            size=settings.size,
+            batch_size=MEASURED_BATCH,
+            threads=args.threads,
+            device=device,
+        )
+        return Measured(photos=photos, examples=Examples(batches, classes_of(dataset, photos)))
+
+    fitted = photos.subset(fit)
+    return Task(
+        network=network,
+        trained=network,
+        source=PhotoBatches(
+            fitted,
+            soft_targets(classes_of(dataset, fitted), dataset.counts, settings.label_spread),
+            size=settings.size,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            threads=args.threads,
+            device=device,
+        ),
+        validation=still(photos.subset(held_out)),
+        test=still(dataset.index("test")) if tests(args) else None,
+        photos=photos,
+    )
+
+
+def trained_sides(settings: Settings) -> tuple[Side, ...]:
+    return ("train", "test") if settings.train_on == "all" else ("train",)
+
+
+def tests(args: argparse.Namespace) -> bool:
+    """Whether the test photos are there to be tested on."""
+    return args.train_on == "train" and not args.skip_test
+
+
+def split_validation(
+    photos: PhotoIndex, fraction: float
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Rows to train on and rows held out, product groups kept together."""
+    held_out = np.array([in_validation(group, fraction) for group in photos.groups])
+    for name, rows in (("validation", held_out), ("training", ~held_out)):
+        if not rows.any():
+            raise DatasetError(f"no photo is left for {name}: prepare more photos")
+    return ~held_out, held_out
+
+
+def classes_of(dataset: Dataset, photos: PhotoIndex) -> Tensor:
+    """int64 [photos]: class k stands for the k-th count."""
+    return torch.from_numpy(np.searchsorted(np.array(dataset.counts), photos.counts))

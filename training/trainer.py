@@ -1,0 +1,230 @@
+"""Gradient descent, one step at a time: the same for a head on features and for every layer.
+
+All that a step depends on is in the snapshot or follows from (seed, epoch, step), so that a run
+that was interrupted anywhere ends in the same weights.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from training.checkpoint import Best, Snapshot
+from training.settings import Settings
+
+GRADIENT_NORM = 5.0  # a longer gradient is cut to this length (Pascanu et al. 2013)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Batch(NamedTuple):
+    """What the network takes, and the distribution over classes that it should answer."""
+
+    inputs: Tensor  # [N, …]
+    targets: Tensor  # float32 [N, classes], rows sum to 1
+
+
+class Source(Protocol):
+    """Where training batches come from."""
+
+    steps: int  # batches in an epoch
+
+    def batches(self, epoch: int, first: int) -> Iterator[Batch]:
+        """The batches of an epoch (from 0), beginning with number `first`.
+
+        A function of the seed, `epoch` and the batch's number alone.
+        """
+
+
+class Examples(NamedTuple):
+    """What to measure on: nothing random was done to it."""
+
+    batches: Iterable[Tensor]  # inputs [N, …], as often as asked
+    classes: Tensor  # int64 [photos]
+
+
+class DivergedError(RuntimeError):
+    """The network answers with no numbers any more; the message is one line."""
+
+
+class Trainer:
+    """A network in training: its state after `step` steps of epoch `epoch`, and one more.
+
+    What is measured and kept is the exponential moving average of the weights (Polyak and
+    Juditsky 1992), with a shorter memory in the beginning.
+    """
+
+    def __init__(
+        self, network: nn.Module, source: Source, settings: Settings, device: torch.device
+    ) -> None:
+        self.settings = settings
+        self._network, self._source, self._device = network, source, device
+        self._average = {name: t.detach().clone() for name, t in network.state_dict().items()}
+        self._optimizer = torch.optim.AdamW(
+            network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimizer,
+            settings.learning_rate,
+            total_steps=settings.epochs * source.steps,
+            pct_start=settings.warmup,
+        )
+        # Without float16 it does nothing.
+        self._scaler = torch.amp.GradScaler(
+            device.type, enabled=DTYPES[settings.precision] is torch.float16
+        )
+        self.epoch = 0
+        self.step = 0
+        self._losses: list[float] = []  # of this epoch's steps
+        self._best = Best(epoch=0, validation_loss=math.inf, network={})
+        self.history: list[dict[str, Any]] = []  # the lines of metrics.jsonl
+
+    @property
+    def steps(self) -> int:
+        """Steps in an epoch."""
+        return self._source.steps
+
+    @property
+    def finished(self) -> bool:
+        return self.epoch == self.settings.epochs
+
+    def train_epoch(self) -> Iterator[float]:
+        """Take the steps of this epoch that are left; yields the loss after each."""
+        self._network.train()
+        for batch in self._source.batches(self.epoch, self.step):
+            yield self._take_step(batch)
+
+    def _take_step(self, batch: Batch) -> float:
+        torch.manual_seed(self._seed())
+        inputs, targets = self._mixed(batch)
+        with self._autocast():
+            logits = self._network(inputs)
+        loss = nn.functional.cross_entropy(logits.float(), targets)
+        self._optimizer.zero_grad()
+        self._scaler.scale(loss).backward()
+        self._scaler.unscale_(self._optimizer)
+        nn.utils.clip_grad_norm_(self._network.parameters(), GRADIENT_NORM)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._schedule.step()
+        self._update_average()
+        self.step += 1
+        self._losses.append(loss.item())
+        return self._losses[-1]
+
+    def _seed(self) -> int:
+        return (self.settings.seed * 1_000_003 + self.epoch) * 1_000_003 + self.step
+
+    def _mixed(self, batch: Batch) -> Batch:
+        """Each example blended with another one, targets as well (MixUp, Zhang et al. 2018)."""
+        if not self.settings.mixup:
+            return batch
+        generator = np.random.default_rng(self._seed())
+        share = float(generator.beta(self.settings.mixup, self.settings.mixup))
+        partner = torch.from_numpy(generator.permutation(len(batch.inputs))).to(self._device)
+        inputs, targets = (t.float().lerp(t[partner].float(), share) for t in batch)
+        return Batch(inputs, targets)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = DTYPES[self.settings.precision]
+        return torch.autocast(self._device.type, dtype, enabled=dtype is not torch.float32)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        taken = self.epoch * self.steps + self.step
+        decay = min(self.settings.average, (1 + taken) / (10 + taken))
+        for name, tensor in self._network.state_dict().items():
+            if tensor.is_floating_point():
+                self._average[name].lerp_(tensor, 1 - decay)
+            else:
+                self._average[name].copy_(tensor)
+
+    def finish_epoch(self, validation: Examples) -> dict[str, Any]:
+        """Measure on `validation`, note it, keep the weights if they are the best so far.
+
+        Returns the line of metrics.jsonl. Raises DivergedError when the loss is no number.
+        """
+        logits = self.logits(validation.batches)
+        loss = nn.functional.cross_entropy(logits, validation.classes).item()
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"training diverged, in epoch {self.epoch + 1} the validation loss is {loss}: "
+                "lower --learning-rate"
+            )
+        right = logits.argmax(1) == validation.classes
+        self.epoch, self.step = self.epoch + 1, 0
+        line = {
+            "epoch": self.epoch,
+            "train_loss": round(float(np.mean(self._losses)), 6),
+            "validation_loss": round(loss, 6),
+            "validation_accuracy": round(right.float().mean().item(), 4),
+        }
+        self._losses = []
+        if loss < self._best["validation_loss"]:
+            weights = {name: tensor.clone() for name, tensor in self._average.items()}
+            self._best = Best(epoch=self.epoch, validation_loss=loss, network=weights)
+        self.history.append(line)
+        return line
+
+    @torch.inference_mode()
+    def logits(self, batches: Iterable[Tensor]) -> Tensor:
+        """What the averaged network answers, float32 [photos, classes], on the CPU."""
+        self._network.eval()
+        answers = [
+            functional_call(self._network, self._average, inputs).float().cpu()
+            for inputs in batches
+        ]
+        return torch.cat(answers)
+
+    def load_best(self) -> int:
+        """Give the network the weights of the epoch with the lowest loss on validation.
+
+        Returns that epoch.
+        """
+        self._network.load_state_dict(self._best["network"])
+        self._average = self._best["network"]
+        return self._best["epoch"]
+
+    def snapshot(self) -> Snapshot:
+        """The state, which the next step changes: save it, or copy it, before."""
+        return Snapshot(
+            settings=asdict(self.settings),
+            epoch=self.epoch,
+            step=self.step,
+            losses=self._losses,
+            network=self._network.state_dict(),
+            average=self._average,
+            optimizer=self._optimizer.state_dict(),
+            schedule=self._schedule.state_dict(),
+            scaler=self._scaler.state_dict(),
+            best=self._best,
+            history=self.history,
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        self._network.load_state_dict(snapshot["network"])
+        self._average = snapshot["average"]
+        self._optimizer.load_state_dict(snapshot["optimizer"])
+        self._schedule.load_state_dict(snapshot["schedule"])
+        self._scaler.load_state_dict(snapshot["scaler"])
+        self._best = snapshot["best"]
+        self._losses, self.history = snapshot["losses"], snapshot["history"]
+        self.epoch, self.step = snapshot["epoch"], snapshot["step"]
+
+
+def soft_targets(classes: Tensor, counts: list[int], spread: float) -> Tensor:
+    """Distributions around the true counts, float32 [photos, classes], from int64 [photos].
+
+    A Gaussian over `counts` with standard deviation `spread`, in items (Díaz and Marathe 2019):
+    an answer that is one off is less wrong than one that is three off. 0 leaves the count alone.
+    """
+    if not spread:
+        return nn.functional.one_hot(classes, len(counts)).float()
+    items = torch.tensor(counts, dtype=torch.float32)
+    distances = items[None, :] - items[classes][:, None]
+    return torch.softmax(-(distances**2) / (2 * spread**2), dim=1)
