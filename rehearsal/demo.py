@@ -188,7 +188,11 @@ def _check_run(demo: Demo, record: RunRecord, group: RehearsedGroup, *, machines
     demo.say(f"it holds {', '.join(sorted(left))}")
 
     checkpoints = list_keys(record.s3, record.bucket, f"checkpoints/{record.run_id}/")
-    chunks = [key.partition("/features-")[2] for key in checkpoints if "/features-" in key]
+    chunks = [
+        key.partition("/features-")[2]
+        for key in checkpoints
+        if "/features-" in key and key.endswith(".npy")
+    ]
     if len(chunks) != len(set(chunks)):
         raise DemoError("a chunk of features was computed twice")
     demo.say(f"{len(chunks)} chunks of features, none computed twice; {_resumed(group)}")

@@ -120,6 +120,7 @@ def compute(
         Halves(),  # type: ignore[arg-type]
         folder,
         precision=precision,
+        size=SIZE,
         threads=2,
         should_stop=should_stop,
     )
@@ -263,15 +264,16 @@ def test_the_key_follows_photos_backbone_and_weights(tmp_path: Path) -> None:
         return open_dataset(write_packed(tmp_path / name, train, photos, size=SIZE))
 
     dataset = packed("one", photos)
-    key = features_key(dataset, "resnet50", weights)
-    assert key == features_key(packed("elsewhere", photos), "resnet50", weights)
+    key = features_key(dataset, "resnet50", weights, SIZE)
+    assert key == features_key(packed("elsewhere", photos), "resnet50", weights, SIZE)
     assert len(key) == 16
     others = {
-        features_key(packed("two", other_photos), "resnet50", weights),
-        features_key(dataset, "efficientnet_lite0", weights),
-        features_key(dataset, "resnet50", other_weights),
+        features_key(packed("two", other_photos), "resnet50", weights, SIZE),
+        features_key(dataset, "efficientnet_lite0", weights, SIZE),
+        features_key(dataset, "resnet50", other_weights, SIZE),
+        features_key(dataset, "resnet50", weights, SIZE + 1),
     }
-    assert len({key, *others}) == 4
+    assert len({key, *others}) == 5
 
 
 def test_the_key_follows_the_size_of_a_chunk(
@@ -279,9 +281,9 @@ def test_the_key_follows_the_size_of_a_chunk(
 ) -> None:
     weights = tmp_path / "a.pth"
     weights.touch()
-    key = features_key(dataset, "resnet50", weights)
+    key = features_key(dataset, "resnet50", weights, SIZE)
     monkeypatch.setattr(features, "CHUNK_PHOTOS", 5)
-    assert features_key(dataset, "resnet50", weights) != key
+    assert features_key(dataset, "resnet50", weights, SIZE) != key
 
 
 def test_the_key_follows_precision_preprocessing_and_what_is_pooled(
@@ -291,7 +293,7 @@ def test_the_key_follows_precision_preprocessing_and_what_is_pooled(
     weights.touch()
 
     def keys() -> set[str]:
-        return {features_key(dataset, "resnet50", weights, p) for p in ("float32", "int8")}
+        return {features_key(dataset, "resnet50", weights, SIZE, p) for p in ("float32", "int8")}
 
     seen = keys()
     getsource = inspect.getsource
@@ -329,14 +331,19 @@ def test_both_sides_run_through_one_int8_model(
 
 @pytest.mark.usefixtures("convolved")
 @pytest.mark.parametrize("kept", [0, 100, -1])
-def test_a_damaged_int8_model_is_made_again(dataset: Dataset, tmp_path: Path, kept: int) -> None:
-    first = compute(dataset, tmp_path, precision="int8")
-    model = tmp_path / "backbone-int8.onnx"
-    whole = model.read_bytes()
-    cut(model, kept)
+@pytest.mark.parametrize(
+    ("precision", "name"), [("float32", ".backbone.onnx"), ("int8", "backbone-int8.onnx")]
+)
+def test_a_damaged_model_is_made_again(
+    dataset: Dataset, tmp_path: Path, precision: Precision, name: str, kept: int
+) -> None:
+    first = compute(dataset, tmp_path, precision=precision)
+    whole = (tmp_path / name).read_bytes()
+    for file in tmp_path.glob("*.onnx"):
+        cut(file, kept)
     chunk_files(tmp_path)[-1].unlink()
-    second = compute(dataset, tmp_path, precision="int8")
-    assert model.read_bytes() == whole
+    second = compute(dataset, tmp_path, precision=precision)
+    assert (tmp_path / name).read_bytes() == whole
     np.testing.assert_array_equal(second.views, first.views)
 
 
@@ -360,8 +367,17 @@ def test_int8_is_refused_on_a_cpu_without_vnni(
 ) -> None:
     monkeypatch.setattr(features, "has_vnni", lambda: False)
     with pytest.raises(PrecisionError, match=r"^int8 needs a CPU with VNNI.*float32[^\n]*$"):
-        compute(dataset, tmp_path, precision="int8")
-    compute(dataset, tmp_path, precision="float32")
+        compute(dataset, tmp_path / "int8", precision="int8")
+    compute(dataset, tmp_path / "float32")
+
+
+@pytest.mark.usefixtures("convolved")
+def test_int8_features_from_another_cpu_are_taken(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = compute(dataset, tmp_path, precision="int8")
+    monkeypatch.setattr(features, "has_vnni", lambda: False)
+    np.testing.assert_array_equal(compute(dataset, tmp_path, precision="int8").views, first.views)
 
 
 def test_photos_are_decoded_only_a_little_ahead(

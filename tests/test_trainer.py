@@ -34,6 +34,7 @@ CHOSEN = Settings(
     average=0.9,
     batch_norm="train",
     precision="float32",
+    backbone_precision="float32",
     decision="argmax",
     validation_fraction=0.1,
     train_on="train",

@@ -46,15 +46,15 @@ class Features:
 
 
 def features_key(
-    dataset: Dataset, arch: str, weights: Path, precision: Precision = "float32"
+    dataset: Dataset, arch: str, weights: Path, size: int, precision: Precision = "float32"
 ) -> str:
-    """What the features depend on, as 16 hex digits: photos, preprocessing, backbone, weights,
-    precision. Preprocessing and what is pooled count as they are written in the source."""
+    """What the features depend on, as 16 hex digits: photos, preprocessing, pixels a side,
+    backbone, weights, precision. Preprocessing and pooling count as the source has them."""
     parts = [
         dataset.manifest_sha256,
         arch,
         hashlib.sha256(weights.read_bytes()).hexdigest(),
-        f"{CHUNK_PHOTOS} photos, {VIEWS} views",
+        f"{CHUNK_PHOTOS} photos, {VIEWS} views, {size} pixels",
         inspect.getsource(preprocess),
         inspect.getsource(Backbone),
     ]
@@ -69,6 +69,7 @@ def compute_features(
     backbone: Backbone,
     folder: Path,
     *,
+    size: int,
     precision: Precision = "float32",
     threads: int,
     should_stop: Callable[[], bool],
@@ -78,13 +79,9 @@ def compute_features(
     Chunks already in `folder` are taken as they are, so that a second call goes on where the
     first was stopped. With int8 the backbone is quantised on the first photos of the training
     side, and kept in `folder` for the other side and for later calls. Raises StoppedError as soon
-    as `should_stop()`, at the end of a batch; PrecisionError for int8 on a CPU without VNNI, where
-    it would be slower than float32 and, with weights in 8 bits, wrong.
+    as `should_stop()`, at the end of a batch; PrecisionError if int8 is still to be computed on a
+    CPU without VNNI: its sums may saturate, and 7 bits would make other features than elsewhere.
     """
-    if precision == "int8" and not has_vnni():
-        raise PrecisionError(
-            "int8 needs a CPU with VNNI (avx512_vnni or avx_vnni): use float32 on this one"
-        )
     folder.mkdir(parents=True, exist_ok=True)
     photos = dataset.index(side)
     chunks = {
@@ -93,11 +90,15 @@ def compute_features(
     }
     missing = {file: rows for file, rows in chunks.items() if not _is_chunk(file, len(rows))}
     if missing:
-        calibration = _Calibration(dataset, should_stop)
-        session = _session(backbone, folder, dataset.size, precision, threads, calibration)
+        if precision == "int8" and not has_vnni():
+            raise PrecisionError(
+                "int8 needs a CPU with VNNI (avx512_vnni or avx_vnni): use float32 on this one"
+            )
+        calibration = _Calibration(dataset, size, should_stop)
+        session = _session(backbone, folder, size, precision, threads, calibration)
         with tqdm(total=len(photos), desc=f"features {side}", unit="photo") as progress:
             progress.update(len(photos) - sum(len(rows) for rows in missing.values()))
-            _run(session, photos, missing, dataset.size, threads, progress, should_stop)
+            _run(session, photos, missing, size, threads, progress, should_stop)
     return Features(
         ids=photos.ids,
         groups=photos.groups,
@@ -109,8 +110,8 @@ def compute_features(
 class _Calibration:
     """Batches of the first photos of the training side, until asked to stop."""
 
-    def __init__(self, dataset: Dataset, should_stop: Callable[[], bool]) -> None:
-        self._photos, self._size = dataset.index("train"), dataset.size
+    def __init__(self, dataset: Dataset, size: int, should_stop: Callable[[], bool]) -> None:
+        self._photos, self._size = dataset.index("train"), size
         self._should_stop = should_stop
         photos = min(len(self._photos), CALIBRATION_PHOTOS)
         self._batches = _pieces(range(photos), CALIBRATION_BATCH)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from serving.decision import DECISIONS, Decision
 
@@ -63,6 +64,7 @@ class Settings:
     average: float
     batch_norm: str
     precision: str
+    backbone_precision: Literal["float32", "int8"]
     decision: Decision
     validation_fraction: float
     train_on: str
@@ -212,6 +214,13 @@ def _add_recipe(group: "argparse._ArgumentGroup") -> None:
         choices=("float32", "bfloat16", "float16"),
         default="float32",
         help="of the convolutions, when fine-tuning (default: %(default)s)",
+    )
+    flag(
+        "--backbone-precision",
+        choices=("float32", "int8"),
+        default="float32",
+        help="of the backbone that computes the features of head mode; int8 needs a CPU with VNNI "
+        "(default: %(default)s)",
     )
     flag(
         "--decision",

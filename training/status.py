@@ -156,7 +156,8 @@ def _last_epoch(deployment: Deployment, run_id: str) -> dict[str, Any] | None:
 
 def _stored_chunks(deployment: Deployment, run_id: str) -> int:
     keys = list_keys(deployment.s3, deployment.bucket, f"checkpoints/{run_id}/")
-    return len({key.partition("/features-")[2] for key in keys if "/features-" in key})
+    chunks = [key for key in keys if "/features-" in key and key.endswith(".npy")]
+    return len({key.partition("/features-")[2] for key in chunks})
 
 
 def format_run(run: Run, *, now: datetime) -> str:

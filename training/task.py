@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.data import Dataset, DatasetError, PhotoIndex, Side, in_validation
-from training.features import compute_features, features_key
+from training.features import Precision, compute_features, features_key
 from training.head import FeatureBatches
 from training.model import Head, Network, keep_depthwise_in_float32, load_backbone
 from training.photos import PhotoBatches, StillPhotos
@@ -52,21 +52,25 @@ def prepare_head(
 ) -> Task:
     """Features of all photos, and a head to train on them."""
     backbone = load_backbone(settings.arch, args.weights, all_stages=True)
-    cache = checkpoints / f"features-{features_key(dataset, settings.arch, args.weights)}"
 
-    def views(side: Side) -> Tensor:
+    def views(side: Side, precision: Precision) -> Tensor:
+        key = features_key(dataset, settings.arch, args.weights, settings.size, precision)
         features = compute_features(
             dataset,
             side,
             backbone,
-            cache,
+            checkpoints / f"features-{key}",
+            size=settings.size,
+            precision=precision,
             threads=args.threads,
             should_stop=lambda: signals.seen(signal.SIGTERM),
         )
         return torch.from_numpy(features.views).float()
 
     photos = dataset.index(*trained_sides(settings))
-    inputs = torch.cat([views(side) for side in trained_sides(settings)])
+    inputs = torch.cat(
+        [views(side, settings.backbone_precision) for side in trained_sides(settings)]
+    )
     fit, held_out = split_validation(photos, settings.validation_fraction)
     classes = classes_of(dataset, photos)
     head = Head(inputs.shape[2], len(dataset.counts), settings.hidden, settings.dropout)
@@ -76,7 +80,8 @@ def prepare_head(
         test_photos = dataset.index("test")
         test = Measured(
             photos=test_photos,
-            examples=Examples([views("test")[:, 0]], classes_of(dataset, test_photos)),
+            # In float32 whatever it was trained on: so it is served.
+            examples=Examples([views("test", "float32")[:, 0]], classes_of(dataset, test_photos)),
         )
     return Task(
         network=Network(backbone, head),

@@ -55,7 +55,10 @@ def train(args: argparse.Namespace) -> None:
     task = prepare(dataset, settings, args, checkpoints, device, signals)
 
     trainer = Trainer(task.trained, task.source, settings, device)
-    snapshots = checkpoints / f"snapshots-{features_key(dataset, settings.arch, args.weights)}"
+    key = features_key(
+        dataset, settings.arch, args.weights, settings.size, settings.backbone_precision
+    )
+    snapshots = checkpoints / f"snapshots-{key}"
     if snapshot := load_snapshot(snapshots, asdict(settings)):
         trainer.restore(snapshot)
         print(f"going on after epoch {trainer.epoch}, step {trainer.step}", file=sys.stderr)
