@@ -51,6 +51,7 @@ def estimate(options: argparse.Namespace) -> None:
         options.instance_type,
         options.volume_gib,
         load_prices(),
+        options.mode,
     )
 
 
@@ -141,7 +142,13 @@ def command_line() -> argparse.ArgumentParser:
     flag = add("estimate", "Time and cost of a training run to come.").add_argument
     flag("--photos", type=positive, required=True, help="photos, train and test")
     flag("--arch", choices=sorted(FEATURE_RATE), default="resnet50", help="default: %(default)s")
-    flag("--epochs", type=positive, default=20, help="over the features (default: %(default)s)")
+    flag(
+        "--mode",
+        choices=("head", "finetune"),
+        default="head",
+        help="train a new head, or every layer (default: %(default)s)",
+    )
+    flag("--epochs", type=positive, default=20, help="default: %(default)s")
     _add_machine(flag)
 
     flag = add(

@@ -1,6 +1,7 @@
 """What a training run will take and cost, and the bill of a machine. The standard library only."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from costs.prices import Price, Prices, Purchase
 from costs.table import money, table
@@ -15,7 +16,11 @@ FEATURE_RATE = {"resnet50": 47.0, "efficientnet_lite0": 175.0}
 VIEWS = 2  # features are computed of each photo and of its mirror image
 # Photos a second through the head in training, on cached features, by the same `make demo`.
 HEAD_RATE = 9_000.0
+# Photos a second with every layer in training, float32, 224 pixels, on the same two cores.
+FINETUNE_RATE = {"resnet50": 8.0, "efficientnet_lite0": 24.0}
 DEFAULT_VOLUME_GIB = 30
+
+Mode = Literal["head", "finetune"]
 
 
 @dataclass(frozen=True)
@@ -46,28 +51,40 @@ def estimate_training(
     instance_type: str,
     prices: Prices,
     *,
+    mode: Mode = "head",
     volume_gib: int = DEFAULT_VOLUME_GIB,
     purchase: Purchase = "spot",
 ) -> Estimate:
-    """Time and cost of training a new head for `epochs` on the features of `photos` photos.
+    """Time and cost of training for `epochs` on `photos` photos, as `mode` of training.train.
 
     Raises ValueError for an architecture that was not measured, PriceError for a machine type
     without a price.
     """
     if arch not in FEATURE_RATE:
         raise ValueError(f"no measured rate for {arch!r}; known: {', '.join(FEATURE_RATE)}")
-    feature_seconds = VIEWS * photos / FEATURE_RATE[arch]
-    head_seconds = photos * epochs / HEAD_RATE
-    seconds = BOOT_SECONDS + feature_seconds + head_seconds
+    work = _work(photos, arch, epochs, mode)
+    seconds = BOOT_SECONDS + sum(work.values())
     dollars = total(run_cost(seconds, instance_type, purchase, volume_gib, prices))
     basis = (
-        f"boot {BOOT_SECONDS} s, features {feature_seconds:.0f} s ({photos:,} photos and their "
-        f"mirror images at {FEATURE_RATE[arch]:.0f}/s), head {head_seconds:.0f} s "
-        f"({epochs} epochs at {HEAD_RATE:,.0f}/s); rates measured on two cores in November 2026, "
+        f"boot {BOOT_SECONDS} s, "
+        + ", ".join(f"{name.format(took)}" for name, took in work.items())
+        + "; rates measured on two cores in November 2026, "
         f"not on {instance_type}, where half or twice the time is possible; no interruption; "
         f"prices of {prices.region}, {prices.date}"
     )
     return Estimate(seconds, dollars, basis)
+
+
+def _work(photos: int, arch: str, epochs: int, mode: Mode) -> dict[str, float]:
+    """What is done, with a place for its seconds → the seconds."""
+    if mode == "finetune":
+        rate = FINETUNE_RATE[arch]
+        what = f"every layer {{:.0f}} s ({epochs} epochs of {photos:,} photos at {rate:.0f}/s)"
+        return {what: photos * epochs / rate}
+    rate = FEATURE_RATE[arch]
+    features = f"features {{:.0f}} s ({photos:,} photos and their mirror images at {rate:.0f}/s)"
+    head = f"head {{:.0f}} s ({epochs} epochs at {HEAD_RATE:,.0f}/s)"
+    return {features: VIEWS * photos / rate, head: photos * epochs / HEAD_RATE}
 
 
 def run_cost(
@@ -129,10 +146,18 @@ def format_bill(lines: list[CostLine]) -> str:
 
 
 def print_estimate(
-    photos: int, arch: str, epochs: int, instance_type: str, volume_gib: int, prices: Prices
+    photos: int,
+    arch: str,
+    epochs: int,
+    instance_type: str,
+    volume_gib: int,
+    prices: Prices,
+    mode: Mode = "head",
 ) -> None:
     """What `python -m costs estimate` shows."""
-    estimate = estimate_training(photos, arch, epochs, instance_type, prices, volume_gib=volume_gib)
+    estimate = estimate_training(
+        photos, arch, epochs, instance_type, prices, mode=mode, volume_gib=volume_gib
+    )
     print(f"about {estimate.seconds / 60:.0f} minutes, ${estimate.dollars:.4f}")
     print(f"basis: {estimate.basis}\n")
     print(format_bill(run_cost(estimate.seconds, instance_type, "spot", volume_gib, prices)))

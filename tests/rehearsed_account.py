@@ -117,6 +117,7 @@ class Account:
             train_arguments=["--epochs", "2"],
             deadline=deadline.isoformat(),
             estimate={"seconds": 600, "dollars": 0.01, "basis": "guessed"},
+            mode="head",
             epochs=2,
             chunks=0,
             runtime="runtime/a/",

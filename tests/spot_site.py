@@ -208,6 +208,7 @@ def request(site: Site, *, deadline: str = "2099-01-01T00:00:00+00:00", earlier:
         train_arguments=["--epochs", "7"],
         deadline=deadline,
         estimate={"seconds": 600, "dollars": 0.01, "basis": "guessed"},
+        mode="head",
         epochs=7,
         chunks=0,
         runtime="runtime/a/",

@@ -33,6 +33,7 @@ def bill(*attempts: Attempt) -> dict[str, object]:
         train_arguments=[],
         deadline="2099-01-01T00:00:00+00:00",
         estimate={"seconds": 600, "dollars": 0.01, "basis": "guessed"},
+        mode="head",
         epochs=1,
         chunks=1,
         runtime="runtime/a/",

@@ -73,3 +73,12 @@ def test_a_bill_names_each_source_once() -> None:
     assert printed.count("source: one source (2026-11-23)") == 1
     (row,) = [line for line in printed.splitlines() if line.startswith("total")]
     assert row.split()[-1] == f"{total(lines):.4f}"
+
+
+def test_training_every_layer_takes_longer_and_no_time_for_features() -> None:
+    head = estimate_training(9000, "resnet50", 10, "c7i.large", PRICES)
+    every_layer = estimate_training(9000, "resnet50", 10, "c7i.large", PRICES, mode="finetune")
+    assert every_layer.seconds > 5 * head.seconds
+    assert every_layer.dollars > 5 * head.dollars
+    assert "every layer" in every_layer.basis
+    assert "features" not in every_layer.basis

@@ -77,8 +77,9 @@ def train(mode: str, data: Path, weights: Path, output: Path, lives: list[float]
 def outcome(output: Path) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
     """The weights, the lines of metrics.jsonl without their seconds, and metrics.json."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    timed = ("seconds", "dollars", "photos_per_second")
     timeless = [
-        {key: value for key, value in line.items() if not key.endswith("seconds")} for line in lines
+        {key: value for key, value in line.items() if not key.endswith(timed)} for line in lines
     ]
     weights = torch.load(output / "weights.pth", weights_only=True)
     return weights, timeless, (output / "metrics.json").read_text()

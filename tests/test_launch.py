@@ -220,3 +220,22 @@ launch.main()
         )
         os.close(write)
         assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_the_settings_that_a_search_found_go_with_the_request(tmp_path: Path) -> None:
+    best = tmp_path / "best.json"
+    best.write_text('{"mode": "finetune", "epochs": 7, "learning_rate": 0.002}')
+    args = launch.parse_arguments(["--", "--settings", str(best), "--batch-size", "16"])
+    assert (args.mode, args.epochs) == ("finetune", 7)
+    assert args.train_arguments == [
+        *("--mode=finetune", "--epochs=7", "--learning-rate=0.002"),
+        *("--batch-size", "16"),
+    ]
+
+
+def test_settings_that_cannot_be_read_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        launch.parse_arguments(["--", "--settings", str(tmp_path / "none.json")])
+    assert f"no file {tmp_path / 'none.json'}" in capsys.readouterr().err

@@ -44,6 +44,7 @@ def request(deadline: str = "2099-01-01T00:00:00+00:00") -> Request:
         train_arguments=[],
         deadline=deadline,
         estimate={},
+        mode="head",
         epochs=1,
         chunks=1,
         runtime="runtime/a/",

@@ -1,6 +1,11 @@
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from training.settings import parse_arguments
+from training.settings import RECIPES, Settings, parse_arguments
 
 REQUIRED = ["--data", "data", "--weights", "weights", "--output", "output"]
 
@@ -45,3 +50,97 @@ def test_what_is_no_number_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         parse_arguments([*REQUIRED, "--dropout", "much"])
     assert "argument --dropout: invalid number value: 'much'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", RECIPES)
+def test_what_is_not_given_comes_from_the_recipe_of_the_mode(mode: str) -> None:
+    args = parse_arguments([*REQUIRED, "--mode", mode])
+    assert {name: getattr(args, name) for name in RECIPES[mode]} == RECIPES[mode]
+    given = parse_arguments([*REQUIRED, "--mode", mode, "--epochs", "3", "--mixup", "0.5"])
+    assert (given.epochs, given.mixup) == (3, 0.5)
+    assert given.batch_size == RECIPES[mode]["batch_size"]
+
+
+def test_every_setting_is_a_flag() -> None:
+    args = parse_arguments([*REQUIRED, "--size", "224"])
+    assert Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+
+
+def write_settings(file: Path, content: Any) -> list[str]:
+    file.write_text(json.dumps(content))
+    return [*REQUIRED, "--settings", str(file)]
+
+
+def test_a_settings_file_stands_for_flags_that_are_not_given(tmp_path: Path) -> None:
+    arguments = write_settings(
+        tmp_path / "best.json", {"mode": "finetune", "learning_rate": 0.002, "batch_size": 48}
+    )
+    args = parse_arguments(arguments)
+    assert (args.mode, args.learning_rate, args.batch_size) == ("finetune", 0.002, 48)
+    assert args.epochs == RECIPES["finetune"]["epochs"]
+    assert parse_arguments([*arguments, "--batch-size", "16"]).batch_size == 16
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"learning_rte": 1}, "unrecognized arguments: --learning-rte=1"),
+        ({"dropout": 1.5}, "argument --dropout: must be 0 or more and below 1, not 1.5"),
+        ({"mode": "half"}, "argument --mode: invalid choice: 'half'"),
+        ({"epochs": "many"}, "argument --epochs: invalid whole_number value: 'many'"),
+        ([1, 2], "holds no JSON object"),
+    ],
+)
+def test_a_wrong_settings_file_is_one_line(
+    tmp_path: Path, content: Any, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse_arguments(write_settings(tmp_path / "best.json", content))
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_settings_file_that_is_missing_or_damaged_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "best.json"
+    for content, message in ((None, f"no file {file}"), ("{", "is not readable as JSON")):
+        if content:
+            file.write_text(content)
+        with pytest.raises(SystemExit):
+            parse_arguments([*REQUIRED, "--settings", str(file)])
+        assert message in capsys.readouterr().err
+
+
+SAGEMAKER = {
+    "SM_CHANNEL_DATA": "/opt/ml/input/data/data",
+    "SM_CHANNEL_WEIGHTS": "/opt/ml/input/data/weights",
+    "SM_OUTPUT_DATA_DIR": "/opt/ml/output/data",
+    "SM_MODEL_DIR": "/opt/ml/model",
+    "TRAINING_JOB_NAME": "bins-2026",
+    "SM_HPS": json.dumps(
+        {"arch": "efficientnet_lite0", "batch-size": 64, "sagemaker_program": "train.py"}
+    ),
+}
+
+
+def test_in_sagemaker_no_flag_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SAGEMAKER.items():
+        monkeypatch.setenv(name, value)
+    args = parse_arguments([])
+    assert args.data == Path("/opt/ml/input/data/data")
+    assert args.weights == Path("/opt/ml/input/data/weights/efficientnet_lite0.pth")
+    assert (args.output, args.model_dir) == (Path("/opt/ml/output/data"), Path("/opt/ml/model"))
+    assert args.checkpoint_dir == Path("/opt/ml/checkpoints")
+    assert (args.run_id, args.batch_size) == ("bins-2026", 64)
+    assert parse_arguments(["--batch-size", "8"]).batch_size == 8
+
+
+def test_hyperparameters_are_checked_as_flags_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {**SAGEMAKER, "SM_HPS": '{"epochs": 0}'}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        parse_arguments([])
+    assert "argument --epochs: 0 is less than 1" in capsys.readouterr().err

@@ -197,7 +197,7 @@ def test_a_run_is_resumed_with_its_code_and_a_new_deadline(account: Account, sta
     deadline = datetime.fromisoformat(request["deadline"])
     assert abs(deadline - datetime.now(UTC) - timedelta(hours=4)) < timedelta(minutes=1)
     assert abs(account.booking()["StartTime"] - deadline) <= timedelta(seconds=1)
-    kept = ("run_id", "dataset", "arch", "train_arguments", "epochs")
+    kept = ("run_id", "dataset", "arch", "train_arguments", "mode", "epochs")
     assert {name: request[name] for name in kept} == {name: before[name] for name in kept}  # type: ignore[literal-required]
     assert request["earlier_attempts"] == 2
     status = earlier.status()
@@ -470,9 +470,14 @@ def code(account: Account, tmp_path: Path) -> Path:
 
 def test_the_code_is_all_that_a_machine_runs_and_nothing_else(code: Path) -> None:
     files = {file.relative_to(code).as_posix() for file in code.rglob("*") if file.is_file()}
-    assert {"training/spot.py", "serving/preprocess.py", "costs/prices.json"} <= files
+    assert {
+        "training/spot.py",
+        "training/report.html.j2",
+        "serving/preprocess.py",
+        "costs/prices.json",
+    } <= files
     assert {name.partition("/")[0] for name in files} == {"training", "serving", "costs"}
-    assert {Path(name).suffix for name in files} == {".py", ".json"}
+    assert {Path(name).suffix for name in files} == {".py", ".json", ".j2"}
 
 
 def test_the_code_runs_without_the_checkout(code: Path, tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ class Account:
             train_arguments=[],
             deadline=deadline.isoformat(timespec="seconds"),
             estimate={},
+            mode="head",
             epochs=20,
             chunks=32,
             runtime=run["runtime"],

@@ -31,7 +31,7 @@ from training.deployment import Deployment, LaunchError
 from training.follow import follow
 from training.list_runs import list_runs
 from training.logs import print_logs
-from training.settings import ARCHITECTURES
+from training.settings import ARCHITECTURES, expand_settings
 from training.settings import parse_arguments as parse_train_arguments
 from training.start import resume, start
 from training.status import choose_run, format_run, look
@@ -52,15 +52,18 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     divider = arguments.index("--") if "--" in arguments else len(arguments)
     parser = _start_flags()
     args = parser.parse_args(arguments[:divider])
-    args.train_arguments = arguments[divider + 1 :]
+    try:
+        args.train_arguments = expand_settings(arguments[divider + 1 :])
+    except ValueError as error:
+        parser.error(str(error))
     # What training.train would refuse is refused here, by its own parser.
     set_by_machine = ["--data", "-", "--weights", "-", "--output", "-", "--arch", args.arch]
     expected = parse_train_arguments(set_by_machine)
     asked = parse_train_arguments([*set_by_machine, *args.train_arguments])
-    for name in ("data", "weights", "output", "arch", "checkpoint_dir", "run_id"):
+    for name in ("data", "weights", "output", "model_dir", "arch", "checkpoint_dir", "run_id"):
         if getattr(asked, name) != getattr(expected, name):
             parser.error(f"--{name.replace('_', '-')} is set by the machine, not after --")
-    args.epochs = asked.epochs
+    args.epochs, args.mode = asked.epochs, asked.mode
     return args
 
 

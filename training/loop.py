@@ -2,12 +2,18 @@
 
 import json
 import signal
+import sys
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from tqdm import tqdm
 
 from training.checkpoint import SnapshotWriter
+from training.events import write_events
+from training.loss_warnings import warnings_of
+from training.profile import profiled
 from training.signals import Signals, StoppedError
 from training.trainer import Examples, Trainer
 
@@ -38,34 +44,91 @@ class Saving:
         self._writer.wait()
 
 
-def train(trainer: Trainer, validation: Examples, metrics_file: Path, saving: Saving) -> None:
-    """All steps that are left, with a line in `metrics_file` for each epoch.
+class Progress:
+    """The line on the terminal, and the seconds and dollars of an epoch."""
 
-    The file reads as if the run had never been interrupted (its seconds aside). Raises
+    def __init__(self, trainer: Trainer, dollars_an_hour: float) -> None:
+        total = trainer.settings.epochs * trainer.steps
+        taken = trainer.epoch * trainer.steps + trainer.step
+        self._bar = tqdm(total=total, initial=taken, desc=trainer.settings.mode, unit="step")
+        self._trainer, self._dollars_an_hour = trainer, dollars_an_hour
+        self._spent = trainer.history[-1].get("dollars", 0.0) if trainer.history else 0.0
+        self._begun = self._epoch_begun = time.monotonic()
+        self._told: set[str] = set()
+
+    def after_step(self, loss: float) -> None:
+        words = {"loss": f"{loss:.3f}"}
+        if self._trainer.history:
+            words["accuracy"] = f"{self._trainer.history[-1]['validation_accuracy']:.1%}"
+        seconds = self._trainer.loading_seconds + self._trainer.computing_seconds
+        words["photos/s"] = f"{self._trainer.photos / max(seconds, 1e-9):.1f}"
+        if self._dollars_an_hour:
+            words["$"] = f"{self.dollars():.4f}"
+        self._bar.set_postfix(words, refresh=False)
+        self._bar.update()
+
+    def dollars(self) -> float:
+        """What the run cost so far, this process and, by its own account, those before it."""
+        return self._spent + (time.monotonic() - self._begun) / 3600 * self._dollars_an_hour
+
+    def times(self) -> dict[str, float]:
+        """What the epoch took: in metrics.jsonl, but no part of what a run comes to."""
+        now = time.monotonic()
+        trainer, seconds = self._trainer, now - self._epoch_begun
+        self._epoch_begun = now
+        busy = trainer.loading_seconds + trainer.computing_seconds
+        times = {
+            "seconds": seconds,
+            "loading_seconds": trainer.loading_seconds,
+            "computing_seconds": trainer.computing_seconds,
+            "photos_per_second": trainer.photos / max(busy, 1e-9),
+        }
+        if self._dollars_an_hour:
+            times["dollars"] = self.dollars()
+        return {name: round(value, 4) for name, value in times.items()}
+
+    def warn(self) -> None:
+        """Tell what the losses warn of, once."""
+        for warning in warnings_of(self._trainer.history):
+            if warning not in self._told:
+                self._told.add(warning)
+                tqdm.write(f"warning: {warning}", file=sys.stderr)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def train(
+    trainer: Trainer,
+    validation: Examples,
+    output: Path,
+    saving: Saving,
+    *,
+    dollars_an_hour: float = 0.0,
+    profile: bool = False,
+) -> None:
+    """All steps that are left, with a line in `output`/metrics.jsonl for each epoch.
+
+    The file reads as if the run had never been interrupted (its times aside). Raises
     StoppedError on SIGTERM.
     """
+    metrics_file = output / "metrics.jsonl"
     metrics_file.write_text("".join(json.dumps(line) + "\n" for line in trainer.history))
-    total = trainer.settings.epochs * trainer.steps
-    done = trainer.epoch * trainer.steps + trainer.step
-    with tqdm(total=total, initial=done, desc=trainer.settings.mode, unit="step") as progress:
+    progress = Progress(trainer, dollars_an_hour)
+    with profiled(output) if profile else nullcontext() as profiler:
+        after_step: Callable[[], None] = profiler.step if profiler else lambda: None
         while not trainer.finished:
-            started = time.monotonic()
             for loss in trainer.train_epoch():
-                progress.set_postfix(shown(trainer, loss), refresh=False)
-                progress.update()
-                if trainer.step < trainer.steps:
+                progress.after_step(loss)
+                after_step()
+                if trainer.step < trainer.steps:  # else after the epoch's measurement
                     saving.after_step(trainer)
             line = trainer.finish_epoch(validation)
-            line["seconds"] = round(time.monotonic() - started, 3)
+            line |= progress.times()
             with metrics_file.open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
+            write_events(output / "events", trainer.history)
+            progress.warn()
             saving.after_step(trainer)
     saving.finish()
-
-
-def shown(trainer: Trainer, loss: float) -> dict[str, str]:
-    """What stands behind the progress bar."""
-    words = {"loss": f"{loss:.3f}"}
-    if trainer.history:
-        words["accuracy"] = f"{trainer.history[-1]['validation_accuracy']:.1%}"
-    return words
+    progress.close()

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from costs.estimate import Estimate, estimate_training
+from costs.estimate import Estimate, Mode, estimate_training
 from costs.prices import load_prices
 from infra.command import in_one_line
 from infra.outputs import NotDeployedError, stack_output
@@ -89,6 +89,7 @@ def make_plan(
     dataset: str,
     arch: str,
     epochs: int,
+    mode: Mode,
     runtime: str | None,
     at_work: str | None,
 ) -> Plan:
@@ -109,24 +110,30 @@ def make_plan(
         checks.look("plan", lambda: _account_plan(deployment, types))
     estimate = None
     if photos:
-        estimate = _estimate(sum(photos), arch, epochs, group)
+        estimate = _estimate(sum(photos), arch, epochs, mode, group)
         dollars = estimate.dollars
         checks.look("budget", lambda: _budget(deployment, dollars))
     if checks.failed or not (photos and wheels and estimate):
         raise LaunchError(f"not started, see above: {', '.join(checks.failed)}")
     return Plan(
         runtime=wheels,
-        chunks=sum(-(-side // CHUNK_PHOTOS) for side in photos),
+        chunks=sum(-(-side // CHUNK_PHOTOS) for side in photos) if mode == "head" else 0,
         instance_type=group.instance_types[0],
         group=group,
         estimate=estimate,
     )
 
 
-def _estimate(photos: int, arch: str, epochs: int, group: Group) -> Estimate:
+def _estimate(photos: int, arch: str, epochs: int, mode: Mode, group: Group) -> Estimate:
     """For the first of the group's types: one of the others costs about as much."""
     return estimate_training(
-        photos, arch, epochs, group.instance_types[0], load_prices(), purchase=group.purchase
+        photos,
+        arch,
+        epochs,
+        group.instance_types[0],
+        load_prices(),
+        mode=mode,
+        purchase=group.purchase,
     )
 
 

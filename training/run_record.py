@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
+from costs.estimate import Mode
 from costs.prices import Purchase
 
 if TYPE_CHECKING:  # the type hints are not on a training machine
@@ -28,8 +29,9 @@ class Request(TypedDict):
     train_arguments: list[str]  # flags of training.train
     deadline: str  # ISO 8601, UTC; no machine works on the run after it
     estimate: dict[str, Any]
-    epochs: int  # of the head; with `chunks`, what progress is measured against
-    chunks: int  # of features, both sides of the data set
+    mode: Mode  # of training.train
+    epochs: int  # with `chunks`, what progress is measured against
+    chunks: int  # of features, both sides of the data set; 0 when every layer is trained
     runtime: str  # prefix of the wheels, "runtime/<hash>/"
     earlier_attempts: NotRequired[int]  # before `launch resume`; their failures no longer count
 

@@ -2,14 +2,17 @@
 machine read flags here without loading PyTorch."""
 
 import argparse
+import json
 import math
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from serving.decision import DECISIONS, Decision
+from training.sagemaker_environment import sagemaker_defaults
 
 INTERRUPTED = 75  # exit code of training.train, EX_TEMPFAIL: the same command goes on
 CHUNK_PHOTOS = 256  # features are kept in chunks of a few seconds of work
@@ -133,7 +136,11 @@ def number_from_zero(*, included: bool, below: float = math.inf) -> Callable[[st
 def parse_arguments(
     arguments: list[str] | None = None, *, description: str | None = None
 ) -> argparse.Namespace:
-    """The flags of training.train; what is not given is filled from the mode's recipe."""
+    """The flags of training.train.
+
+    What is not given comes from --settings, from SageMaker's environment, or from the recipe of
+    the mode, the first that has it.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m training.train",
         description=description,
@@ -142,11 +149,45 @@ def parse_arguments(
     _add_places(parser.add_argument_group("places"))
     _add_recipe(parser.add_argument_group("recipe (what decides the weights)"))
     _add_machine(parser.add_argument_group("machine"))
-    args = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        # Of a flag that is there twice, the last one counts.
+        flags = [*as_flags(sagemaker_defaults(os.environ)), *expand_settings(given)]
+    except ValueError as error:
+        parser.error(str(error))
+    args = parser.parse_args(flags)
     for name, value in RECIPES[args.mode].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     return args
+
+
+def as_flags(values: dict[str, Any]) -> list[str]:
+    """{"batch_size": 64} → ["--batch-size=64"]."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+
+
+def expand_settings(arguments: list[str]) -> list[str]:
+    """`arguments` with `--settings FILE` replaced by the flags in the file, before all others.
+
+    Raises ValueError when the file cannot be read.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--settings", type=Path)
+    found, rest = parser.parse_known_args(arguments)
+    if found.settings is None:
+        return rest
+    try:
+        values = json.loads(found.settings.read_text())
+    except FileNotFoundError as error:
+        raise ValueError(f"--settings: no file {found.settings}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--settings: {found.settings} is not readable as JSON ({error})"
+        ) from error
+    if not isinstance(values, dict):
+        raise ValueError(f"--settings: {found.settings} holds no JSON object")
+    return [*as_flags(values), *rest]
 
 
 def _add_places(group: "argparse._ArgumentGroup") -> None:
@@ -158,7 +199,8 @@ def _add_places(group: "argparse._ArgumentGroup") -> None:
         required=True,
         help="pretrained backbone (data_prep weights), or weights.pth of an earlier run",
     )
-    flag("--output", type=Path, required=True, help="metrics, pictures and model/ go here")
+    flag("--output", type=Path, required=True, help="metrics, pictures and report go here")
+    flag("--model-dir", type=Path, help="what is served goes here (default: OUTPUT/model)")
     flag("--checkpoint-dir", type=Path, help="features and snapshots (default: OUTPUT/checkpoints)")
     flag(
         "--skip-test",
@@ -170,6 +212,12 @@ def _add_places(group: "argparse._ArgumentGroup") -> None:
 
 def _add_recipe(group: "argparse._ArgumentGroup") -> None:
     flag = group.add_argument
+    flag(
+        "--settings",
+        type=Path,
+        metavar="FILE",
+        help="JSON with what stands for flags that are not given, such as a search's best.json",
+    )
 
     def by_mode(name: str, type_: Callable[[str], int | float], text: str) -> None:
         key = name.removeprefix("--").replace("-", "_")
@@ -257,4 +305,15 @@ def _add_machine(group: "argparse._ArgumentGroup") -> None:
         type=number_from_zero(included=True),
         default=30,
         help="time between snapshots (default: %(default)s)",
+    )
+    flag(
+        "--dollars-an-hour",
+        type=number_from_zero(included=True),
+        default=0.0,
+        help="what the machine costs, to show what was spent so far (default: not shown)",
+    )
+    flag(
+        "--profile",
+        action="store_true",
+        help="write OUTPUT/profile.txt and trace.json by torch.profiler, of the first steps",
     )

@@ -194,6 +194,7 @@ class SpotAttempt:
                 *("--output", str(self.output)),
                 *("--checkpoint-dir", str(self.checkpoint_folder)),
                 *("--run-id", self.record.run_id),
+                *("--dollars-an-hour", f"{self._dollars_an_hour():.5f}"),
                 *self.request["train_arguments"],
             ],
             {"TQDM_MININTERVAL": "10", **os.environ},  # a progress bar's lines in the log
@@ -241,6 +242,11 @@ class SpotAttempt:
         if interruption_notice(self.metadata):
             return Ending("interrupted", "the machine was taken back")
         return Ending("shut down", "the machine was shut down")
+
+    def _dollars_an_hour(self) -> float:
+        """What the machine was expected to cost."""
+        estimate = self.request["estimate"]
+        return float(estimate["dollars"]) / max(float(estimate["seconds"]), 1.0) * 3600
 
     def _out_of_time(self) -> bool:
         """Whether what is left before the booked end of the group is only enough to say so."""

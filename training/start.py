@@ -41,6 +41,7 @@ def start(deployment: Deployment, args: argparse.Namespace) -> str:
         dataset=args.dataset,
         arch=args.arch,
         epochs=args.epochs,
+        mode=args.mode,
         runtime=None,
         at_work=_find_work(deployment),
     )
@@ -52,6 +53,7 @@ def start(deployment: Deployment, args: argparse.Namespace) -> str:
         train_arguments=args.train_arguments,
         deadline=_deadline(args.max_hours),
         estimate=dataclasses.asdict(plan.estimate),
+        mode=args.mode,
         epochs=args.epochs,
         chunks=plan.chunks,
         runtime=plan.runtime,
@@ -94,6 +96,7 @@ def resume(deployment: Deployment, args: argparse.Namespace) -> str:
         dataset=request["dataset"],
         arch=request["arch"],
         epochs=request["epochs"],
+        mode=request["mode"],
         runtime=request["runtime"],
         at_work=_find_work(deployment),
     )

@@ -63,9 +63,14 @@ def train(args: argparse.Namespace) -> None:
         trainer.restore(snapshot)
         print(f"going on after epoch {trainer.epoch}, step {trainer.step}", file=sys.stderr)
     args.output.mkdir(parents=True, exist_ok=True)
-    metrics_file = args.output / "metrics.jsonl"
-    saving = Saving(snapshots, args.snapshot_seconds, signals)
-    train_steps(trainer, task.validation.examples, metrics_file, saving)
+    train_steps(
+        trainer,
+        task.validation.examples,
+        args.output,
+        Saving(snapshots, args.snapshot_seconds, signals),
+        dollars_an_hour=args.dollars_an_hour,
+        profile=args.profile,
+    )
 
     epoch = trainer.load_best()
     print(f"the weights of epoch {epoch} have the lowest validation loss", file=sys.stderr)
@@ -107,7 +112,7 @@ def finish(
     torch.save(task.network.state_dict(), args.output / "weights.pth")
     export_model(
         Counter(task.network.cpu(), temperature),
-        args.output / "model",
+        args.model_dir or args.output / "model",
         dataset=dataset,
         metrics=metrics,
         run_id=args.run_id,

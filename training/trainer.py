@@ -5,6 +5,7 @@ that was interrupted anywhere ends in the same weights.
 """
 
 import math
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -81,6 +82,9 @@ class Trainer:
         self.epoch = 0
         self.step = 0
         self._losses: list[float] = []  # of this epoch's steps
+        # Of this epoch, since this process took it up.
+        self.loading_seconds = self.computing_seconds = 0.0
+        self.photos = 0
         self._best = Best(epoch=0, validation_loss=math.inf, network={})
         self.history: list[dict[str, Any]] = []  # the lines of metrics.jsonl
 
@@ -96,8 +100,18 @@ class Trainer:
     def train_epoch(self) -> Iterator[float]:
         """Take the steps of this epoch that are left; yields the loss after each."""
         self._network.train()
+        self.loading_seconds = self.computing_seconds = 0.0
+        self.photos = 0
+        waiting = time.monotonic()
         for batch in self._source.batches(self.epoch, self.step):
-            yield self._take_step(batch)
+            loaded = time.monotonic()
+            loss = self._take_step(batch)
+            finished = time.monotonic()
+            self.loading_seconds += loaded - waiting
+            self.computing_seconds += finished - loaded
+            self.photos += len(batch.inputs)
+            yield loss
+            waiting = time.monotonic()
 
     def _take_step(self, batch: Batch) -> float:
         torch.manual_seed(self._seed())
@@ -160,6 +174,8 @@ class Trainer:
         self.epoch, self.step = self.epoch + 1, 0
         line = {
             "epoch": self.epoch,
+            "step": self.epoch * self.steps,
+            "learning_rate": float(f"{self._schedule.get_last_lr()[0]:.4g}"),
             "train_loss": round(float(np.mean(self._losses)), 6),
             "validation_loss": round(loss, 6),
             "validation_accuracy": round(right.float().mean().item(), 4),

@@ -1,0 +1,41 @@
+"""What SageMaker tells a training container, as defaults of training.train's flags."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+CHECKPOINTS = Path("/opt/ml/checkpoints")  # kept in step with S3 by managed spot training
+PLACES = {
+    "SM_CHANNEL_DATA": "data",
+    "SM_OUTPUT_DATA_DIR": "output",
+    "SM_MODEL_DIR": "model_dir",
+    "TRAINING_JOB_NAME": "run_id",
+}
+
+
+def sagemaker_defaults(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Flags, by name without dashes, that the variables of SageMaker's training toolkit stand for.
+
+    https://github.com/aws/sagemaker-training-toolkit/blob/master/ENVIRONMENT_VARIABLES.md.
+    The channels are called `data` and `weights`; SM_HPS holds the hyperparameters as JSON. Empty
+    anywhere else. Raises ValueError when SM_HPS is no JSON object.
+    """
+    if "SM_MODEL_DIR" not in environment:
+        return {}
+    hyperparameters = json.loads(environment.get("SM_HPS", "{}"))
+    if not isinstance(hyperparameters, dict):
+        raise ValueError("SM_HPS is not a JSON object")
+    defaults: dict[str, Any] = {
+        name.replace("-", "_"): value
+        for name, value in hyperparameters.items()
+        if not name.startswith("sagemaker_")  # for the toolkit itself
+    }
+    defaults |= {
+        flag: environment[variable] for variable, flag in PLACES.items() if variable in environment
+    }
+    defaults["checkpoint_dir"] = str(CHECKPOINTS)
+    if "SM_CHANNEL_WEIGHTS" in environment:
+        arch = defaults.get("arch", "resnet50")
+        defaults["weights"] = str(Path(environment["SM_CHANNEL_WEIGHTS"]) / f"{arch}.pth")
+    return defaults
