@@ -122,9 +122,7 @@ def prepare(
         # A new one: a 1 × 1 convolution that once was channels_last is taken for that for ever.
         backbone = load_backbone(arch, weights, all_stages=False)
         head = Head(backbone.width(), len(dataset.counts), settings.hidden, settings.dropout)
-        network = Network(
-            backbone, head, frozen_batch_norm=settings.batch_norm == "frozen"
-        )
+        network = Network(backbone, head, frozen_batch_norm=settings.batch_norm == "frozen")
     return network, FirstSteps(task.source, steps, ingredients.channels_last), settings
 
 

@@ -1,4 +1,4 @@
-"""Head mode against the recipe that courses teach: from photos on disk to a trained head."""
+"""Head mode against the course's recipe: from photos on disk to a trained head."""
 
 import tempfile
 from functools import partial
@@ -7,87 +7,117 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.training_measure import Clock, Comparison, Measured, Scale, Side, compare
-from benchmarks.training_recipe import fastest_workers, run_recipe
+from benchmarks.training_measure import Clock, Comparison, Measured, Side, compare
+from benchmarks.training_recipe import EPOCHS, Work, fastest_workers, judge, run_recipe
 from data_prep.pack import pack
 from training import features
-from training.calibration import softmax
 from training.data import Dataset, open_dataset
 from training.features import Precision
 from training.memory import keep_freed_memory
-from training.metrics import evaluate
 from training.photos import StillPhotos
-from training.quantize import has_vnni
-from training.settings import Settings, parse_arguments
+from training.quantize import has_vnni, quantize_onnx
+from training.settings import RECIPES, Settings, parse_arguments
 from training.signals import Signals
-from training.task import MEASURED_BATCH, Task, prepare_head
+from training.task import MEASURED_BATCH, Task, classes_of, prepare_head
 from training.trainer import Trainer
 
 GOALS: dict[Precision, float] = {"float32": 10.0, "int8": 30.0}
-FIXED = {"export", "calibration"}  # parts that take as long for any number of photos
+FIXED_PARTS = ("network", "export", "calibration")  # as long for any number of photos
 CPU = torch.device("cpu")
 REFERENCE = "recipe, BatchNorm in eval"
 COUNTED = (
-    "From photos on disk, split into train and test, to a trained head. Ours: `data_prep pack` "
-    "(decode, squash, encode), export of the backbone, with int8 its calibration, features of all "
-    "training photos in both views, and {ours_epochs} epochs of the head, measuring on validation "
-    "photos included. The recipe: {epochs} epochs over the training photos, each decoded, "
-    "squashed and flipped anew, with {workers} workers (the faster of 0 and 2). On neither side: "
-    "imports, loading weights, judging on test photos, saving."
+    "From JPEG files on disk, split into train and test, to a trained head. Ours: `data_prep "
+    "pack` of the training and test photos (decode, squash, encode), loading and exporting the "
+    "backbone, with int8 its calibration, features of all training photos in both views, {ours} "
+    "epochs of the head with measuring on the validation part. The recipe: loading the network, "
+    "{recipe} epochs over the training photos, each decoded, squashed and flipped anew; {workers} "
+    "workers, the faster of 0 and 2. On neither side: imports, judging on test photos, saving."
 )
 
 
-def compare_head(
-    title: str,
-    photos: Path,
-    weights: Path,
-    arch: str,
-    scale: Scale,
-    repeats: int,
-    *,
-    threads: int,
-    judged: bool,
-) -> Comparison:
-    """(a): `photos` is a prepared folder (training_photos); `judged` adds the accuracy."""
-    from benchmarks.training_recipe import EPOCHS
-
-    workers = fastest_workers(photos, weights, arch, scale, threads=threads)
-    recipe = partial(
-        run_recipe,
-        photos,
-        weights,
-        arch,
-        size=scale.size,
-        workers=workers,
-        threads=threads,
-        judged=judged,
-    )
-    precisions: tuple[Precision, ...] = ("float32", "int8") if has_vnni() else ("float32",)
+def compare_head(title: str, work: Work, repeats: int) -> Comparison:
+    """(a): with weights that were not trained, `work.judged` is pointless."""
+    workers = fastest_workers(work)
+    recipe = partial(run_recipe, work, workers=workers)
+    precisions: list[Precision] = ["float32"]
+    if has_vnni():
+        precisions.append("int8")
     sides = [
-        Side(
-            name=f"head mode, {precision} backbone",
-            run=partial(
-                run_head,
-                photos,
-                weights,
-                arch,
-                precision,
-                size=scale.size,
-                threads=threads,
-                judged=judged,
-            ),
-            goal=GOALS[precision],
-        )
-        for precision in precisions
-    ]
-    sides += [
+        *(
+            Side(
+                name=f"head mode, {precision} backbone",
+                run=partial(run_head, work, precision),
+                goal=GOALS[precision],
+            )
+            for precision in precisions
+        ),
         Side(name=REFERENCE, run=partial(recipe, batch_norm="eval")),
         Side(name="recipe, BatchNorm in train", run=partial(recipe, batch_norm="train")),
     ]
-    counted = COUNTED.format(
-        ours_epochs=parse_head([]).epochs, epochs=EPOCHS, workers=workers
-    )
+    counted = COUNTED.format(ours=RECIPES["head"]["epochs"], recipe=EPOCHS, workers=workers)
     return compare(title, sides, repeats, counted=counted, reference=REFERENCE)
+
+
+def run_head(work: Work, precision: Precision) -> Measured:
+    """Head mode of training.train, with its recipe."""
+    keep_freed_memory()
+    torch.set_num_threads(work.threads)
+    torch.manual_seed(0)
+    clock = Clock()
+    with clock.part("pack"):
+        pack(work.photos, "benchmark", size=work.size, workers=work.threads)
+    dataset = open_dataset(work.photos / "datasets" / "benchmark")
+    task = train_head(dataset, work, precision, clock)
+    facts = judge_head(dataset, task, work) if work.judged else {}
+    return Measured(
+        photos=dataset.photo_total("train"),
+        seconds=clock.seconds,
+        parts=clock.parts,
+        facts=facts,
+    )
+
+
+def train_head(dataset: Dataset, work: Work, precision: Precision, clock: Clock) -> Task:
+    """Features and head, with the weights that are best on the validation part."""
+    args = parse_arguments(
+        [
+            *("--mode", "head", "--data", str(dataset.folder), "--weights", str(work.weights)),
+            *("--output", "unused", "--arch", work.arch, "--size", str(work.size)),
+            *("--backbone-precision", precision, "--threads", str(work.threads), "--skip-test"),
+        ]
+    )
+    settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
+    export, calibration = clock.part("export"), clock.part("calibration")
+    with (
+        tempfile.TemporaryDirectory() as checkpoints,
+        patch("training.features._export", export(features._export)),
+        patch("training.features.quantize_onnx", calibration(quantize_onnx)),
+        clock.part("features"),
+    ):
+        task = prepare_head(dataset, settings, args, Path(checkpoints), CPU, Signals())
+    with clock.part("head"):
+        trainer = Trainer(task.trained, task.source, settings, CPU)
+        while not trainer.finished:
+            for _ in trainer.train_epoch():
+                pass
+            trainer.finish_epoch(task.validation.examples)
+        trainer.load_best()
+    return task
+
+
+@torch.inference_mode()
+def judge_head(dataset: Dataset, task: Task, work: Work) -> dict[str, float]:
+    """Accuracy on the test photos as the model is served: in float32, unmirrored."""
+    photos = dataset.index("test")
+    batches = StillPhotos(
+        photos,
+        size=work.size,
+        batch_size=MEASURED_BATCH,
+        threads=work.threads,
+        device=CPU,
+    )
+    network = task.network.eval()
+    logits: Tensor = torch.cat([network(pixels) for pixels in batches])
+    return judge(logits, np.asarray(classes_of(dataset, photos)), dataset.counts)

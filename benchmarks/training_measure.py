@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 
 
 class BenchmarkError(RuntimeError):
@@ -141,7 +141,7 @@ def compare(
 def run_alone(run: Callable[[], Measured]) -> Measured:
     """Call `run` in a new process: nothing is warm, and no setting of another side is left."""
     context = get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=_print_to_stderr) as process:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_set_up) as process:
         try:
             return process.submit(run).result()
         except BrokenProcessPool as error:
@@ -150,8 +150,10 @@ def run_alone(run: Callable[[], Measured]) -> Measured:
             ) from error
 
 
-def _print_to_stderr() -> None:
+def _set_up() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # stdout is for the tables
+    # Else its own workers would start as it did, which takes them seconds.
+    set_start_method(None, force=True)
 
 
 def range_of(values: Sequence[float]) -> Range:

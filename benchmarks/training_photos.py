@@ -3,6 +3,7 @@
 import tarfile
 from pathlib import Path
 
+from benchmarks.training_measure import BenchmarkError
 from data_prep.folder import photo_path, write_selection
 from data_prep.split import read_split, split_folder
 from data_prep.synthetic import synthesize
@@ -16,8 +17,11 @@ def unpack_photos(tar: Path, folder: Path) -> None:
 
     The tar is laid out as the public bucket: `bin-images/<id>.jpg`, `metadata/<id>.json`.
     """
-    with tarfile.open(tar) as photos:
-        photos.extractall(folder, filter="data")
+    try:
+        with tarfile.open(tar) as photos:
+            photos.extractall(folder, filter="data")
+    except tarfile.TarError as error:
+        raise BenchmarkError(f"{tar} is not a tar of photos, or is damaged: {error}") from error
     ids = [file.stem for file in (folder / "metadata").glob("*.json")]
     write_selection(folder, ids, [])
     split_folder(folder, COUNTS)

@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,3 +87,12 @@ def _write_shard(file: Path, photos: list[Photo]) -> dict[str, str | int]:
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
+
+
+def timeless_history(output: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, without the times, which differ from run to run."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    times = ("seconds", "dollars", "photos_per_second")
+    return [
+        {key: value for key, value in line.items() if not key.endswith(times)} for line in lines
+    ]

@@ -1,6 +1,5 @@
 """A run that is killed without warning, again and again, ends as if nothing had happened."""
 
-import json
 import multiprocessing
 import os
 import random
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from packed import draw_photos, write_packed
+from packed import draw_photos, timeless_history, write_packed
 
 from training import train as train_module
 
@@ -75,14 +74,9 @@ def train(mode: str, data: Path, weights: Path, output: Path, lives: list[float]
 
 
 def outcome(output: Path) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
-    """The weights, the lines of metrics.jsonl without their seconds, and metrics.json."""
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    timed = ("seconds", "dollars", "photos_per_second")
-    timeless = [
-        {key: value for key, value in line.items() if not key.endswith(timed)} for line in lines
-    ]
+    """The weights, the lines of metrics.jsonl without their times, and metrics.json."""
     weights = torch.load(output / "weights.pth", weights_only=True)
-    return weights, timeless, (output / "metrics.json").read_text()
+    return weights, timeless_history(output), (output / "metrics.json").read_text()
 
 
 def check_kills(mode: str, number: int, data: Path, weights: Path, tmp_path: Path) -> None:

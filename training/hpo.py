@@ -18,6 +18,7 @@ import fcntl
 import hashlib
 import math
 import random
+import shlex
 import shutil
 import signal
 import sys
@@ -54,9 +55,9 @@ from training.signals import Signals, StoppedError
 from training.task import Task, prepare_finetune, prepare_head
 from training.trainer import DivergedError, Trainer
 
+BEST = "best.json"
 # A trial is compared with others at tenths of its epochs: at the same epoch, the learning rate of
 # a shorter one is further down. Warming up, in the first tenths, losses say little.
-TENTHS = 10
 PRUNER = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3)
 
 
@@ -65,7 +66,7 @@ class SearchError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
+class Trials:
     """A study, and what its trials have in common."""
 
     study: optuna.Study
@@ -76,19 +77,19 @@ class Search:
     device: torch.device
     signals: Signals
 
-    def run(self, trials: int, seconds: float) -> None:
-        """Trials until `trials` have ended, those of earlier processes included.
+    def run(self, number: int, seconds: float) -> None:
+        """Trials until `number` have ended, those of earlier processes included.
 
         None begins after `seconds`. Raises StoppedError on SIGTERM; the trial that it cut short
         is taken up by the next call, in this process or another one.
         """
         begun = time.monotonic()
         ended = self._ended()
-        with tqdm(total=max(trials, ended), initial=ended, desc="search", unit="trial") as bar:
-            while self._ended() < trials and time.monotonic() - begun < seconds:
+        with tqdm(total=max(number, ended), initial=ended, desc="search", unit="trial") as bar:
+            while self._ended() < number and time.monotonic() - begun < seconds:
                 self._run_trial(bar)
-                write_best(self.study, self.start, self.args.output)
                 bar.update()
+                write_best(self.study, self.start, self.args.output / BEST)
 
     def _ended(self) -> int:
         return sum(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False))
@@ -99,10 +100,7 @@ class Search:
         # Seeded by trial: a search that was interrupted makes the choices of one that was not.
         seed = random.Random(f"{self.start.seed} {trial.number}").getrandbits(32)
         self.study.sampler = optuna.samplers.TPESampler(seed=seed)
-        space = SPACES[self.start.mode]
-        settings = replace(
-            self.start, **{name: suggest(trial, name, space[name]) for name in space}
-        )
+        settings = replace(self.start, **suggest(trial, self.start.mode))
         folder = self.args.output / f"trial-{trial.number}"
         try:
             value = self._train(trial, settings, folder, bar)
@@ -174,7 +172,9 @@ def rmse_of_expected(trainer: Trainer, task: Task, counts: list[int]) -> float:
     return float(np.sqrt(np.mean((expected - task.validation.photos.counts) ** 2)))
 
 
-def open_study(output: Path, objective: str, start: Settings, inputs: dict[str, str]) -> optuna.Study:
+def open_study(
+    output: Path, objective: str, start: Settings, inputs: dict[str, str]
+) -> optuna.Study:
     """The study in `output`, or a new one whose first trial has the settings `start`.
 
     Raises SearchError when its trials cannot be compared with those of this command, which reads
@@ -194,8 +194,7 @@ def open_study(output: Path, objective: str, start: Settings, inputs: dict[str, 
     different = [name for name in expected if found.get(name) != expected[name]]
     if different:
         raise SearchError(
-            f"{output} holds a search with another {', '.join(different)}: "
-            "choose another --output"
+            f"{output} holds a search with another {', '.join(different)}: choose another --output"
         )
     study.set_user_attr("fixed", expected)
     if not study.get_trials(deepcopy=False):
@@ -214,14 +213,17 @@ def only_one(folder: Path) -> Iterator[None]:
         yield
 
 
-def search(args: argparse.Namespace, trials: int, seconds: float, objective: str) -> None:
+def search(args: argparse.Namespace, number: int, seconds: float, objective: str) -> None:
     """The whole search: trials, table, plots. Raises StoppedError on SIGTERM and Ctrl-C."""
     signals = Signals(signal.SIGTERM, signal.SIGUSR1)
     signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))
     dataset = open_dataset(args.data)
     args.size = args.size or dataset.size
     start = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
-    check(start)
+    if start.train_on == "all":
+        raise SearchError("--train-on all would choose settings by the test photos")
+    if not_searched := outside(start):
+        raise SearchError(not_searched[0])
     if not args.weights.is_file():
         raise WeightsError(f"no weights at {args.weights}")
     inputs = {
@@ -230,25 +232,79 @@ def search(args: argparse.Namespace, trials: int, seconds: float, objective: str
     }
     keep_freed_memory()
     torch.set_num_threads(args.threads)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     args.output.mkdir(parents=True, exist_ok=True)
     with only_one(args.output):
         study = open_study(args.output, objective, start, inputs)
+        trials = Trials(
+            study=study,
+            objective=objective,
+            start=start,
+            args=args,
+            dataset=dataset,
+            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            signals=signals,
+        )
         try:
-            Search(
-                study=study,
-                objective=objective,
-                start=start,
-                args=args,
-                dataset=dataset,
-                device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-                signals=signals,
-            ).run(trials, seconds)
-        finally:
-            show(study, objective, args.output)
+            trials.run(number, seconds)
+        except StoppedError:
+            show(trials)
+            raise
+        show(trials)
 
 
-def show(study: optuna.Study, objective: str, output: Path) -> None:
-    """Print the trials, the best first, and write the plots."""
-    print(trial_table(study, objective), flush=True)
-    if write_best
+def show(trials: Trials) -> None:
+    """Print the trials and how to use the best one; draw the plots."""
+    study, objective, args = trials.study, trials.objective, trials.args
+    print(trial_table(study, objective, args.mode))
+    for file in plot_trials(study, objective, args.output / "plots"):
+        print(file, file=sys.stderr)
+    if write_best(study, trials.start, args.output / BEST):
+        command = ["--data", args.data, "--weights", args.weights, "--settings", args.output / BEST]
+        words = shlex.join(["python", "-m", "training.train", *map(str, command)])
+        print(f"the best trial is {study.best_trial.number}: {words} --output …")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.hpo",
+        usage="%(prog)s --data DATA --weights WEIGHTS --output OUTPUT [--trials TRIALS] "
+        "[--timeout SECONDS] [--objective OBJECTIVE] [any flag of training.train]",
+        description=f"{__doc__}\n{described_spaces()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    flag = parser.add_argument
+    flag(
+        "--trials",
+        type=whole_number,
+        default=30,
+        help="stop when so many have ended, earlier ones in OUTPUT included (default: %(default)s)",
+    )
+    flag(
+        "--timeout",
+        type=number_from_zero(included=False),
+        metavar="SECONDS",
+        default=math.inf,
+        help="begin no trial after this time (default: no limit)",
+    )
+    flag(
+        "--objective",
+        choices=("validation_loss", "rmse"),
+        default="validation_loss",
+        help="what to minimise on the validation photos: the cross-entropy of the best epoch, or "
+        "the root mean square error of the expected count (default: %(default)s)",
+    )
+    asked, rest = parser.parse_known_args()
+    args = parse_arguments([*rest, "--skip-test"])
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        search(args, asked.trials, asked.timeout, asked.objective)
+    except StoppedError:
+        print("stopped: the same command goes on from here", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (DatasetError, WeightsError, PrecisionError, SearchError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

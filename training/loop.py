@@ -17,6 +17,8 @@ from training.profile import profiled
 from training.signals import Signals, StoppedError
 from training.trainer import Examples, Trainer
 
+EVENTS_SECONDS = 10.0  # between two writings of TensorBoard's events
+
 
 class Saving:
     """When a snapshot is due: every `seconds`, on SIGUSR1, and on SIGTERM before leaving."""
@@ -115,6 +117,7 @@ def train(
     metrics_file = output / "metrics.jsonl"
     metrics_file.write_text("".join(json.dumps(line) + "\n" for line in trainer.history))
     progress = Progress(trainer, dollars_an_hour)
+    events_written = time.monotonic()
     with profiled(output) if profile else nullcontext() as profiler:
         after_step: Callable[[], None] = profiler.step if profiler else lambda: None
         while not trainer.finished:
@@ -127,7 +130,9 @@ def train(
             line |= progress.times()
             with metrics_file.open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
-            write_events(output / "events", trainer.history)
+            if trainer.finished or time.monotonic() - events_written >= EVENTS_SECONDS:
+                write_events(output / "events", trainer.history)
+                events_written = time.monotonic()
             progress.warn()
             saving.after_step(trainer)
     saving.finish()

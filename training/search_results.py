@@ -9,8 +9,6 @@ from pathlib import Path
 import matplotlib
 import optuna
 from matplotlib import pyplot
-from matplotlib.axes import Axes
-from optuna.exceptions import ExperimentalWarning
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as plots
@@ -65,13 +63,15 @@ def complete_trials(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
-def write_best(study: optuna.Study, start: Settings, file: Path) -> None:
-    """Write the settings of the best trial, if there is one, to `file` for training.train."""
-    if complete_trials(study):
-        settings = asdict(replace(start, **study.best_params))
-        partial = file.with_name(f".{file.name}.partial")
-        partial.write_text(json.dumps(settings, indent=1) + "\n")
-        partial.replace(file)
+def write_best(study: optuna.Study, start: Settings, file: Path) -> bool:
+    """Write the settings of the best trial to `file`, for training.train; whether there is one."""
+    if not complete_trials(study):
+        return False
+    settings = asdict(replace(start, **study.best_params))
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(settings, indent=1) + "\n")
+    partial.replace(file)
+    return True
 
 
 def plot_trials(study: optuna.Study, objective: str, folder: Path) -> list[Path]:
@@ -79,18 +79,19 @@ def plot_trials(study: optuna.Study, objective: str, folder: Path) -> list[Path]
     objective and, of enough trials, how much each setting matters (PED-ANOVA, Watanabe et al.
     2023). Returns the files."""
     number = len(complete_trials(study))
-    drawn: dict[str, Callable[[], Axes | list[Axes]]] = {}
+    drawn: dict[str, Callable[[], object]] = {}
     if number:
         drawn["history"] = lambda: plots.plot_optimization_history(study, target_name=objective)
         drawn["settings"] = lambda: plots.plot_slice(study, target_name=objective)
     if number >= FEWEST:
-        evaluator = PedAnovaImportanceEvaluator()
-        drawn["importances"] = lambda: plots.plot_param_importances(study, evaluator=evaluator)
+        drawn["importances"] = lambda: plots.plot_param_importances(
+            study, evaluator=PedAnovaImportanceEvaluator()
+        )
     folder.mkdir(exist_ok=True)
     files = []
-    # Optuna sets a style for good.
+    # Optuna sets a style for good, and warns of its own plots.
     with matplotlib.rc_context({"backend": "Agg"}), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
+        warnings.simplefilter("ignore")
         for name, draw in drawn.items():
             draw()
             file = folder / f"{name}.png"

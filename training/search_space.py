@@ -1,11 +1,15 @@
 """What training.hpo searches for: a range for each setting, by mode."""
 
+from typing import Any
+
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
 from training.settings import Settings
 
 Range = FloatDistribution | IntDistribution | CategoricalDistribution
+
+TENTHS = 10  # of a trial's epochs, at which it is compared with others
 
 # Around the recipes of training.settings, which the first trial has.
 SPACES: dict[str, dict[str, Range]] = {
@@ -31,9 +35,9 @@ SPACES: dict[str, dict[str, Range]] = {
 }
 
 
-def suggest(trial: Trial, mode: str) -> dict[str, float]:
+def suggest(trial: Trial, mode: str) -> dict[str, Any]:
     """A value for each setting; those that the trial was given before it was cut short stay."""
-    suggested: dict[str, float] = {}
+    suggested: dict[str, Any] = {}
     for name, values in SPACES[mode].items():
         match values:
             case FloatDistribution():
