@@ -13,11 +13,10 @@ def write_events(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
     One file from the history, not one for each start: an interruption leaves no trace.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    earlier = list(folder.glob("events.out.tfevents.*"))
+    for file in folder.glob("events.out.tfevents.*"):
+        file.unlink()
     with SummaryWriter(str(folder)) as writer:
         for line in history:
             for name, value in line.items():
                 if name != "epoch" and isinstance(value, int | float):
                     writer.add_scalar(name, value, line["epoch"])
-    for file in earlier:
-        file.unlink()
