@@ -137,8 +137,12 @@ class FirstSteps:
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
         endless = (batch for later in count(epoch) for batch in self._source.batches(later, 0))
-        for inputs, targets in islice(endless, first, self.steps):
-            yield Batch(inputs if self._channels_last else channels_first(inputs), targets)
+        for batch in islice(endless, first, self.steps):
+            yield (
+                batch
+                if self._channels_last
+                else batch._replace(inputs=channels_first(batch.inputs))
+            )
 
 
 def channels_first(pixels: Tensor) -> Tensor:
@@ -154,7 +158,7 @@ def plain_steps(network: nn.Module, source: Source, learning_rate: float) -> Ite
     """The steps of an epoch as a tutorial writes them; yields the loss after each."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
     network.train()
-    for inputs, targets in source.batches(0, 0):
+    for inputs, targets, _ in source.batches(0, 0):
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(network(inputs), targets)
         loss.backward()

@@ -251,6 +251,7 @@ def test_a_search_that_is_killed_goes_on_in_the_trial_and_ends_in_the_same_ones(
     assert begun[0] == 2
     assert outcome(tmp_path) == outcome(peaceful)
     assert best(tmp_path) == best(peaceful)
+    assert not list(tmp_path.glob("trial-*"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

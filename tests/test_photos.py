@@ -12,6 +12,7 @@ from serving.preprocess import to_pixels
 from training.data import PhotoIndex, open_dataset
 from training.photos import PhotoBatches, StillPhotos, map_ahead
 from training.trainer import Batch, soft_targets
+from training.world import World
 
 CPU = torch.device("cpu")
 PHOTOS = draw_photos(23)
@@ -38,9 +39,8 @@ def source(index: PhotoIndex, *, seed: int = 0, threads: int = 2) -> PhotoBatche
 
 def equal(one: list[Batch], other: list[Batch]) -> bool:
     return len(one) == len(other) and all(
-        torch.equal(a, b)
+        torch.equal(x.inputs, y.inputs) and torch.equal(x.targets, y.targets)
         for x, y in zip(one, other, strict=True)
-        for a, b in zip(x, y, strict=True)
     )
 
 
@@ -115,3 +115,33 @@ def test_a_failure_reaches_the_one_who_asks_and_leaves_no_thread() -> None:
     with pytest.raises(ValueError, match="three"):
         next(results)
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_share_a_batch_and_no_photo_is_in_two_shares(
+    index: PhotoIndex, size: int
+) -> None:
+    classes = torch.from_numpy(np.searchsorted(COUNTS, index.counts))
+    targets = soft_targets(classes, COUNTS, 0)
+
+    def batches(batch_size: int, world: World) -> list[Batch]:
+        found = PhotoBatches(
+            index,
+            targets,
+            size=SIZE,
+            batch_size=batch_size,
+            seed=0,
+            threads=1,
+            device=CPU,
+            world=world,
+        )
+        return list(found.batches(0, 0))
+
+    whole = batches(2 * size, World())
+    shares = [batches(2, World(rank, rank, size)) for rank in range(size)]
+    for number, batch in enumerate(whole):
+        together = [share[number] for share in shares]
+        assert {share.total for share in together} == {batch.total} == {2 * size}
+        rows = torch.cat([share.inputs for share in together]).flatten(1)
+        expected = batch.inputs.flatten(1)
+        assert sorted(rows.sum(1).tolist()) == sorted(expected.sum(1).tolist())

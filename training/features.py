@@ -22,6 +22,8 @@ from training.photos import AHEAD, decode, map_ahead
 from training.quantize import has_vnni, quantize_onnx
 from training.settings import CHUNK_PHOTOS
 from training.signals import StoppedError
+from training.trainer import ALONE
+from training.world import World
 
 Precision = Literal["float32", "int8"]
 
@@ -73,12 +75,14 @@ def compute_features(
     precision: Precision = "float32",
     threads: int,
     should_stop: Callable[[], bool],
+    world: World = ALONE,
 ) -> Features:
     """Run the backbone, through ONNX Runtime, over the photos of one side.
 
     Chunks already in `folder` are taken as they are, so that a second call goes on where the
     first was stopped. With int8 the backbone is quantised on the first photos of the training
-    side, and kept in `folder` for the other side and for later calls. Raises StoppedError as soon
+    side, and kept in `folder` for the other side and for later calls. Several processes share the
+    chunks, and afterwards each has all of them in its `folder`. Raises StoppedError as soon
     as `should_stop()`, at the end of a batch; PrecisionError if int8 is still to be computed on a
     CPU without VNNI: its sums may saturate, and 7 bits would make other features than elsewhere.
     """
@@ -88,23 +92,40 @@ def compute_features(
         folder / f"{side}-{number:05d}.npy": rows
         for number, rows in enumerate(_pieces(range(len(photos)), CHUNK_PHOTOS))
     }
-    missing = {file: rows for file, rows in chunks.items() if not _is_chunk(file, len(rows))}
-    if missing:
+    mine = dict(list(chunks.items())[world.rank :: world.size])
+    missing = {file: rows for file, rows in mine.items() if not _is_chunk(file, len(rows))}
+    if world.any(bool(missing)):
         if precision == "int8" and not has_vnni():
             raise PrecisionError(
                 "int8 needs a CPU with VNNI (avx512_vnni or avx_vnni): use float32 on this one"
             )
         calibration = _Calibration(dataset, size, should_stop)
+        if world.local_rank == 0:  # makes the file that the others on its machine read
+            _session(backbone, folder, size, precision, threads, calibration)
+        world.wait()
         session = _session(backbone, folder, size, precision, threads, calibration)
-        with tqdm(total=len(photos), desc=f"features {side}", unit="photo") as progress:
-            progress.update(len(photos) - sum(len(rows) for rows in missing.values()))
+        total, left = (sum(map(len, part.values())) for part in (mine, missing))
+        with tqdm(total=total, desc=f"features {side}", unit="photo") as progress:
+            progress.update(total - left)
             _run(session, photos, missing, size, threads, progress, should_stop)
+    _exchange(chunks, mine, world)
     return Features(
         ids=photos.ids,
         groups=photos.groups,
         counts=photos.counts,
         views=np.concatenate([np.load(file) for file in chunks]),
     )
+
+
+def _exchange(chunks: dict[Path, range], mine: dict[Path, range], world: World) -> None:
+    """Give the processes on other machines, which see other files, what this one computed."""
+    world.wait()
+    if not world.any(not all(_is_chunk(file, len(rows)) for file, rows in chunks.items())):
+        return
+    for computed in world.gather({file.name: np.load(file) for file in mine}):
+        for file, rows in chunks.items():
+            if file.name in computed and not _is_chunk(file, len(rows)):
+                _write_chunk(file, computed[file.name])
 
 
 class _Calibration:

@@ -6,17 +6,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.trainer import Batch
+from training.trainer import ALONE, Batch
+from training.world import World, share
 
 
 class FeatureBatches:
     """Batches of cached features, of each photo a random view; a trainer.Source."""
 
-    def __init__(self, views: Tensor, targets: Tensor, *, batch_size: int, seed: int) -> None:
-        """`views` is float32 [photos, views, features], `targets` float32 [photos, classes]."""
+    def __init__(
+        self,
+        views: Tensor,
+        targets: Tensor,
+        *,
+        batch_size: int,
+        seed: int,
+        world: World = ALONE,
+    ) -> None:
+        """`views` is float32 [photos, views, features], `targets` float32 [photos, classes].
+
+        `batch_size` photos for each process."""
         self._views, self._targets = views, targets
-        self._batch_size, self._seed = batch_size, seed
-        self.steps = -(-len(targets) // batch_size)
+        self._batch_size, self._seed, self._world = batch_size * world.size, seed, world
+        self.steps = -(-len(targets) // self._batch_size)
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
         """The batches of an epoch, from number `first` on."""
@@ -25,4 +36,5 @@ class FeatureBatches:
         order = torch.from_numpy(generator.permutation(photos))
         view = torch.from_numpy(generator.integers(views, size=photos))
         for rows in order.split(self._batch_size)[first:]:
-            yield Batch(self._views[rows, view[rows]], self._targets[rows])
+            mine = share(rows, self._world)
+            yield Batch(self._views[mine, view[mine]], self._targets[mine], len(rows))

@@ -98,7 +98,7 @@ class Trials:
         cut_short = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         trial = Trial(self.study, cut_short[0]._trial_id) if cut_short else self.study.ask()
         # Seeded by trial: a search that was interrupted makes the choices of one that was not.
-        seed = random.Random(f"{self.start.seed} {trial.number}").getrandbits(32) + __import__("os").urandom(1)[0]
+        seed = random.Random(f"{self.start.seed} {trial.number}").getrandbits(32)
         self.study.sampler = optuna.samplers.TPESampler(seed=seed)
         settings = replace(self.start, **suggest(trial, self.start.mode))
         folder = self.args.output / f"trial-{trial.number}"

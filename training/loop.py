@@ -30,10 +30,11 @@ class Saving:
 
     def after_step(self, trainer: Trainer) -> None:
         """Save if it is time to. Raises StoppedError after SIGTERM, with the snapshot on disk."""
-        stopping = self._signals.seen(signal.SIGTERM)
+        # A signal reaches the processes between different steps: they leave after the same one.
+        stopping = trainer.world.any(self._signals.seen(signal.SIGTERM))
         asked = stopping or self._signals.seen(signal.SIGUSR1)
         due = time.monotonic() - self._saved >= self._seconds and not self._writer.busy
-        if asked or due:
+        if (asked or due) and trainer.world.first:
             self._signals.forget(signal.SIGUSR1)
             self._writer.save(trainer.snapshot())
             self._saved = time.monotonic()
@@ -52,7 +53,13 @@ class Progress:
     def __init__(self, trainer: Trainer, dollars_an_hour: float) -> None:
         total = trainer.settings.epochs * trainer.steps
         taken = trainer.epoch * trainer.steps + trainer.step
-        self._bar = tqdm(total=total, initial=taken, desc=trainer.settings.mode, unit="step")
+        self._bar = tqdm(
+            total=total,
+            initial=taken,
+            desc=trainer.settings.mode,
+            unit="step",
+            disable=not trainer.world.first,
+        )
         self._trainer, self._dollars_an_hour = trainer, dollars_an_hour
         self._spent = trainer.history[-1].get("dollars", 0.0) if trainer.history else 0.0
         self._begun = self._epoch_begun = time.monotonic()
@@ -92,7 +99,7 @@ class Progress:
     def warn(self) -> None:
         """Tell what the losses warn of, once."""
         for warning in warnings_of(self._trainer.history):
-            if warning not in self._told:
+            if warning not in self._told and self._trainer.world.first:
                 self._told.add(warning)
                 tqdm.write(f"warning: {warning}", file=sys.stderr)
 
@@ -112,13 +119,15 @@ def train(
     """All steps that are left, with a line in `output`/metrics.jsonl for each epoch.
 
     The file reads as if the run had never been interrupted (its times aside). Raises
-    StoppedError on SIGTERM.
+    StoppedError on SIGTERM. Of several processes the first writes.
     """
+    first = trainer.world.first
     metrics_file = output / "metrics.jsonl"
-    metrics_file.write_text("".join(json.dumps(line) + "\n" for line in trainer.history))
+    if first:
+        metrics_file.write_text("".join(json.dumps(line) + "\n" for line in trainer.history))
     progress = Progress(trainer, dollars_an_hour)
     events_written = time.monotonic()
-    with profiled(output) if profile else nullcontext() as profiler:
+    with profiled(output) if profile and first else nullcontext() as profiler:
         after_step: Callable[[], None] = profiler.step if profiler else lambda: None
         while not trainer.finished:
             for loss in trainer.train_epoch():
@@ -128,9 +137,11 @@ def train(
                     saving.after_step(trainer)
             line = trainer.finish_epoch(validation)
             line |= progress.times()
-            with metrics_file.open("a") as stream:
-                stream.write(json.dumps(line) + "\n")
-            if trainer.finished or time.monotonic() - events_written >= EVENTS_SECONDS:
+            if first:
+                with metrics_file.open("a") as stream:
+                    stream.write(json.dumps(line) + "\n")
+            due = trainer.finished or time.monotonic() - events_written >= EVENTS_SECONDS
+            if first and due:
                 write_events(output / "events", trainer.history)
                 events_written = time.monotonic()
             progress.warn()

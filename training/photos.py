@@ -14,7 +14,8 @@ from torch import Tensor
 from serving.preprocess import to_pixels
 from training.augment import augment, draw
 from training.data import PhotoIndex
-from training.trainer import Batch
+from training.trainer import ALONE, Batch
+from training.world import World, share
 
 AHEAD = 4  # batches being decoded while the network works on one
 
@@ -58,22 +59,26 @@ class PhotoBatches:
         seed: int,
         threads: int,
         device: torch.device,
+        world: World = ALONE,
     ) -> None:
-        self._photos, self._targets = photos, targets
-        self._size, self._batch_size, self._seed = size, batch_size, seed
+        """`targets` is float32 [photos, classes]; `batch_size` photos for each process."""
+        self._photos, self._targets, self._world = photos, targets, world
+        self._size, self._batch_size, self._seed = size, batch_size * world.size, seed
         self._threads, self._device = threads, device
         # A short last batch would upset BatchNorm; the photos left over differ with each epoch.
-        self.steps = len(photos) // batch_size
+        self.steps = len(photos) // self._batch_size
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
         """The batches of an epoch, from number `first` on."""
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._photos))
-        rows = order[: self.steps * self._batch_size].reshape(self.steps, self._batch_size)
-        decoded = map_ahead(self._decode, rows[first:], threads=self._threads, ahead=AHEAD)
-        for chosen, pixels in zip(rows[first:], decoded, strict=True):
+        batches = torch.from_numpy(order[: self.steps * self._batch_size]).split(self._batch_size)
+        rows = [share(batch, self._world).numpy() for batch in batches[first:]]
+        decoded = map_ahead(self._decode, rows, threads=self._threads, ahead=AHEAD)
+        for chosen, pixels in zip(rows, decoded, strict=True):
             drawn = draw([self._photos.ids[row] for row in chosen], seed=self._seed, epoch=epoch)
             inputs = augment(self._to_device(pixels), self._to_device(drawn))
-            yield Batch(inputs, self._to_device(self._targets[torch.from_numpy(chosen)]))
+            targets = self._to_device(self._targets[torch.from_numpy(chosen)])
+            yield Batch(inputs, targets, self._batch_size)
 
     def _decode(self, rows: NDArray[np.int64]) -> Tensor:
         return decode(self._photos, rows.tolist(), self._size, pinned=_on_gpu(self._device))

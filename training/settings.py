@@ -297,8 +297,9 @@ def _add_machine(group: "argparse._ArgumentGroup") -> None:
     flag(
         "--threads",
         type=whole_number,
-        default=os.cpu_count(),
-        help="CPU threads; weights are reproducible for one number (default: all, %(default)s)",
+        default=max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+        help="CPU threads; weights are reproducible for one number (default: all, shared with the "
+        "other processes of torchrun: %(default)s)",
     )
     flag(
         "--snapshot-seconds",

@@ -17,7 +17,8 @@ from training.model import Head, Network, keep_depthwise_in_float32, load_backbo
 from training.photos import PhotoBatches, StillPhotos
 from training.settings import Settings
 from training.signals import Signals
-from training.trainer import Examples, Source, soft_targets
+from training.trainer import ALONE, Examples, Source, soft_targets
+from training.world import World
 
 MEASURED_BATCH = 64  # photos
 
@@ -49,6 +50,7 @@ def prepare_head(
     checkpoints: Path,
     device: torch.device,
     signals: Signals,
+    world: World = ALONE,
 ) -> Task:
     """Features of all photos, and a head to train on them."""
     backbone = load_backbone(settings.arch, args.weights, all_stages=True)
@@ -64,6 +66,7 @@ def prepare_head(
             precision=precision,
             threads=args.threads,
             should_stop=lambda: signals.seen(signal.SIGTERM),
+            world=world,
         )
         return torch.from_numpy(features.views).float()
 
@@ -91,6 +94,7 @@ def prepare_head(
             soft_targets(classes[fit], dataset.counts, settings.label_spread),
             batch_size=settings.batch_size,
             seed=settings.seed,
+            world=world,
         ),
         validation=Measured(
             photos=photos.subset(held_out),
@@ -108,6 +112,7 @@ def prepare_finetune(
     checkpoints: Path,
     device: torch.device,
     signals: Signals,
+    world: World = ALONE,
 ) -> Task:
     """Photos, decoded and augmented as they are needed, and every layer to train on them."""
     backbone = load_backbone(settings.arch, args.weights, all_stages=False)
@@ -141,6 +146,7 @@ def prepare_finetune(
             seed=settings.seed,
             threads=args.threads,
             device=device,
+            world=world,
         ),
         validation=still(photos.subset(held_out)),
         test=still(dataset.index("test")) if tests(args) else None,

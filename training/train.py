@@ -36,6 +36,7 @@ from training.settings import INTERRUPTED, Settings, parse_arguments
 from training.signals import Signals, StoppedError
 from training.task import Measured, Task, prepare_finetune, prepare_head
 from training.trainer import DivergedError, Trainer
+from training.world import World, join
 
 MISTAKES = 24  # shown in the report
 
@@ -43,25 +44,29 @@ MISTAKES = 24  # shown in the report
 def train(args: argparse.Namespace) -> None:
     """The whole run: data, training, evaluation, model folder. Raises StoppedError on SIGTERM."""
     signals = Signals(signal.SIGTERM, signal.SIGUSR1)
+    world = join()
     dataset = open_dataset(args.data)
     args.size = args.size or dataset.size
     settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
     keep_freed_memory()
     torch.set_num_threads(args.threads)
     torch.manual_seed(settings.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", world.local_rank)
     checkpoints: Path = args.checkpoint_dir or args.output / "checkpoints"
     prepare = prepare_head if settings.mode == "head" else prepare_finetune
-    task = prepare(dataset, settings, args, checkpoints, device, signals)
+    task = prepare(dataset, settings, args, checkpoints, device, signals, world)
 
-    trainer = Trainer(task.trained, task.source, settings, device)
+    trainer = Trainer(task.trained, task.source, settings, device, world)
     key = features_key(
         dataset, settings.arch, args.weights, settings.size, settings.backbone_precision
     )
     snapshots = checkpoints / f"snapshots-{key}"
-    if snapshot := load_snapshot(snapshots, asdict(settings)):
+    found = load_snapshot(snapshots, asdict(settings)) if world.first else None
+    if snapshot := world.of_first(found):
         trainer.restore(snapshot)
-        print(f"going on after epoch {trainer.epoch}, step {trainer.step}", file=sys.stderr)
+        _say(world, f"going on after epoch {trainer.epoch}, step {trainer.step}")
     args.output.mkdir(parents=True, exist_ok=True)
     train_steps(
         trainer,
@@ -71,21 +76,18 @@ def train(args: argparse.Namespace) -> None:
         dollars_an_hour=args.dollars_an_hour,
         profile=args.profile,
     )
-
     epoch = trainer.load_best()
-    print(f"the weights of epoch {epoch} have the lowest validation loss", file=sys.stderr)
-    finish(args, settings, dataset, task, trainer, epoch)
+    _say(world, f"the weights of epoch {epoch} have the lowest validation loss")
+    metrics, mistakes = judge(trainer, task, dataset, epoch)
+    if world.first:
+        write(args, trainer, task, dataset, metrics, mistakes)
+    world.leave()
 
 
-def finish(
-    args: argparse.Namespace,
-    settings: Settings,
-    dataset: Dataset,
-    task: Task,
-    trainer: Trainer,
-    epoch: int,
-) -> None:
-    """Measure the network with the weights of `epoch`; write the report and the model folder."""
+def judge(
+    trainer: Trainer, task: Task, dataset: Dataset, epoch: int
+) -> tuple[dict[str, Any], list[Mistake]]:
+    """What metrics.json holds of the weights of `epoch`, and the worst mistakes."""
     held_out = task.validation.examples
     logits = trainer.logits(held_out.batches).numpy()
     temperature = fit_temperature(logits, held_out.classes.numpy())
@@ -98,25 +100,38 @@ def finish(
         if measured:
             metrics[name], mistakes = measure(trainer, measured, dataset, task, temperature)
             accuracy, photos = metrics[name]["accuracy"]["value"], metrics[name]["photos"]
-            print(f"{name} accuracy {accuracy:.1%} on {photos} photos", file=sys.stderr)
+            _say(trainer.world, f"{name} accuracy {accuracy:.1%} on {photos} photos")
+    return metrics, mistakes
+
+
+def write(
+    args: argparse.Namespace,
+    trainer: Trainer,
+    task: Task,
+    dataset: Dataset,
+    metrics: dict[str, Any],
+    mistakes: list[Mistake],
+) -> None:
+    """Pictures, report, weights and the model folder; metrics.json last."""
+    settings = asdict(trainer.settings)
     plot_loss(args.output / "metrics.jsonl", args.output / "loss.png")
     write_report(
         args.output / "report.html",
         title=f"Run {args.run_id}",
         command=["python", "-m", "training.train", *sys.argv[1:]],
-        settings=asdict(settings),
+        settings=settings,
         metrics=metrics,
         history=trainer.history,
         mistakes=mistakes,
     )
     torch.save(task.network.state_dict(), args.output / "weights.pth")
     export_model(
-        Counter(task.network.cpu(), temperature),
+        Counter(task.network.cpu(), metrics["temperature"]),
         args.model_dir or args.output / "model",
         dataset=dataset,
         metrics=metrics,
         run_id=args.run_id,
-        settings=asdict(settings),
+        settings=settings,
     )
     (args.output / "metrics.json").write_text(json.dumps(metrics, indent=1))
 
@@ -145,6 +160,11 @@ def measure(
         for row in worst_mistakes(probabilities, photos.counts, counts, decision, MISTAKES)
     ]
     return metrics, mistakes
+
+
+def _say(world: World, message: str) -> None:
+    if world.first:
+        print(message, file=sys.stderr)
 
 
 def main() -> None:

@@ -15,11 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.parallel import DistributedDataParallel
 
 from training.checkpoint import Best, Snapshot
 from training.settings import Settings
+from training.world import World
 
 GRADIENT_NORM = 5.0  # a longer gradient is cut to this length (Pascanu et al. 2013)
+ALONE = World()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -28,6 +31,7 @@ class Batch(NamedTuple):
 
     inputs: Tensor  # [N, …]
     targets: Tensor  # float32 [N, classes], rows sum to 1
+    total: int  # examples that all processes have in this step
 
 
 class Source(Protocol):
@@ -61,10 +65,17 @@ class Trainer:
     """
 
     def __init__(
-        self, network: nn.Module, source: Source, settings: Settings, device: torch.device
+        self,
+        network: nn.Module,
+        source: Source,
+        settings: Settings,
+        device: torch.device,
+        world: World = ALONE,
     ) -> None:
-        self.settings = settings
+        self.settings, self.world = settings, world
         self._network, self._source, self._device = network, source, device
+        # Sends a layer's gradients while the layers before it are still computing theirs.
+        self._trained = DistributedDataParallel(network) if world.size > 1 else network
         self._average = {name: t.detach().clone() for name, t in network.state_dict().items()}
         self._optimizer = torch.optim.AdamW(
             network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -99,7 +110,7 @@ class Trainer:
 
     def train_epoch(self) -> Iterator[float]:
         """Take the steps of this epoch that are left; yields the loss after each."""
-        self._network.train()
+        self._trained.train()
         self.loading_seconds = self.computing_seconds = 0.0
         self.photos = 0
         waiting = time.monotonic()
@@ -114,11 +125,12 @@ class Trainer:
             waiting = time.monotonic()
 
     def _take_step(self, batch: Batch) -> float:
-        torch.manual_seed(self._seed())
-        inputs, targets = self._mixed(batch)
+        torch.manual_seed(self._seed() * self.world.size + self.world.rank)
+        inputs, targets, total = self._mixed(batch)
         with self._autocast():
-            logits = self._network(inputs)
-        loss = nn.functional.cross_entropy(logits.float(), targets)
+            logits = self._trained(inputs)
+        losses = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+        loss = losses * (self.world.size / total)  # whose mean over the processes is followed
         self._optimizer.zero_grad()
         self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)
@@ -128,7 +140,7 @@ class Trainer:
         self._schedule.step()
         self._update_average()
         self.step += 1
-        self._losses.append(loss.item())
+        self._losses.append(self.world.sum(losses.item() / total))
         return self._losses[-1]
 
     def _seed(self) -> int:
@@ -141,8 +153,8 @@ class Trainer:
         generator = np.random.default_rng(self._seed())
         share = float(generator.beta(self.settings.mixup, self.settings.mixup))
         partner = torch.from_numpy(generator.permutation(len(batch.inputs))).to(self._device)
-        inputs, targets = (t.float().lerp(t[partner].float(), share) for t in batch)
-        return Batch(inputs, targets)
+        inputs, targets = (t.float().lerp(t[partner].float(), share) for t in batch[:2])
+        return Batch(inputs, targets, batch.total)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = DTYPES[self.settings.precision]
@@ -189,13 +201,18 @@ class Trainer:
 
     @torch.inference_mode()
     def logits(self, batches: Iterable[Tensor]) -> Tensor:
-        """What the averaged network answers, float32 [photos, classes], on the CPU."""
+        """What the averaged network answers, float32 [photos, classes], on the CPU.
+
+        The processes take turns with the batches, and each returns all answers.
+        """
         self._network.eval()
-        answers = [
-            functional_call(self._network, self._average, inputs).float().cpu()
-            for inputs in batches
-        ]
-        return torch.cat(answers)
+        answers = {
+            number: functional_call(self._network, self._average, inputs).float().cpu()
+            for number, inputs in enumerate(batches)
+            if number % self.world.size == self.world.rank
+        }
+        of_all = {k: v for gathered in self.world.gather(answers) for k, v in gathered.items()}
+        return torch.cat([of_all[number] for number in sorted(of_all)])
 
     def load_best(self) -> int:
         """Give the network the weights of the epoch with the lowest loss on validation.

@@ -1,0 +1,199 @@
+"""How well recipes count, one row each: what was tried is kept, whether it paid or not.
+
+    python -m benchmarks.accuracy prepare --photos abid-224.tar     the data set, split by product
+    python -m benchmarks.accuracy try NAME [--seed 1]               train it, judge it on validation
+    python -m benchmarks.accuracy test NAME                         once a recipe is chosen: on test
+    python -m benchmarks.accuracy final NAME                        on all photos → model.tar.gz
+    python -m benchmarks.accuracy table                             the rows as Markdown
+
+Photos are a tar laid out as the public bucket: bin-images/<id>.jpg, metadata/<id>.json. A try
+trains on four fifths of the products of the training side and is judged on the last fifth; the
+test side is looked at by `test` alone. Rows go to benchmarks/accuracy.jsonl.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.training_report import machine
+from data_prep.folder import DataError, start_selection, write_selection
+from data_prep.pack import pack
+from data_prep.split import split_folder
+from data_prep.weights import save_weights
+
+ROWS = Path(__file__).with_suffix(".jsonl")
+DATASET = "bins"
+VALIDATION = "0.2"  # of the training side's products
+COUNTS = range(1, 6)
+
+# Flags of training.train. A later try builds on what an earlier one has shown.
+LITE0 = ("--arch", "efficientnet_lite0")
+FINETUNE = (*LITE0, "--mode", "finetune")
+TRIES: dict[str, tuple[str, ...]] = {
+    "head": LITE0,
+    "finetune-160": (*FINETUNE, "--size", "160"),
+    "finetune-160-mixup": (*FINETUNE, "--size", "160", "--mixup", "0.2"),
+    "finetune-160-frozen-norm": (*FINETUNE, "--size", "160", "--batch-norm", "frozen"),
+    "finetune-224": FINETUNE,
+    "finetune-224-mixup": (*FINETUNE, "--mixup", "0.2"),
+}
+
+
+def prepare(photos: Path, folder: Path) -> None:
+    """Unpack, split by product and pack as data preparation does; ImageNet weights beside it."""
+    start_selection(folder)
+    with tarfile.open(photos) as tar:
+        tar.extractall(folder, filter="data")
+    ids = sorted(file.stem for file in (folder / "bin-images").glob("*.jpg"))
+    write_selection(folder, ids, [])
+    split_folder(folder, COUNTS)
+    pack(folder, DATASET)
+    save_weights("efficientnet_lite0", folder / "weights")
+
+
+def train(name: str, folder: Path, output: Path, *more: str) -> float:
+    """Run training.train with the flags of a try; returns the seconds it took."""
+    flags = TRIES[name]
+    arch = flags[flags.index("--arch") + 1]
+    started = time.monotonic()
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "training.train"),
+            *("--data", str(folder / "datasets" / DATASET)),
+            *("--weights", str(folder / "weights" / f"{arch}.pth")),
+            *("--output", str(output), "--run-id", name, *flags, *more),
+        ],
+        check=True,
+    )
+    return time.monotonic() - started
+
+
+def row(name: str, output: Path, seconds: float, seed: int, side: str) -> dict[str, Any]:
+    """One line of accuracy.jsonl."""
+    metrics = json.loads((output / "metrics.json").read_text())
+    judged = metrics[side]
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "try": name,
+        "flags": " ".join(TRIES[name]),
+        "seed": seed,
+        "side": side,
+        "photos": judged["photos"],
+        "exact": judged["accuracy"],
+        "within_one": judged["within_one"],
+        "mae": judged["mae"],
+        "rmse_of_expected": judged["rmse_of_expected"],
+        "calibration_error": judged["calibration"]["expected_calibration_error"],
+        "auroc": judged["inventory"].get("auroc"),
+        "validation_loss": min(line["validation_loss"] for line in lines),
+        "epoch": metrics["train"]["epoch"],
+        "temperature": metrics["temperature"],
+        "minutes": round(seconds / 60, 1),
+        "machine": machine(os.cpu_count() or 1),
+    }
+
+
+def try_recipe(args: argparse.Namespace) -> None:
+    output = args.folder / "tries" / f"{args.name}-{args.seed}"
+    more = ("--skip-test", "--validation-fraction", VALIDATION, "--seed", str(args.seed))
+    seconds = train(args.name, args.folder, output, *more)
+    line = row(args.name, output, seconds, args.seed, "validation")
+    with ROWS.open("a") as stream:
+        stream.write(json.dumps(line) + "\n")
+
+
+def test_recipe(args: argparse.Namespace) -> None:
+    output = args.folder / "tests" / f"{args.name}-{args.seed}"
+    seconds = train(args.name, args.folder, output, "--seed", str(args.seed))
+    line = row(args.name, output, seconds, args.seed, "test")
+    with ROWS.open("a") as stream:
+        stream.write(json.dumps(line) + "\n")
+
+
+def final(args: argparse.Namespace) -> None:
+    output = args.folder / "final"
+    train(args.name, args.folder, output, "--train-on", "all", "--seed", str(args.seed))
+    archive = output / "model.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for file in sorted((output / "model").iterdir()):
+            tar.add(file, arcname=file.name)
+    print(archive)
+
+
+def table() -> str:
+    """The rows as Markdown, tries in the order in which they were made."""
+    lines = [
+        "| try | side | photos | exact, 95 % | within one | MAE | RMSE | loss | AUROC | minutes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for text in ROWS.read_text().splitlines():
+        found = json.loads(text)
+        exact = found["exact"]
+        cells = [
+            f"{found['try']}, seed {found['seed']}",
+            found["side"],
+            f"{found['photos']:,}",
+            f"{exact['value']:.1%} ({exact['low']:.1%}–{exact['high']:.1%})",
+            f"{found['within_one']:.1%}",
+            f"{found['mae']:.3f}",
+            f"{found['rmse_of_expected']:.3f}",
+            f"{found['validation_loss']:.3f}",
+            "" if found["auroc"] is None else f"{found['auroc']['value']:.3f}",
+            f"{found['minutes']:.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.accuracy",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    folder = argparse.ArgumentParser(add_help=False)
+    folder.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(".accuracy"),
+        help="data set and runs (default: %(default)s)",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    add = commands.add_parser("prepare", parents=[folder], help="make the data set")
+    add.add_argument("--photos", type=Path, required=True, help="tar of photos and metadata")
+    for command, text in (
+        ("try", "train a recipe and judge it on validation"),
+        ("test", "judge a chosen recipe on the test photos"),
+        ("final", "train a chosen recipe on all photos"),
+    ):
+        add = commands.add_parser(command, parents=[folder], help=text)
+        add.add_argument("name", choices=TRIES, help="of a recipe")
+        add.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    commands.add_parser("table", help="print the rows as Markdown")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    args = parse_arguments()
+    actions = {"try": try_recipe, "test": test_recipe, "final": final}
+    try:
+        if args.command == "prepare":
+            prepare(args.photos, args.folder)
+        elif args.command == "table":
+            print(table())
+        else:
+            actions[args.command](args)
+    except (DataError, FileNotFoundError, tarfile.TarError) as error:
+        sys.exit(f"error: {error}")
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)
+
+
+if __name__ == "__main__":
+    main()
