@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
         for comparison in comparisons(args, Path(folder)):
             results.append(to_json(comparison))
             print(f"\n{describe(comparison)}", flush=True)
-            if comparison.title == "head":
+            if comparison.title == "head" and not args.quick:
                 print(f"\n{extrapolate(comparison, FIXED_PARTS, ORIGINAL_PHOTOS)}", flush=True)
             # After each, as a later one may fail.
             content = {"arguments": vars(args), "machine": found, "comparisons": results}

@@ -90,6 +90,7 @@ def describe(comparison: Comparison) -> str:
             cells = [
                 [side, *(number(found[name]) if name in found else "" for name in names)]
                 for side, found in values.items()
+                if found
             ]
             texts.append(table([heading, *names], cells))
     return "\n\n".join(texts)

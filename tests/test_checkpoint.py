@@ -12,6 +12,7 @@ from training.checkpoint import (
     SnapshotWriter,
     copy_tensors,
     load_snapshot,
+    machine,
     save_snapshot,
 )
 
@@ -21,6 +22,7 @@ SETTINGS = {"arch": "resnet50", "epochs": 30}
 def snapshot(epoch: int, settings: dict[str, Any] = SETTINGS) -> Snapshot:
     return Snapshot(
         settings=settings,
+        machine=machine(),
         epoch=epoch,
         step=7,
         losses=[0.5, 0.25],
@@ -200,3 +202,16 @@ def test_copies_share_nothing_and_keep_the_layout_of_their_tensors() -> None:
     assert first.stride() == pixels.stride()  # type: ignore[union-attr]
     pixels.zero_()
     assert first.abs().sum() > 0  # type: ignore[union-attr,operator]
+
+
+def test_a_snapshot_of_another_machine_is_used_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = snapshot(4)
+    save_snapshot(tmp_path, taken)
+    assert newest(tmp_path) == 4
+    assert capsys.readouterr().err == ""
+    taken["machine"]["threads"] = 64
+    save_snapshot(tmp_path, taken)
+    assert newest(tmp_path) == 4
+    assert "of another machine (threads 64, here " in capsys.readouterr().err

@@ -24,6 +24,7 @@ class Snapshot(TypedDict):
     """All that the next step depends on. Randomness is a function of seed, epoch and step."""
 
     settings: dict[str, Any]
+    machine: dict[str, Any]  # that took it
     epoch: int  # epochs finished
     step: int  # steps taken after them
     losses: list[float]  # of these steps
@@ -34,6 +35,16 @@ class Snapshot(TypedDict):
     scaler: dict[str, Any]
     best: Best
     history: list[dict[str, Any]]  # the lines of metrics.jsonl
+
+
+def machine() -> dict[str, Any]:
+    """What the last bits of the weights depend on, besides settings and data."""
+    return {
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": str(torch.__version__),
+    }
 
 
 class SnapshotWriter:
@@ -100,6 +111,22 @@ def load_snapshot(folder: Path, settings: dict[str, Any]) -> Snapshot | None:
             print(f"{file.name} is damaged, trying an older one ({error!r:.80})", file=sys.stderr)
             continue
         if same_settings:
+            _compare_machines(snapshot["machine"])
             return snapshot
         print(f"{file.name} was taken with other settings, not used", file=sys.stderr)
     return None
+
+
+def _compare_machines(taken_on: dict[str, Any]) -> None:
+    here = machine()
+    others = [
+        f"{name} {taken_on.get(name)}, here {here[name]}"
+        for name in here
+        if here[name] != taken_on.get(name)
+    ]
+    if others:
+        print(
+            f"the snapshot is of another machine ({'; '.join(others)}): the weights will be as "
+            "good, but not the same to the last bit",
+            file=sys.stderr,
+        )

@@ -295,7 +295,7 @@ def main() -> None:
         "the root mean square error of the expected count (default: %(default)s)",
     )
     asked, rest = parser.parse_known_args()
-    args = parse_arguments([*rest, "--skip-test"])
+    args = parse_arguments([*rest, "--skip-test"], prog=parser.prog)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         search(args, asked.trials, asked.timeout, asked.objective)

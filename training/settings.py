@@ -134,15 +134,18 @@ def number_from_zero(*, included: bool, below: float = math.inf) -> Callable[[st
 
 
 def parse_arguments(
-    arguments: list[str] | None = None, *, description: str | None = None
+    arguments: list[str] | None = None,
+    *,
+    prog: str = "python -m training.train",
+    description: str | None = None,
 ) -> argparse.Namespace:
-    """The flags of training.train.
+    """The flags of training.train; `prog` is who speaks when one is wrong.
 
     What is not given comes from --settings, from SageMaker's environment, or from the recipe of
     the mode, the first that has it.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m training.train",
+        prog=prog,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from training.checkpoint import Best, Snapshot
+from training.checkpoint import Best, Snapshot, machine
 from training.settings import Settings
 from training.world import World
 
@@ -227,6 +227,7 @@ class Trainer:
         """The state, which the next step changes: save it, or copy it, before."""
         return Snapshot(
             settings=asdict(self.settings),
+            machine=machine(),
             epoch=self.epoch,
             step=self.step,
             losses=self._losses,
