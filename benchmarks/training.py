@@ -161,7 +161,7 @@ def comparisons(args: argparse.Namespace, folder: Path) -> Iterator[Comparison]:
             unpack_photos(args.photos, more)
             arch = "resnet50" if judged else "efficientnet_lite0"
             work = replace(work, photos=more, weights=weights[arch], arch=arch, judged=True)
-            yield compare_head(f"accuracy of head mode, {arch}", work, repeats=1)
+            yield compare_head(f"accuracy of head mode, {arch}", work, repeats=1, goals={})
 
 
 def random_resnet50(folder: Path) -> Path:

@@ -34,17 +34,16 @@ def run_processes(photos: Path, scale: Scale) -> Measured:
 
 
 def available_cores() -> list[int]:
-    """Those that both sides get; empty numbers where a system does not tell its cores."""
+    """Those that each side gets; plain numbers where a system does not tell."""
     if sys.platform == "linux":
         return sorted(os.sched_getaffinity(0))[:CORES]
     return list(range(CORES))
 
 
-def pin(cores: Sequence[int]) -> Sequence[int]:
-    """Keep this process on `cores`, where the system can; returns them."""
+def pin(cores: Sequence[int]) -> None:
+    """Keep this process on `cores`, where the system can."""
     if sys.platform == "linux":
         os.sched_setaffinity(0, cores)
-    return cores
 
 
 _everyone_ready: Barrier

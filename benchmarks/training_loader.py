@@ -10,6 +10,7 @@ from benchmarks.training_decoding import available_cores, pin, run_processes
 from benchmarks.training_measure import Comparison, Measured, Scale, Side, compare
 from benchmarks.training_photos import native_entries
 from training.data import PhotoIndex
+from training.memory import keep_freed_memory
 from training.photos import PhotoBatches, StillPhotos
 
 REFERENCE = "two pinned processes, bytes in memory"
@@ -32,7 +33,9 @@ def compare_loader(photos: Path, scale: Scale, repeats: int) -> Comparison:
 
 
 def run_loader(photos: Path, scale: Scale, *, augmented: bool) -> Measured:
-    cores = pin(available_cores())
+    keep_freed_memory()  # as training does
+    cores = available_cores()
+    pin(cores)
     torch.set_num_threads(len(cores))
     # One long epoch, as in a real data set: the end of an epoch has nothing to decode ahead.
     index = PhotoIndex(native_entries(photos) * scale.passes)
@@ -43,6 +46,7 @@ def run_loader(photos: Path, scale: Scale, *, augmented: bool) -> Measured:
     moving = PhotoBatches(
         index,
         torch.zeros(len(index), 1),
+        packed=scale.size,
         size=scale.size,
         batch_size=scale.batch_size,
         seed=0,

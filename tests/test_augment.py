@@ -43,7 +43,7 @@ def test_with_nothing_drawn_a_photo_stays_as_it_is_or_is_mirrored() -> None:
     pixels = torch.randint(256, (2, 16, 16, 3), dtype=torch.uint8)
     drawn = torch.zeros(2, FIELDS)
     drawn[1, 0] = -1
-    same, mirrored = augment(pixels, drawn)
+    same, mirrored = augment(pixels, drawn, pixels.shape[1])
     torch.testing.assert_close(same, pixels[0].float(), atol=1e-3, rtol=0)
     torch.testing.assert_close(mirrored, pixels[1].flip(1).float(), atol=1e-3, rtol=0)
 
@@ -60,7 +60,7 @@ def test_what_is_not_at_the_very_edge_stays_in_the_picture(
     """A spot in the inner two thirds of a photo is there once, and about as large."""
     drawn = draw([photo_id], seed=1, epoch=1)
     drawn[:, 6:] = 0
-    (changed,) = augment(spot(64, row, column), drawn)
+    (changed,) = augment(spot(64, row, column), drawn, 64)
     bright = changed[..., 0].double()
     assert 0.75 < bright.sum().item() / (25 * 200) < 1.3
     weights = bright / bright.sum()
@@ -74,10 +74,18 @@ def test_colours_change_within_their_range_and_stay_bytes() -> None:
     pixels = torch.randint(256, (64, 8, 8, 3), dtype=torch.uint8)
     drawn = draw([str(number) for number in range(64)], seed=0, epoch=0)
     drawn[:, :6] = 0
-    changed = augment(pixels, drawn)
+    changed = augment(pixels, drawn, pixels.shape[1])
     assert changed.dtype is torch.float32
     assert changed.min() >= 0
     assert changed.max() <= 255
     ratio = changed.mean((1, 2, 3)) / pixels.float().mean((1, 2, 3))
     assert ratio.min() < 0.85
     assert ratio.max() > 1.15
+
+
+def test_a_photo_is_brought_to_the_size_of_the_input() -> None:
+    pixels = torch.full((2, 30, 30, 3), 77, dtype=torch.uint8)
+    for size in (20, 48):
+        changed = augment(pixels, torch.zeros(2, FIELDS), size)
+        assert changed.shape == (2, size, size, 3)
+        torch.testing.assert_close(changed, torch.full_like(changed, 77))

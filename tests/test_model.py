@@ -200,6 +200,15 @@ def test_frozen_batch_norm_makes_an_answer_depend_on_its_own_photo_alone() -> No
     assert not torch.allclose(network(pixels)[:1], network(pixels[:1]))
 
 
+def test_an_answer_from_photo_and_mirror_image_is_the_same_for_both(tiny: Counter) -> None:
+    both = Counter(tiny.network, 2.0, mirror=True).eval()
+    pixels = random_pixels(3)
+    torch.testing.assert_close(both(pixels), both(pixels.flip(2)))
+    logits = (tiny.network(pixels) + tiny.network(pixels.flip(2))) / 2
+    torch.testing.assert_close(both(pixels), torch.softmax(logits / 2.0, dim=1))
+    assert not torch.allclose(tiny(pixels), tiny(pixels.flip(2)))
+
+
 def test_under_autocast_only_depthwise_convolutions_stay_in_float32() -> None:
     dense, depthwise = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=4)
     keep_depthwise_in_float32(nn.Sequential(dense, depthwise))

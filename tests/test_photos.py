@@ -29,6 +29,7 @@ def source(index: PhotoIndex, *, seed: int = 0, threads: int = 2) -> PhotoBatche
     return PhotoBatches(
         index,
         soft_targets(classes, COUNTS, 0),
+        packed=SIZE,
         size=SIZE,
         batch_size=4,
         seed=seed,
@@ -74,6 +75,10 @@ def test_photos_to_measure_on_are_those_that_are_served_in_their_order(index: Ph
     for size in (SIZE, 20):
         still = StillPhotos(index, size=size, batch_size=10, threads=2, device=CPU)
         expected = [to_pixels(photo.jpeg, size) for photo in PHOTOS]
+        mirrored = StillPhotos(
+            index, size=size, batch_size=10, threads=2, device=CPU, mirrored=True
+        )
+        np.testing.assert_array_equal(torch.cat(list(mirrored)), np.array(expected)[:, :, ::-1])
         for _ in range(2):  # as often as asked
             batches = list(still)
             assert [len(batch) for batch in batches] == [10, 10, 3]
@@ -128,6 +133,7 @@ def test_processes_share_a_batch_and_no_photo_is_in_two_shares(
         found = PhotoBatches(
             index,
             targets,
+            packed=SIZE,
             size=SIZE,
             batch_size=batch_size,
             seed=0,

@@ -35,6 +35,7 @@ CHOSEN = Settings(
     batch_norm="train",
     precision="float32",
     backbone_precision="float32",
+    mirror="no",
     decision="argmax",
     validation_fraction=0.1,
     train_on="train",

@@ -30,10 +30,14 @@ def draw(ids: Sequence[str], *, seed: int, epoch: int) -> Tensor:
     return torch.from_numpy(np.array(rows, np.float32))
 
 
-def augment(pixels: Tensor, drawn: Tensor) -> Tensor:
-    """Pixels, uint8 [N, size, size, 3], changed as draw() says → float32, same shape, 0–255."""
+def augment(pixels: Tensor, drawn: Tensor, size: int) -> Tensor:
+    """Pixels, uint8 [N, any, any, 3], changed as draw() says → float32 [N, size, size, 3], 0–255.
+
+    Moved and brought to `size` at once: each interpolation blurs what is to be counted.
+    """
     photos = pixels.permute(0, 3, 1, 2).float()
-    grid = functional.affine_grid(_geometry(drawn), list(photos.shape), align_corners=False)
+    shape = [len(photos), 3, size, size]
+    grid = functional.affine_grid(_geometry(drawn), shape, align_corners=False)
     moved = functional.grid_sample(photos, grid, padding_mode="reflection", align_corners=False)
     brightness, contrast, saturation = (
         (1 + amount * drawn[:, column]).view(-1, 1, 1, 1)

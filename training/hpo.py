@@ -52,7 +52,7 @@ from training.settings import (
     whole_number,
 )
 from training.signals import Signals, StoppedError
-from training.task import Task, prepare_finetune, prepare_head
+from training.task import Task, mean_logits, prepare_finetune, prepare_head
 from training.trainer import DivergedError, Trainer
 
 BEST = "best.json"
@@ -165,8 +165,8 @@ def rmse_of_expected(trainer: Trainer, task: Task, counts: list[int]) -> float:
     metrics.json of training.train.
     """
     trainer.load_best()
-    held_out = task.validation.examples
-    logits = trainer.logits(held_out.batches).numpy()
+    held_out = task.validation
+    logits = mean_logits(trainer, held_out)
     probabilities = softmax(logits, fit_temperature(logits, held_out.classes.numpy()))
     expected = probabilities.astype(np.float64) @ np.array(counts, np.float64)
     return float(np.sqrt(np.mean((expected - task.validation.photos.counts) ** 2)))

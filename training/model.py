@@ -115,15 +115,18 @@ class Counter(nn.Module):
     """Pixels, uint8 [N, size, size, 3] → probabilities, float32 [N, classes]: what is served.
 
     `temperature` divides the logits, so that the probabilities say how often the count is right.
+    With `mirror` the logits are the mean of those of the photo and of its mirror image.
     """
 
-    def __init__(self, network: Network, temperature: float = 1.0) -> None:
+    def __init__(self, network: Network, temperature: float = 1.0, *, mirror: bool = False) -> None:
         super().__init__()
-        self.network = network
-        self.temperature = temperature
+        self.network, self.temperature, self.mirror = network, temperature, mirror
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return torch.softmax(self.network(pixels) / self.temperature, dim=1)
+        logits = self.network(pixels)
+        if self.mirror:
+            logits = (logits + self.network(pixels.flip(2))) / 2
+        return torch.softmax(logits / self.temperature, dim=1)
 
 
 def load_backbone(arch: str, weights: Path, *, all_stages: bool) -> Backbone:

@@ -54,6 +54,7 @@ class PhotoBatches:
         photos: PhotoIndex,
         targets: Tensor,
         *,
+        packed: int,
         size: int,
         batch_size: int,
         seed: int,
@@ -61,9 +62,13 @@ class PhotoBatches:
         device: torch.device,
         world: World = ALONE,
     ) -> None:
-        """`targets` is float32 [photos, classes]; `batch_size` photos for each process."""
+        """`targets` is float32 [photos, classes]; photos are decoded at `packed` pixels a side.
+
+        `batch_size` photos for each process.
+        """
         self._photos, self._targets, self._world = photos, targets, world
-        self._size, self._batch_size, self._seed = size, batch_size * world.size, seed
+        self._batch_size, self._seed = batch_size * world.size, seed
+        self._packed, self._size = packed, size
         self._threads, self._device = threads, device
         # A short last batch would upset BatchNorm; the photos left over differ with each epoch.
         self.steps = len(photos) // self._batch_size
@@ -76,28 +81,35 @@ class PhotoBatches:
         decoded = map_ahead(self._decode, rows, threads=self._threads, ahead=AHEAD)
         for chosen, pixels in zip(rows, decoded, strict=True):
             drawn = draw([self._photos.ids[row] for row in chosen], seed=self._seed, epoch=epoch)
-            inputs = augment(self._to_device(pixels), self._to_device(drawn))
+            inputs = augment(self._to_device(pixels), self._to_device(drawn), self._size)
             targets = self._to_device(self._targets[torch.from_numpy(chosen)])
             yield Batch(inputs, targets, self._batch_size)
 
     def _decode(self, rows: NDArray[np.int64]) -> Tensor:
-        return decode(self._photos, rows.tolist(), self._size, pinned=_on_gpu(self._device))
+        return decode(self._photos, rows.tolist(), self._packed, pinned=_on_gpu(self._device))
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, non_blocking=True)
 
 
 class StillPhotos:
-    """Photos as they are, in batches, as often as asked: to measure on.
+    """Photos as they are, or all mirrored, in batches, as often as asked: to measure on.
 
     Iterating gives pixels, uint8 [N, size, size, 3], on `device`.
     """
 
     def __init__(
-        self, photos: PhotoIndex, *, size: int, batch_size: int, threads: int, device: torch.device
+        self,
+        photos: PhotoIndex,
+        *,
+        size: int,
+        batch_size: int,
+        threads: int,
+        device: torch.device,
+        mirrored: bool = False,
     ) -> None:
         self._photos, self._size, self._batch_size = photos, size, batch_size
-        self._threads, self._device = threads, device
+        self._threads, self._device, self._mirrored = threads, device, mirrored
 
     def __iter__(self) -> Iterator[Tensor]:
         total = len(self._photos)
@@ -105,8 +117,9 @@ class StillPhotos:
             range(start, min(start + self._batch_size, total))
             for start in range(0, total, self._batch_size)
         ]
-        for pixels in map_ahead(self._decode, rows, threads=self._threads, ahead=AHEAD):
-            yield pixels.to(self._device, non_blocking=True)
+        for decoded in map_ahead(self._decode, rows, threads=self._threads, ahead=AHEAD):
+            pixels = decoded.to(self._device, non_blocking=True)
+            yield pixels.flip(2) if self._mirrored else pixels
 
     def _decode(self, rows: range) -> Tensor:
         return decode(self._photos, rows, self._size, pinned=_on_gpu(self._device))

@@ -68,6 +68,7 @@ class Settings:
     batch_norm: str
     precision: str
     backbone_precision: Literal["float32", "int8"]
+    mirror: str
     decision: Decision
     validation_fraction: float
     train_on: str
@@ -271,6 +272,13 @@ def _add_recipe(group: "argparse._ArgumentGroup") -> None:
         choices=("float32", "int8"),
         default="float32",
         help="of the backbone that computes the features of head mode; int8 needs a CPU with VNNI "
+        "(default: %(default)s)",
+    )
+    flag(
+        "--mirror",
+        choices=("no", "yes"),
+        default="no",
+        help="yes: answer from the photo and its mirror image together, in twice the time "
         "(default: %(default)s)",
     )
     flag(

@@ -2,6 +2,7 @@
 
 import argparse
 import signal
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from training.model import Head, Network, keep_depthwise_in_float32, load_backbo
 from training.photos import PhotoBatches, StillPhotos
 from training.settings import Settings
 from training.signals import Signals
-from training.trainer import ALONE, Examples, Source, soft_targets
+from training.trainer import ALONE, Examples, Source, Trainer, soft_targets
 from training.world import World
 
 MEASURED_BATCH = 64  # photos
@@ -25,10 +26,20 @@ MEASURED_BATCH = 64  # photos
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Photos to measure on, and what the trained network sees of them."""
+    """Photos to measure on, and what the trained network sees of them.
+
+    `views` are one, the photos as they are, or two, their mirror images as well; an answer is the
+    mean over the views.
+    """
 
     photos: PhotoIndex
-    examples: Examples
+    classes: Tensor  # int64 [photos]
+    views: list[Iterable[Tensor]]
+
+    @property
+    def examples(self) -> Examples:
+        """The photos as they are."""
+        return Examples(self.views[0], self.classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +89,15 @@ def prepare_head(
     classes = classes_of(dataset, photos)
     head = Head(inputs.shape[2], len(dataset.counts), settings.hidden, settings.dropout)
     head.standardise(inputs[fit].flatten(0, 1))
+    used = 2 if settings.mirror == "yes" else 1
     test = None
     if tests(args):
         test_photos = dataset.index("test")
+        seen = views("test", "float32")  # whatever it was trained on: so it is served
         test = Measured(
             photos=test_photos,
-            # In float32 whatever it was trained on: so it is served.
-            examples=Examples([views("test", "float32")[:, 0]], classes_of(dataset, test_photos)),
+            classes=classes_of(dataset, test_photos),
+            views=[[seen[:, view]] for view in range(used)],
         )
     return Task(
         network=Network(backbone, head),
@@ -98,7 +111,8 @@ def prepare_head(
         ),
         validation=Measured(
             photos=photos.subset(held_out),
-            examples=Examples([inputs[held_out, 0]], classes[held_out]),
+            classes=classes[held_out],
+            views=[[inputs[held_out, view]] for view in range(used)],
         ),
         test=test,
         photos=photos,
@@ -125,14 +139,18 @@ def prepare_finetune(
     fit, held_out = split_validation(photos, settings.validation_fraction)
 
     def still(photos: PhotoIndex) -> Measured:
-        batches = StillPhotos(
-            photos,
-            size=settings.size,
-            batch_size=MEASURED_BATCH,
-            threads=args.threads,
-            device=device,
-        )
-        return Measured(photos=photos, examples=Examples(batches, classes_of(dataset, photos)))
+        views: list[Iterable[Tensor]] = [
+            StillPhotos(
+                photos,
+                size=settings.size,
+                batch_size=MEASURED_BATCH,
+                threads=args.threads,
+                device=device,
+                mirrored=mirrored,
+            )
+            for mirrored in ((False, True) if settings.mirror == "yes" else (False,))
+        ]
+        return Measured(photos=photos, classes=classes_of(dataset, photos), views=views)
 
     fitted = photos.subset(fit)
     return Task(
@@ -141,6 +159,7 @@ def prepare_finetune(
         source=PhotoBatches(
             fitted,
             soft_targets(classes_of(dataset, fitted), dataset.counts, settings.label_spread),
+            packed=dataset.size,
             size=settings.size,
             batch_size=settings.batch_size,
             seed=settings.seed,
@@ -177,3 +196,10 @@ def split_validation(
 def classes_of(dataset: Dataset, photos: PhotoIndex) -> Tensor:
     """int64 [photos]: class k stands for the k-th count."""
     return torch.from_numpy(np.searchsorted(np.array(dataset.counts), photos.counts))
+
+
+def mean_logits(trainer: Trainer, measured: Measured) -> NDArray[np.float32]:
+    """What is answered from all views together, [photos, classes]."""
+    logits = torch.stack([trainer.logits(view) for view in measured.views])
+    mean: NDArray[np.float32] = logits.mean(0).numpy()
+    return mean

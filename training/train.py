@@ -34,7 +34,7 @@ from training.model import Counter, WeightsError
 from training.report import Mistake, plot_loss, write_report
 from training.settings import INTERRUPTED, Settings, parse_arguments
 from training.signals import Signals, StoppedError
-from training.task import Measured, Task, prepare_finetune, prepare_head
+from training.task import Measured, Task, mean_logits, prepare_finetune, prepare_head
 from training.trainer import DivergedError, Trainer
 from training.world import World, join
 
@@ -88,9 +88,8 @@ def judge(
     trainer: Trainer, task: Task, dataset: Dataset, epoch: int
 ) -> tuple[dict[str, Any], list[Mistake]]:
     """What metrics.json holds of the weights of `epoch`, and the worst mistakes."""
-    held_out = task.validation.examples
-    logits = trainer.logits(held_out.batches).numpy()
-    temperature = fit_temperature(logits, held_out.classes.numpy())
+    logits = mean_logits(trainer, task.validation)
+    temperature = fit_temperature(logits, task.validation.classes.numpy())
     metrics: dict[str, Any] = {
         "train": {"photos": len(task.photos), "epoch": epoch},
         "temperature": temperature,
@@ -126,7 +125,9 @@ def write(
     )
     torch.save(task.network.state_dict(), args.output / "weights.pth")
     export_model(
-        Counter(task.network.cpu(), metrics["temperature"]),
+        Counter(
+            task.network.cpu(), metrics["temperature"], mirror=trainer.settings.mirror == "yes"
+        ),
         args.model_dir or args.output / "model",
         dataset=dataset,
         metrics=metrics,
@@ -140,7 +141,7 @@ def measure(
     trainer: Trainer, measured: Measured, dataset: Dataset, task: Task, temperature: float
 ) -> tuple[dict[str, Any], list[Mistake]]:
     """Metrics of the best weights and their worst mistakes."""
-    probabilities = softmax(trainer.logits(measured.examples.batches).numpy(), temperature)
+    probabilities = softmax(mean_logits(trainer, measured), temperature)
     photos, counts = measured.photos, dataset.counts
     values, times = np.unique(task.photos.counts, return_counts=True)
     majority, decision = int(values[times.argmax()]), trainer.settings.decision
