@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from packed import draw_photo
 from PIL import Image
 
-from tests.packed import draw_photo
 from training.inventory_check import check_inventory
 from training.metrics import evaluate
 from training.report import Mistake, plot_loss, write_report
@@ -155,6 +155,15 @@ def test_every_part_is_absent_when_its_data_is(tmp_path: Path) -> None:
     page = report(tmp_path, metrics={"test": test | {"inventory": {"photos": 0}}})
     assert page.headings == ["Losses", "Right and wrong, by count", "To do it again"]
     assert "RMSE" not in page.text
+
+
+def test_without_a_test_the_photos_held_out_are_judged_and_said_to_be(tmp_path: Path) -> None:
+    metrics = make_metrics()
+    metrics["validation"] = metrics.pop("test")
+    page = report(tmp_path, metrics=metrics)
+    assert "judged on 200 of them held out" in page.text
+    assert "tested on" not in page.text
+    assert "Exact counts" in page.text
 
 
 def test_the_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:

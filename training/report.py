@@ -59,7 +59,7 @@ def write_report(
     """Write the report of a run to `file`: one HTML page that loads nothing else.
 
     `command` is what reproduces the run, in words as a shell passes them; `metrics` the content of
-    metrics.json, its `test` from `metrics.evaluate`, with `test.inventory` from `check_inventory`
+    metrics.json, its `test`, or without it `validation`, from `metrics.evaluate`, with `test.inventory` from `check_inventory`
     and `temperature` from `fit_temperature` if there are any; `history` the lines of
     metrics.jsonl. What is missing there is left out of the page.
     """
@@ -73,12 +73,15 @@ def write_report(
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
     environment.filters["data_uri"] = data_uri
     losses = _lines_with_losses(history)
-    bins = metrics.get("test", {}).get("calibration", {}).get("bins", [])
+    judged = metrics.get("test") or metrics.get("validation") or {}
+    bins = judged.get("calibration", {}).get("bins", [])
     html = environment.get_template("report.html.j2").render(
         title=title,
         command=_over_lines(command),
         settings=settings,
         metrics=metrics,
+        judged=judged,
+        tested="test" in metrics,
         history=history,
         mistakes=mistakes,
         warnings=warnings_of(history),
