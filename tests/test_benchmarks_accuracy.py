@@ -1,0 +1,121 @@
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks import accuracy
+from data_prep.synthetic import synthesize
+from training.data import open_dataset
+from training.settings import parse_arguments
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tar laid out as the public bucket."""
+    folder = tmp_path_factory.mktemp("public")
+    synthesize(folder, 60, 0, sides=range(64, 65), workers=1)
+    with tarfile.open(folder / "photos.tar", "w") as tar:
+        for name in ("bin-images", "metadata"):
+            tar.add(folder / name, arcname=name)
+    return folder / "photos.tar"
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["accuracy", *words])
+    accuracy.main()
+
+
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setattr(accuracy, "ROWS", tmp_path / "rows.jsonl")
+    return tmp_path / "rows.jsonl"
+
+
+SIDE = {
+    "photos": 40,
+    "accuracy": {"value": 0.4, "low": 0.3, "high": 0.5},
+    "within_one": 0.8,
+    "mae": 0.9,
+    "rmse_of_expected": 1.1,
+    "calibration": {"expected_calibration_error": 0.02},
+    "inventory": {"photos": 0},
+}
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Stands for training.train; the flags that it was given, call by call."""
+    calls: list[list[str]] = []
+
+    def run(words: list[str], *, check: bool) -> None:
+        calls.append(words[3:])
+        args = parse_arguments(words[3:])  # as training.train would take them
+        (args.output / "model").mkdir(parents=True)
+        (args.output / "model" / "model.json").write_text("{}")
+        side = "validation" if args.skip_test else "test"
+        metrics = {"train": {"epoch": 3}, "temperature": 1.2, side: SIDE}
+        (args.output / "metrics.json").write_text(json.dumps(metrics))
+        (args.output / "metrics.jsonl").write_text('{"validation_loss": 1.5}\n')
+
+    # Not subprocess.run itself, which others use as well.
+    fake = SimpleNamespace(run=run, CalledProcessError=subprocess.CalledProcessError)
+    monkeypatch.setattr(accuracy, "subprocess", fake)
+    return calls
+
+
+def test_photos_are_prepared_as_data_preparation_does(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accuracy, "save_weights", lambda arch, folder: None)
+    command(monkeypatch, "prepare", "--photos", str(photos), "--folder", str(tmp_path))
+    dataset = open_dataset(tmp_path / "datasets" / "bins")
+    sides = [set(dataset.index(side).groups) for side in ("train", "test")]
+    assert all(sides)
+    assert not sides[0] & sides[1]
+
+
+@pytest.mark.parametrize("name", accuracy.TRIES)
+def test_a_try_leaves_the_test_photos_alone_and_a_row(
+    name: str,
+    tmp_path: Path,
+    rows: Path,
+    trained: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command(monkeypatch, "try", name, "--seed", "2", "--folder", str(tmp_path))
+    (flags,) = trained
+    assert "--skip-test" in flags
+    (row,) = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert (row["try"], row["seed"], row["side"]) == (name, 2, "validation")
+    cells = [cell.strip() for cell in accuracy.table().splitlines()[-1].split("|")]
+    assert cells[1:5] == [f"{name}, seed 2", "validation", "40", "40.0% (30.0%–50.0%)"]
+    assert cells[5:9] == ["80.0%", "0.900", "1.100", "1.500"]
+
+
+def test_the_last_model_is_trained_on_every_photo(
+    tmp_path: Path,
+    trained: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command(monkeypatch, "final", "head", "--folder", str(tmp_path))
+    assert trained[0][-4:-2] == ["--train-on", "all"]
+    archive = Path(capsys.readouterr().out.strip())
+    with tarfile.open(archive) as tar:
+        assert tar.getnames() == ["model.json"]
+
+
+def test_a_missing_tar_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as end:
+        command(
+            monkeypatch,
+            *("prepare", "--photos", str(tmp_path / "none.tar"), "--folder", str(tmp_path)),
+        )
+    message: Any = end.value.code
+    assert str(message).startswith("error: ")
+    assert "none.tar" in str(message)
