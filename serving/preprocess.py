@@ -51,7 +51,8 @@ def to_pixels(photo: bytes, size: int) -> NDArray[np.uint8]:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
         if image.mode == "I;16":  # 16-bit grey, which convert() would clip instead of scaling
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        rgb = image.convert("RGB")
+        image.load()
+        rgb = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
     except (PhotoError, MemoryError):
         raise
     except Exception as error:  # for damaged files Pillow raises nearly anything, even asserts

@@ -235,7 +235,7 @@ def pack_code() -> bytes:
     """code.tar.gz with the stand-in for training.train."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as tar:
-        for package in ("training", "costs"):
+        for package in ("training", "serving", "costs"):
             for file in sorted((ROOT / package).iterdir()):
                 if file.suffix in {".py", ".json"} and file.name != "train.py":
                     tar.add(file, arcname=f"{package}/{file.name}")

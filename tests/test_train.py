@@ -290,7 +290,8 @@ def test_a_new_machine_needs_nothing_but_the_checkpoints(
     here(command(data, weights, tmp_path / "new", *more))
     assert [line["epoch"] for line in timeless_history(tmp_path / "new")] == [1, 2, 3]
     assert timeless_history(tmp_path / "new") == timeless_history(tmp_path / "lost")
-    assert "going on after epoch 2, step 0" in capsys.readouterr().err
+    # The one before may not be of the step before: while one is being written none is taken.
+    assert re.search(r"going on after epoch [012], step \d", capsys.readouterr().err)
     weights_of = map(network_weights, (tmp_path / "lost", tmp_path / "new"))
     for one, other in zip(*weights_of, strict=True):
         np.testing.assert_array_equal(one, other)

@@ -221,6 +221,24 @@ def test_without_averaging_the_weights_themselves_are_measured() -> None:
     assert equal_weights(trainer.snapshot()["average"], head.state_dict())
 
 
+@pytest.mark.parametrize("stop", [1, STEPS + 2])
+def test_without_averaging_an_interruption_leaves_no_trace_either(
+    tmp_path: Path, stop: int
+) -> None:
+    chosen = replace(CHOSEN, average=0.0)
+    _, expected = run(tmp_path / "peaceful", chosen)
+    trainer, head = run(tmp_path / "stopped", chosen, stops=[stop])
+    assert equal_weights(head.state_dict(), expected.state_dict())
+    assert equal_weights(trainer.snapshot()["average"], expected.state_dict())
+
+
+@pytest.mark.parametrize("warmup", [0.0, 1 / (STEPS * 4), 0.5])
+def test_any_share_of_the_steps_may_warm_up(warmup: float) -> None:
+    trainer, _ = new_trainer(replace(CHOSEN, warmup=warmup))
+    train(trainer, STEPS * CHOSEN.epochs)
+    assert trainer.finished
+
+
 class Fixed(nn.Module):
     """Answers with its one weight, which training does not move far."""
 

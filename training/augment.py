@@ -39,13 +39,20 @@ def augment(pixels: Tensor, drawn: Tensor, size: int) -> Tensor:
     shape = [len(photos), 3, size, size]
     grid = functional.affine_grid(_geometry(drawn), shape, align_corners=False)
     moved = functional.grid_sample(photos, grid, padding_mode="reflection", align_corners=False)
+    return _coloured(moved, drawn).permute(0, 2, 3, 1)
+
+
+def _coloured(photos: Tensor, drawn: Tensor) -> Tensor:
+    """Brightness, contrast and saturation at once: a matrix on the channels of each photo."""
     brightness, contrast, saturation = (
-        (1 + amount * drawn[:, column]).view(-1, 1, 1, 1)
+        (1 + amount * drawn[:, column]).view(-1, 1, 1)
         for column, amount in ((6, BRIGHTNESS), (7, CONTRAST), (8, SATURATION))
     )
-    grey, mean = moved.mean(1, keepdim=True), moved.mean((1, 2, 3), keepdim=True)
-    coloured = ((moved - grey) * saturation + grey - mean) * contrast + mean * brightness
-    return coloured.clamp_(0, 255).permute(0, 2, 3, 1)
+    channels = photos.flatten(2)  # [N, 3, pixels]
+    identity = torch.eye(3, device=photos.device)
+    matrix = contrast * (saturation * identity + (1 - saturation) / 3)
+    offset = channels.mean((1, 2), keepdim=True) * (brightness - contrast)
+    return torch.baddbmm(offset, matrix, channels).clamp_(0, 255).view_as(photos)
 
 
 def _geometry(drawn: Tensor) -> Tensor:

@@ -76,7 +76,9 @@ class Trainer:
         self._network, self._source, self._device = network, source, device
         # Sends a layer's gradients while the layers before it are still computing theirs.
         self._trained = DistributedDataParallel(network) if world.size > 1 else network
-        self._average = {name: t.detach().clone() for name, t in network.state_dict().items()}
+        self._average = network.state_dict()
+        if settings.average:
+            self._average = {name: tensor.clone() for name, tensor in self._average.items()}
         self._optimizer = torch.optim.AdamW(
             network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
@@ -84,7 +86,8 @@ class Trainer:
             self._optimizer,
             settings.learning_rate,
             total_steps=settings.epochs * source.steps,
-            pct_start=settings.warmup,
+            # A warm-up of just one step would be divided by 0 in there.
+            pct_start=settings.warmup + 1e-9,
         )
         # Without float16 it does nothing.
         self._scaler = torch.amp.GradScaler(
@@ -162,6 +165,8 @@ class Trainer:
 
     @torch.no_grad()
     def _update_average(self) -> None:
+        if not self.settings.average:
+            return  # it is the weights themselves
         taken = self.epoch * self.steps + self.step
         decay = min(self.settings.average, (1 + taken) / (10 + taken))
         for name, tensor in self._network.state_dict().items():
@@ -242,7 +247,8 @@ class Trainer:
 
     def restore(self, snapshot: Snapshot) -> None:
         self._network.load_state_dict(snapshot["network"])
-        self._average = snapshot["average"]
+        if self.settings.average:
+            self._average = snapshot["average"]
         self._optimizer.load_state_dict(snapshot["optimizer"])
         self._schedule.load_state_dict(snapshot["schedule"])
         self._scaler.load_state_dict(snapshot["scaler"])
