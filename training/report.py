@@ -59,9 +59,9 @@ def write_report(
     """Write the report of a run to `file`: one HTML page that loads nothing else.
 
     `command` is what reproduces the run, in words as a shell passes them; `metrics` the content of
-    metrics.json, its `test`, or without it `validation`, from `metrics.evaluate`, with `test.inventory` from `check_inventory`
-    and `temperature` from `fit_temperature` if there are any; `history` the lines of
-    metrics.jsonl. What is missing there is left out of the page.
+    metrics.json, its `test`, or without it `validation`, from `metrics.evaluate`, with `inventory`
+    in it from `check_inventory`, and `temperature` from `fit_temperature` if there are any;
+    `history` the lines of metrics.jsonl. What is missing there is left out of the page.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
