@@ -66,11 +66,11 @@ def estimate_training(
     work = _work(photos, arch, epochs, mode)
     seconds = BOOT_SECONDS + sum(work.values())
     dollars = total(run_cost(seconds, instance_type, purchase, volume_gib, prices))
+    found = "measured" if mode == "head" else "derived from measurements"
+    steps = ", ".join(f"{name.format(took)}" for name, took in work.items())
     basis = (
-        f"boot {BOOT_SECONDS} s, "
-        + ", ".join(f"{name.format(took)}" for name, took in work.items())
-        + f"; rates {'measured' if mode == 'head' else 'derived from measurements'} on two cores in "
-        f"November 2026, not on {instance_type}, where half or twice the time is possible; no interruption; "
+        f"boot {BOOT_SECONDS} s, {steps}; rates {found} on two cores in November 2026, "
+        f"not on {instance_type}, where half or twice the time is possible; no interruption; "
         f"prices of {prices.region}, {prices.date}"
     )
     return Estimate(seconds, dollars, basis)
