@@ -139,7 +139,7 @@ class Trials:
                 self._report(trial, trainer.epoch, settings.epochs, line["validation_loss"])
                 saving.after_step(trainer)
         finally:
-            saving.finish()
+            saving.wait()
         best = min(trainer.history, key=lambda line: float(line["validation_loss"]))
         trial.set_user_attr("validation_accuracy", best["validation_accuracy"])
         if self.objective == "rmse":

@@ -39,11 +39,17 @@ class Saving:
             self._writer.save(trainer.snapshot())
             self._saved = time.monotonic()
         if stopping:
-            self.finish()
+            self.wait()
             raise StoppedError
 
-    def finish(self) -> None:
-        """Wait for the snapshot on its way."""
+    def finish(self, trainer: Trainer) -> None:
+        """Save the end of training, so that what comes after it can be interrupted as well."""
+        if trainer.world.first:
+            self._writer.save(trainer.snapshot())
+        self.wait()
+
+    def wait(self) -> None:
+        """Until the snapshot on its way is on disk."""
         self._writer.wait()
 
 
@@ -146,5 +152,5 @@ def train(
                 events_written = time.monotonic()
             progress.warn()
             saving.after_step(trainer)
-    saving.finish()
+    saving.finish(trainer)
     progress.close()
