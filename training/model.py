@@ -167,7 +167,7 @@ def _read_weights(arch: str, file: Path) -> dict[str, Tensor]:
 def keep_depthwise_in_float32(network: nn.Module) -> None:
     """Take the depthwise convolutions out of autocast.
 
-    On CPUs their gradients in bfloat16 take about twenty times as long as in float32.
+    On CPUs many of their gradients take five to twenty times as long in bfloat16 as in float32.
     """
 
     def outside_autocast(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

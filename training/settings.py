@@ -75,7 +75,8 @@ class Settings:
     seed: int
 
 
-# What a flag that is not given stands for, by mode. Chosen on validation: benchmarks/ACCURACY.md.
+# What a flag that is not given stands for, by mode. That of head was chosen by cross-validation on
+# the training side; that of finetune is a usual start, to be judged by benchmarks/accuracy.py.
 RECIPES: dict[str, dict[str, int | float | str]] = {
     "head": {
         "epochs": 20,
