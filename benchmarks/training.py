@@ -4,6 +4,7 @@
 
 head: head mode against the course's recipe, from photos on disk to a trained head. finetune:
 steps of fine-tuning against plain PyTorch. loader: the loader against processes that only decode.
+snapshots: steps of fine-tuning with snapshots against the same without.
 Every side runs in a process of its own, in turn with the others. Tables in Markdown go to stdout,
 every single run to a JSON file. Let nothing else run meanwhile.
 """
@@ -27,6 +28,7 @@ from benchmarks.training_measure import FULL, QUICK, BenchmarkError, Comparison
 from benchmarks.training_photos import draw_photos, unpack_photos
 from benchmarks.training_recipe import Work
 from benchmarks.training_report import describe, describe_machine, extrapolate, machine, to_json
+from benchmarks.training_snapshots import compare_snapshots
 from data_prep.folder import DataError, dataset_path
 from data_prep.pack import pack
 from data_prep.weights import save_weights
@@ -35,7 +37,7 @@ from training.data import DatasetError
 from training.model import WeightsError, load_backbone
 from training.settings import whole_number
 
-COMPARED = ("head", "finetune", "loader")
+COMPARED = ("head", "finetune", "loader", "snapshots")
 ORIGINAL_PHOTOS = 10_441  # of the original project
 
 
@@ -131,9 +133,10 @@ def comparisons(args: argparse.Namespace, folder: Path) -> Iterator[Comparison]:
 
     if "loader" in chosen:
         yield compare_loader(photos, scale, args.repeats)
-    if "finetune" in chosen:
+    data = dataset_path(photos, "finetune")
+    if not {"finetune", "snapshots"}.isdisjoint(chosen):
         pack(photos, "finetune", size=scale.size)
-        data = dataset_path(photos, "finetune")
+    if "finetune" in chosen:
         for arch in GOALS:
             yield compare_finetune(
                 data,
@@ -144,6 +147,11 @@ def comparisons(args: argparse.Namespace, folder: Path) -> Iterator[Comparison]:
                 threads=args.threads,
                 compiled=args.compile,
             )
+    if "snapshots" in chosen:
+        arch = "efficientnet_lite0"
+        yield compare_snapshots(
+            data, weights[arch], arch, scale, args.repeats, threads=args.threads
+        )
     if "head" in chosen:
         judged = args.resnet50_weights is not None
         work = Work(

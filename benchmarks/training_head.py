@@ -105,7 +105,7 @@ def train_head(dataset: Dataset, work: Work, precision: Precision, clock: Clock)
         while not trainer.finished:
             for _ in trainer.train_epoch():
                 pass
-            trainer.finish_epoch(task.validation.examples)
+            trainer.measure(task.validation.examples)
         trainer.load_best()
     return task
 

@@ -26,6 +26,7 @@ from benchmarks import (
     training_loader,
     training_measure,
     training_recipe,
+    training_snapshots,
 )
 from benchmarks.training_finetune import OURS, ROWS, compare_finetune
 from benchmarks.training_head import compare_head
@@ -44,11 +45,13 @@ from benchmarks.training_measure import (
 from benchmarks.training_photos import draw_photos, image_folder, native_entries, unpack_photos
 from benchmarks.training_recipe import Work, fastest_workers
 from benchmarks.training_report import describe, extrapolate, number, to_json
+from benchmarks.training_snapshots import compare_snapshots
 from data_prep.folder import DataError, dataset_path
 from data_prep.pack import pack
 from data_prep.split import read_split
 from data_prep.weights import save_weights
-from training import task
+from training import checkpoint, task
+from training.checkpoint import Snapshot, save_snapshot
 
 ROOT = Path(__file__).parents[1]
 TINY = Scale(
@@ -335,6 +338,24 @@ def test_fine_tuning_is_compared_row_by_row(
     assert all(run.photos == TINY.steps * TINY.batch_size for (run,) in found.runs.values())
 
 
+def test_steps_with_snapshots_are_compared_with_steps_without(
+    packed: Path, weights: Path, in_this_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[Path] = []
+
+    def save(folder: Path, snapshot: Snapshot) -> Path:
+        saved.append(save_snapshot(folder, snapshot))
+        return saved[-1]
+
+    monkeypatch.setattr(checkpoint, "save_snapshot", save)
+    monkeypatch.setattr(training_snapshots, "SECONDS", 1e-9)
+    found = compare_snapshots(packed, weights, "efficientnet_lite0", TINY, 1, threads=1)
+    assert saved
+    without, with_snapshots = found.runs.values()
+    assert without[0].photos == with_snapshots[0].photos
+    assert list(found.goals.values()) == [None, training_snapshots.GOAL]
+
+
 def test_fewer_photos_than_a_batch_are_one_line(packed: Path, weights: Path) -> None:
     with pytest.raises(BenchmarkError, match="give more photos"):
         training_finetune.prepare(
@@ -442,7 +463,13 @@ def test_the_command_prints_tables_and_writes_every_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     written = json.loads(file.read_text())
     titles = [found["title"] for found in written["comparisons"]]
-    assert titles == ["loader", "finetune resnet50", "finetune efficientnet_lite0", "head"]
+    assert titles == [
+        "loader",
+        "finetune resnet50",
+        "finetune efficientnet_lite0",
+        "snapshots efficientnet_lite0",
+        "head",
+    ]
     for found in written["comparisons"]:
         assert f"\n| {found['reference']} | " in done.stdout
     assert "%|" not in done.stdout  # progress goes to stderr

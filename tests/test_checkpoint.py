@@ -137,14 +137,13 @@ def test_a_kill_while_a_snapshot_is_written_leaves_the_older_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_snapshot(tmp_path, snapshot(4))
-    save = torch.save
 
-    def killed(content: Any, file: Path) -> None:
-        save(content, file)
-        file.write_bytes(file.read_bytes()[:-100])
+    def killed(file: Path, content: memoryview) -> None:
+        with file.open("wb") as stream:
+            stream.write(content[:-100])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", killed)
+    monkeypatch.setattr(Path, "write_bytes", killed)
     with pytest.raises(KeyboardInterrupt):
         save_snapshot(tmp_path, snapshot(5))
     assert [file.name for file in tmp_path.glob("*.pt")] == ["snapshot-00004-0000007.pt"]

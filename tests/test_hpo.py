@@ -212,16 +212,16 @@ def at_epoch(monkeypatch: pytest.MonkeyPatch) -> AtEpoch:
 
     def plan(number: int, happens: Callable[[], None]) -> None:
         left = number
-        finish_epoch = Trainer.finish_epoch
+        measure = Trainer.measure
 
         def counted(trainer: Trainer, validation: Examples) -> dict[str, Any]:
             nonlocal left
             left -= 1
             if left == 0:
                 happens()
-            return finish_epoch(trainer, validation)
+            return measure(trainer, validation)
 
-        monkeypatch.setattr(Trainer, "finish_epoch", counted)
+        monkeypatch.setattr(Trainer, "measure", counted)
 
     return plan
 

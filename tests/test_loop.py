@@ -57,6 +57,9 @@ def run(
     )
 
 
+END = "snapshot-00004-0000000.pt"  # of CHOSEN
+
+
 def saved(output: Path) -> list[str]:
     return sorted(file.name for file in (output / "snapshots").glob("snapshot-*"))
 
@@ -76,6 +79,24 @@ def test_every_epoch_leaves_a_line_with_its_losses_and_times(
         assert 0 < line["learning_rate"] <= CHOSEN.learning_rate * 1.001 or line["epoch"] == 4
 
 
+def test_a_long_epoch_is_measured_within_as_well(tmp_path: Path, signals: Signals) -> None:
+    run(tmp_path, signals, chosen=replace(CHOSEN, epochs=2, measure_steps=4), dollars_an_hour=1.0)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [4, STEPS, STEPS + 4, 2 * STEPS]
+    assert [line["epoch"] for line in lines] == [0.6667, 1, 1.6667, 2]
+    assert all(line["computing_seconds"] <= line["seconds"] for line in lines)
+
+
+def test_measuring_more_often_leads_to_the_same_weights(tmp_path: Path, signals: Signals) -> None:
+    for name, steps in (("often", 1), ("seldom", 1000)):
+        run(tmp_path / name, signals, chosen=replace(CHOSEN, measure_steps=steps))
+    often, seldom = (
+        torch.load(tmp_path / name / "snapshots" / END, weights_only=True)["network"]
+        for name in ("often", "seldom")
+    )
+    assert all(torch.equal(often[name], seldom[name]) for name in seldom)
+
+
 def test_the_progress_line_shows_loss_accuracy_rate_and_dollars(
     tmp_path: Path, signals: Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,8 +110,8 @@ def test_a_run_that_overfits_is_told_so_once(
     tmp_path: Path, signals: Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer, _ = new_trainer(replace(CHOSEN, epochs=12))
-    finish_epoch = trainer.finish_epoch
-    trainer.finish_epoch = lambda examples: _worse(finish_epoch(examples))  # type: ignore[method-assign]
+    measure = trainer.measure
+    trainer.measure = lambda examples: _worse(measure(examples))  # type: ignore[method-assign]
     train(trainer, VALIDATION, tmp_path, Saving(tmp_path / "snapshots", 1000, signals))
     assert capsys.readouterr().err.count("warning: overfitting since") == 1
 
@@ -98,9 +119,6 @@ def test_a_run_that_overfits_is_told_so_once(
 def _worse(line: dict[str, float]) -> dict[str, float]:
     line["train_loss"], line["validation_loss"] = 1 / line["epoch"], 1 + line["epoch"] / 10
     return line
-
-
-END = "snapshot-00004-0000000.pt"
 
 
 def test_a_snapshot_is_taken_when_it_is_time_and_at_the_end(
@@ -162,11 +180,11 @@ def test_tensorboard_reads_the_losses_of_every_epoch(tmp_path: Path, signals: Si
     for text in (tmp_path / "metrics.jsonl").read_text().splitlines():
         line = json.loads(text)
         for name in ("train_loss", "validation_loss", "validation_accuracy"):
-            assert events[name, line["epoch"]] == pytest.approx(line[name])
+            assert events[name, line["step"]] == pytest.approx(line[name])
 
 
 def test_events_of_an_interrupted_run_are_written_over(tmp_path: Path) -> None:
-    history = [{"epoch": epoch, "train_loss": 1 / epoch} for epoch in (1, 2, 3)]
+    history = [{"step": step, "train_loss": 1 / step} for step in (1, 2, 3)]
     write_events(tmp_path, history[:2])
     write_events(tmp_path, history)
-    assert sorted(read_events(tmp_path)) == [("train_loss", epoch) for epoch in (1, 2, 3)]
+    assert sorted(read_events(tmp_path)) == [("train_loss", step) for step in (1, 2, 3)]

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -248,6 +249,23 @@ def test_a_run_that_diverges_is_one_line_and_no_model(
         assert "lower --learning-rate" in error_line(here, arguments)
         assert not (tmp_path / "run" / "model").exists()
         assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
+    tmp_path: Path, data: Path, weights: Path, here: Here, quick: None
+) -> None:
+    flags = ("--hidden", "64", "--epochs", "3", "--snapshot-seconds", "0")
+    arguments = command(data, weights, tmp_path / "run", *flags)
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, usual[1]))  # less than a snapshot
+    try:
+        assert "the same command goes on" in error_line(here, arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert not list(tmp_path.rglob("snapshot-*.pt"))
+    assert not (tmp_path / "run" / "model").exists()
+    here(arguments)
+    assert (tmp_path / "run" / "metrics.json").exists()
 
 
 @pytest.mark.parametrize("flag", ["--epochs", "--batch-size", "--size", "--threads"])

@@ -38,6 +38,7 @@ CHOSEN = Settings(
     mirror="no",
     decision="argmax",
     validation_fraction=0.1,
+    measure_steps=1000,
     train_on="train",
     seed=0,
 )
@@ -96,7 +97,7 @@ def train(trainer: Trainer, until: int, validation: Examples = VALIDATION) -> li
                 < trainer.steps * (trainer.epoch + 1)
             ):
                 return losses
-        trainer.finish_epoch(validation)
+        trainer.measure(validation)
     return losses
 
 
@@ -197,7 +198,7 @@ def test_measuring_does_not_change_what_follows(uninterrupted: tuple[Trainer, He
         for _ in trainer.train_epoch():
             trainer.logits(VALIDATION.batches)
             trainer._network.train()
-        trainer.finish_epoch(VALIDATION)
+        trainer.measure(VALIDATION)
     assert equal_weights(head.state_dict(), uninterrupted[1].state_dict())
 
 
@@ -273,7 +274,7 @@ def test_the_weights_with_the_lowest_validation_loss_are_kept_across_an_interrup
     for loss in (0.9, 0.5, 0.7):
         list(trainer.train_epoch())
         average = trainer.snapshot()["average"]
-        line = trainer.finish_epoch(validation_loss_of(network, average, loss))
+        line = trainer.measure(validation_loss_of(network, average, loss))
         assert line["validation_loss"] == pytest.approx(loss, abs=1e-3)
     save_snapshot(tmp_path, trainer.snapshot())
     snapshot = load_snapshot(tmp_path, asdict(CHOSEN))
@@ -281,7 +282,7 @@ def test_the_weights_with_the_lowest_validation_loss_are_kept_across_an_interrup
     resumed = Trainer(Fixed(), OneBatch(), CHOSEN, CPU)
     resumed.restore(snapshot)
     list(resumed.train_epoch())
-    resumed.finish_epoch(validation_loss_of(network, resumed.snapshot()["average"], 0.6))
+    resumed.measure(validation_loss_of(network, resumed.snapshot()["average"], 0.6))
     assert resumed.load_best() == 2
     expected = torch.tensor([-math.log(math.exp(0.5) - 1), 0.0, -100.0])
     torch.testing.assert_close(resumed.logits([torch.zeros(1, 3)])[0], expected)

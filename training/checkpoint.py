@@ -1,6 +1,8 @@
 """Snapshots of a training run: one file each, complete or absent, the newest that is whole wins."""
 
+import io
 import sys
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
@@ -13,9 +15,9 @@ Tree = TypeVar("Tree")
 
 
 class Best(TypedDict):
-    """The averaged weights after the epoch with the lowest loss on validation so far."""
+    """The averaged weights with the lowest loss on validation so far."""
 
-    epoch: int
+    epoch: float  # epochs before it was measured
     validation_loss: float
     network: dict[str, Any]
 
@@ -27,7 +29,7 @@ class Snapshot(TypedDict):
     machine: dict[str, Any]  # that took it
     epoch: int  # epochs finished
     step: int  # steps taken after them
-    losses: list[float]  # of these steps
+    losses: list[float]  # of the steps since the last measurement
     network: dict[str, Any]
     average: dict[str, Any]
     optimizer: dict[str, Any]
@@ -84,6 +86,16 @@ def copy_tensors(tree: Tree) -> Tree:
     return result
 
 
+def write_tensors(file: Path, tree: Mapping[str, Any]) -> None:
+    """Save `tree` as one file, complete or absent. Raises OSError when there is no room."""
+    # To memory first: of a full disk PyTorch says that a position was not expected.
+    content = io.BytesIO()
+    torch.save(tree, content)
+    temporary = file.with_name(f".{file.name}.partial")
+    temporary.write_bytes(content.getbuffer())
+    temporary.replace(file)
+
+
 def save_snapshot(folder: Path, snapshot: Snapshot) -> Path:
     """Write `snapshot-<epoch>-<step>.pt` and remove all but the newest KEPT.
 
@@ -91,9 +103,7 @@ def save_snapshot(folder: Path, snapshot: Snapshot) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"snapshot-{snapshot['epoch']:05d}-{snapshot['step']:07d}.pt"
-    temporary = file.with_name(f".{file.name}.partial")
-    torch.save(snapshot, temporary)
-    temporary.replace(file)
+    write_tensors(file, snapshot)
     earlier = sorted(other for other in folder.glob("snapshot-*.pt") if other <= file)
     for other in folder.glob("snapshot-*.pt"):
         if other not in earlier[-KEPT:]:

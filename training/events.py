@@ -18,5 +18,5 @@ def write_events(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
     with SummaryWriter(str(folder)) as writer:
         for line in history:
             for name, value in line.items():
-                if name != "epoch" and isinstance(value, int | float):
-                    writer.add_scalar(name, value, line["epoch"])
+                if name != "step" and isinstance(value, int | float):
+                    writer.add_scalar(name, value, line["step"])

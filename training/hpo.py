@@ -133,11 +133,11 @@ class Trials:
                     f"trial {trial.number}, epoch {trainer.epoch + 1} of {settings.epochs}"
                 )
                 for _ in trainer.train_epoch():
-                    if trainer.step < trainer.steps:
-                        saving.after_step(trainer)
-                line = trainer.finish_epoch(task.validation.examples)
-                self._report(trial, trainer.epoch, settings.epochs, line["validation_loss"])
-                saving.after_step(trainer)
+                    if trainer.measurement_due:
+                        line = trainer.measure(task.validation.examples)
+                    if trainer.step == 0:
+                        self._report(trial, trainer.epoch, settings.epochs, line["validation_loss"])
+                    saving.after_step(trainer)
         finally:
             saving.wait()
         best = min(trainer.history, key=lambda line: float(line["validation_loss"]))

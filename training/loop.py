@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -53,8 +54,29 @@ class Saving:
         self._writer.wait()
 
 
+class Record:
+    """metrics.jsonl and TensorBoard's events, by the first process alone."""
+
+    def __init__(self, trainer: Trainer, output: Path) -> None:
+        self._trainer, self._output = trainer, output
+        self._file = output / "metrics.jsonl"
+        self._events_written = time.monotonic()
+        if trainer.world.first:
+            self._file.write_text("".join(json.dumps(line) + "\n" for line in trainer.history))
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Take up the last line of the history."""
+        if not self._trainer.world.first:
+            return
+        with self._file.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+        if self._trainer.finished or time.monotonic() - self._events_written >= EVENTS_SECONDS:
+            write_events(self._output / "events", self._trainer.history)
+            self._events_written = time.monotonic()
+
+
 class Progress:
-    """The line on the terminal, and the seconds and dollars of an epoch."""
+    """The line on the terminal, and the seconds and dollars since the last measurement."""
 
     def __init__(self, trainer: Trainer, dollars_an_hour: float) -> None:
         total = trainer.settings.epochs * trainer.steps
@@ -68,15 +90,16 @@ class Progress:
         )
         self._trainer, self._dollars_an_hour = trainer, dollars_an_hour
         self._spent = trainer.history[-1].get("dollars", 0.0) if trainer.history else 0.0
-        self._begun = self._epoch_begun = time.monotonic()
+        self._begun = self._measured = time.monotonic()
+        self._before = self._so_far()
         self._told: set[str] = set()
 
     def after_step(self, loss: float) -> None:
         words = {"loss": f"{loss:.3f}"}
         if self._trainer.history:
             words["accuracy"] = f"{self._trainer.history[-1]['validation_accuracy']:.1%}"
-        seconds = self._trainer.loading_seconds + self._trainer.computing_seconds
-        words["photos/s"] = f"{self._trainer.photos / max(seconds, 1e-9):.1f}"
+        loading, computing, photos = self._since()
+        words["photos/s"] = f"{photos / max(loading + computing, 1e-9):.1f}"
         if self._dollars_an_hour:
             words["$"] = f"{self.dollars():.4f}"
         self._bar.set_postfix(words, refresh=False)
@@ -87,20 +110,30 @@ class Progress:
         return self._spent + (time.monotonic() - self._begun) / 3600 * self._dollars_an_hour
 
     def times(self) -> dict[str, float]:
-        """What the epoch took: in metrics.jsonl, but no part of what a run comes to."""
+        """What it took since the last call: in metrics.jsonl, but in no comparison of runs."""
         now = time.monotonic()
-        trainer, seconds = self._trainer, now - self._epoch_begun
-        self._epoch_begun = now
-        busy = trainer.loading_seconds + trainer.computing_seconds
+        loading, computing, photos = self._since()
         times = {
-            "seconds": seconds,
-            "loading_seconds": trainer.loading_seconds,
-            "computing_seconds": trainer.computing_seconds,
-            "photos_per_second": trainer.photos / max(busy, 1e-9),
+            "seconds": now - self._measured,
+            "loading_seconds": loading,
+            "computing_seconds": computing,
+            "photos_per_second": photos / max(loading + computing, 1e-9),
         }
         if self._dollars_an_hour:
             times["dollars"] = self.dollars()
+        self._measured, self._before = now, self._so_far()
         return {name: round(value, 4) for name, value in times.items()}
+
+    def _so_far(self) -> tuple[float, float, int]:
+        """Seconds of loading and of computing, and photos, of this process."""
+        trainer = self._trainer
+        return trainer.loading_seconds, trainer.computing_seconds, trainer.photos
+
+    def _since(self) -> tuple[float, float, int]:
+        """The same since the last measurement."""
+        loading, computing, photos = self._so_far()
+        before = self._before
+        return loading - before[0], computing - before[1], photos - before[2]
 
     def warn(self) -> None:
         """Tell what the losses warn of, once."""
@@ -122,35 +155,24 @@ def train(
     dollars_an_hour: float = 0.0,
     profile: bool = False,
 ) -> None:
-    """All steps that are left, with a line in `output`/metrics.jsonl for each epoch.
+    """All steps that are left, with a line in `output`/metrics.jsonl for each measurement.
 
     The file reads as if the run had never been interrupted (its times aside). Raises
     StoppedError on SIGTERM. Of several processes the first writes.
     """
-    first = trainer.world.first
-    metrics_file = output / "metrics.jsonl"
-    if first:
-        metrics_file.write_text("".join(json.dumps(line) + "\n" for line in trainer.history))
+    record = Record(trainer, output)
     progress = Progress(trainer, dollars_an_hour)
-    events_written = time.monotonic()
-    with profiled(output) if profile and first else nullcontext() as profiler:
+    with profiled(output) if profile and trainer.world.first else nullcontext() as profiler:
         after_step: Callable[[], None] = profiler.step if profiler else lambda: None
         while not trainer.finished:
             for loss in trainer.train_epoch():
                 progress.after_step(loss)
                 after_step()
-                if trainer.step < trainer.steps:  # else after the epoch's measurement
-                    saving.after_step(trainer)
-            line = trainer.finish_epoch(validation)
-            line |= progress.times()
-            if first:
-                with metrics_file.open("a") as stream:
-                    stream.write(json.dumps(line) + "\n")
-            due = trainer.finished or time.monotonic() - events_written >= EVENTS_SECONDS
-            if first and due:
-                write_events(output / "events", trainer.history)
-                events_written = time.monotonic()
-            progress.warn()
-            saving.after_step(trainer)
+                if trainer.measurement_due:
+                    line = trainer.measure(validation)
+                    line |= progress.times()
+                    record.add(line)
+                    progress.warn()
+                saving.after_step(trainer)
     saving.finish(trainer)
     progress.close()

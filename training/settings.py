@@ -71,6 +71,7 @@ class Settings:
     mirror: str
     decision: Decision
     validation_fraction: float
+    measure_steps: int
     train_on: str
     seed: int
 
@@ -293,6 +294,13 @@ def _add_recipe(group: "argparse._ArgumentGroup") -> None:
         type=number_from_zero(included=False, below=1),
         default=0.1,
         help="share of the training products held out while training (default: %(default)s)",
+    )
+    flag(
+        "--measure-steps",
+        type=whole_number,
+        default=1000,
+        help="measure on validation every so many steps of an epoch as well as after it "
+        "(default: %(default)s)",
     )
     flag(
         "--train-on",

@@ -21,7 +21,7 @@ import torch
 
 from serving.decision import decide
 from training.calibration import fit_temperature, softmax
-from training.checkpoint import load_snapshot
+from training.checkpoint import load_snapshot, write_tensors
 from training.data import Dataset, DatasetError, open_dataset
 from training.export import export_model
 from training.features import PrecisionError, features_key
@@ -77,7 +77,7 @@ def train(args: argparse.Namespace) -> None:
         profile=args.profile,
     )
     epoch = trainer.load_best()
-    _say(world, f"the weights of epoch {epoch} have the lowest validation loss")
+    _say(world, f"the weights after epoch {epoch} have the lowest validation loss")
     metrics, mistakes = judge(trainer, task, dataset, epoch)
     if world.first:
         write(args, trainer, task, dataset, metrics, mistakes)
@@ -85,9 +85,9 @@ def train(args: argparse.Namespace) -> None:
 
 
 def judge(
-    trainer: Trainer, task: Task, dataset: Dataset, epoch: int
+    trainer: Trainer, task: Task, dataset: Dataset, epoch: float
 ) -> tuple[dict[str, Any], list[Mistake]]:
-    """What metrics.json holds of the weights of `epoch`, and the worst mistakes."""
+    """What metrics.json holds of the weights after `epoch` epochs, and the worst mistakes."""
     logits = mean_logits(trainer, task.validation)
     temperature = fit_temperature(logits, task.validation.classes.numpy())
     metrics: dict[str, Any] = {
@@ -123,7 +123,7 @@ def write(
         history=trainer.history,
         mistakes=mistakes,
     )
-    torch.save(task.network.state_dict(), args.output / "weights.pth")
+    write_tensors(args.output / "weights.pth", task.network.state_dict())
     export_model(
         Counter(
             task.network.cpu(), metrics["temperature"], mirror=trainer.settings.mirror == "yes"
@@ -177,6 +177,12 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except (DatasetError, WeightsError, PrecisionError, DivergedError) as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        at = f" at {error.filename}" if error.filename else ""
+        sys.exit(
+            f"error: {error.strerror or error}{at}: mend that, and the same command goes on from "
+            "the last snapshot"
+        )
 
 
 if __name__ == "__main__":

@@ -95,8 +95,8 @@ class Trainer:
         )
         self.epoch = 0
         self.step = 0
-        self._losses: list[float] = []  # of this epoch's steps
-        # Of this epoch, since this process took it up.
+        self._losses: list[float] = []  # of the steps since the last measurement
+        # Of this process.
         self.loading_seconds = self.computing_seconds = 0.0
         self.photos = 0
         self._best = Best(epoch=0, validation_loss=math.inf, network={})
@@ -114,8 +114,6 @@ class Trainer:
     def train_epoch(self) -> Iterator[float]:
         """Take the steps of this epoch that are left; yields the loss after each."""
         self._trained.train()
-        self.loading_seconds = self.computing_seconds = 0.0
-        self.photos = 0
         waiting = time.monotonic()
         for batch in self._source.batches(self.epoch, self.step):
             loaded = time.monotonic()
@@ -126,6 +124,11 @@ class Trainer:
             self.photos += len(batch.inputs)
             yield loss
             waiting = time.monotonic()
+
+    @property
+    def measurement_due(self) -> bool:
+        """At the end of an epoch, and every so many steps of a long one."""
+        return self.step == self.steps or self.step % self.settings.measure_steps == 0
 
     def _take_step(self, batch: Batch) -> float:
         torch.manual_seed(self._seed() * self.world.size + self.world.rank)
@@ -175,10 +178,11 @@ class Trainer:
             else:
                 self._average[name].copy_(tensor)
 
-    def finish_epoch(self, validation: Examples) -> dict[str, Any]:
+    def measure(self, validation: Examples) -> dict[str, Any]:
         """Measure on `validation`, note it, keep the weights if they are the best so far.
 
-        Returns the line of metrics.jsonl. Raises DivergedError when the loss is no number.
+        After an epoch's last step the next epoch begins. Returns the line of metrics.jsonl.
+        Raises DivergedError when the loss is no number.
         """
         logits = self.logits(validation.batches)
         loss = nn.functional.cross_entropy(logits, validation.classes).item()
@@ -188,10 +192,12 @@ class Trainer:
                 "lower --learning-rate"
             )
         right = logits.argmax(1) == validation.classes
-        self.epoch, self.step = self.epoch + 1, 0
+        if self.step == self.steps:
+            self.epoch, self.step = self.epoch + 1, 0
+        epoch = self.epoch + round(self.step / self.steps, 4) if self.step else self.epoch
         line = {
-            "epoch": self.epoch,
-            "step": self.epoch * self.steps,
+            "epoch": epoch,
+            "step": self.epoch * self.steps + self.step,
             "learning_rate": float(f"{self._schedule.get_last_lr()[0]:.4g}"),
             "train_loss": round(float(np.mean(self._losses)), 6),
             "validation_loss": round(loss, 6),
@@ -200,8 +206,9 @@ class Trainer:
         self._losses = []
         if loss < self._best["validation_loss"]:
             weights = {name: tensor.clone() for name, tensor in self._average.items()}
-            self._best = Best(epoch=self.epoch, validation_loss=loss, network=weights)
+            self._best = Best(epoch=epoch, validation_loss=loss, network=weights)
         self.history.append(line)
+        self._trained.train()
         return line
 
     @torch.inference_mode()
@@ -219,10 +226,10 @@ class Trainer:
         of_all = {k: v for gathered in self.world.gather(answers) for k, v in gathered.items()}
         return torch.cat([of_all[number] for number in sorted(of_all)])
 
-    def load_best(self) -> int:
-        """Give the network the weights of the epoch with the lowest loss on validation.
+    def load_best(self) -> float:
+        """Give the network the weights with the lowest loss on validation.
 
-        Returns that epoch.
+        Returns after how many epochs they were measured.
         """
         self._network.load_state_dict(self._best["network"])
         self._average = self._best["network"]
