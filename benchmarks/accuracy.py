@@ -1,7 +1,9 @@
 """How well recipes count, one row each: what was tried is kept, whether it paid or not.
 
     python -m benchmarks.accuracy prepare --photos abid-224.tar     the data set, split by product
+    python -m benchmarks.accuracy prepare --drawn 8000 --folder D   the same of drawn bins
     python -m benchmarks.accuracy try NAME [--seed 1]               train it, judge it on validation
+    python -m benchmarks.accuracy try NAME --processes 2            the same under torchrun
     python -m benchmarks.accuracy test NAME                         once a recipe is chosen: on test
     python -m benchmarks.accuracy final NAME                        on all photos → model.tar.gz
     python -m benchmarks.accuracy table                             the rows as Markdown
@@ -25,12 +27,15 @@ from benchmarks.training_report import machine
 from data_prep.folder import DataError, start_selection, write_selection
 from data_prep.pack import pack
 from data_prep.split import split_folder
+from data_prep.synthetic import synthesize
 from data_prep.weights import save_weights
+from training.settings import whole_number
 
 ROWS = Path(__file__).with_suffix(".jsonl")
 DATASET = "bins"
 VALIDATION = "0.2"  # of the training side's products
 COUNTS = range(1, 6)
+SIDE = 224  # of a drawn bin, pixels
 
 # Flags of training.train. A later try builds on what an earlier one has shown.
 LITE0 = ("--arch", "efficientnet_lite0")
@@ -40,31 +45,36 @@ TRIES: dict[str, tuple[str, ...]] = {
     "finetune-160": (*FINETUNE, "--size", "160"),
     "finetune-160-mixup": (*FINETUNE, "--size", "160", "--mixup", "0.2"),
     "finetune-160-frozen-norm": (*FINETUNE, "--size", "160", "--batch-norm", "frozen"),
+    "finetune-160-half-batch": (*FINETUNE, "--size", "160", "--batch-size", "16"),
     "finetune-224": FINETUNE,
     "finetune-224-mixup": (*FINETUNE, "--mixup", "0.2"),
 }
 
 
-def prepare(photos: Path, folder: Path) -> None:
-    """Unpack, split by product and pack as data preparation does; ImageNet weights beside it."""
-    start_selection(folder)
-    with tarfile.open(photos) as tar:
-        tar.extractall(folder, filter="data")
-    ids = sorted(file.stem for file in (folder / "bin-images").glob("*.jpg"))
-    write_selection(folder, ids, [])
+def prepare(folder: Path, photos: Path | None, drawn: int = 0) -> None:
+    """Unpack or draw, split by product and pack as data preparation does; weights beside it."""
+    if photos:
+        start_selection(folder)
+        with tarfile.open(photos) as tar:
+            tar.extractall(folder, filter="data")
+        ids = sorted(file.stem for file in (folder / "bin-images").glob("*.jpg"))
+        write_selection(folder, ids, [])
+    else:
+        synthesize(folder, drawn, 0, sides=range(SIDE, SIDE + 1))
     split_folder(folder, COUNTS)
     pack(folder, DATASET)
     save_weights("efficientnet_lite0", folder / "weights")
 
 
-def train(name: str, folder: Path, output: Path, *more: str) -> float:
+def train(name: str, folder: Path, output: Path, *more: str, processes: int = 1) -> float:
     """Run training.train with the flags of a try; returns the seconds it took."""
     flags = TRIES[name]
     arch = flags[flags.index("--arch") + 1]
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", str(processes))
     started = time.monotonic()
     subprocess.run(
         [
-            *(sys.executable, "-m", "training.train"),
+            *(sys.executable, *(torchrun if processes > 1 else ()), "-m", "training.train"),
             *("--data", str(folder / "datasets" / DATASET)),
             *("--weights", str(folder / "weights" / f"{arch}.pth")),
             *("--output", str(output), "--run-id", name, *flags, *more),
@@ -100,10 +110,11 @@ def row(name: str, output: Path, seconds: float, seed: int, side: str) -> dict[s
 
 
 def try_recipe(args: argparse.Namespace) -> None:
-    output = args.folder / "tries" / f"{args.name}-{args.seed}"
+    output = args.folder / "tries" / f"{args.name}-{args.seed}-{args.processes}"
     more = ("--skip-test", "--validation-fraction", VALIDATION, "--seed", str(args.seed))
-    seconds = train(args.name, args.folder, output, *more)
+    seconds = train(args.name, args.folder, output, *more, processes=args.processes)
     line = row(args.name, output, seconds, args.seed, "validation")
+    line["processes"] = args.processes
     with ROWS.open("a") as stream:
         stream.write(json.dumps(line) + "\n")
 
@@ -129,19 +140,17 @@ def final(args: argparse.Namespace) -> None:
 def table() -> str:
     """The rows as Markdown, tries in the order in which they were made."""
     lines = [
-        "| try | side | photos | exact, 95 % | within one | MAE | RMSE | loss | AUROC | minutes |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| try | flags | exact, 95 % | within one | RMSE | loss | AUROC | minutes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for text in ROWS.read_text().splitlines():
         found = json.loads(text)
         exact = found["exact"]
         cells = [
-            f"{found['try']}, seed {found['seed']}",
-            found["side"],
-            f"{found['photos']:,}",
+            name_of(found),
+            f"`{found['flags']}`",
             f"{exact['value']:.1%} ({exact['low']:.1%}–{exact['high']:.1%})",
             f"{found['within_one']:.1%}",
-            f"{found['mae']:.3f}",
             f"{found['rmse_of_expected']:.3f}",
             f"{found['validation_loss']:.3f}",
             "" if found["auroc"] is None else f"{found['auroc']['value']:.3f}",
@@ -149,6 +158,17 @@ def table() -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def name_of(found: dict[str, Any]) -> str:
+    """Of a row: the try, and what was special about it."""
+    processes = found.get("processes", 1)
+    special = [
+        f"seed {found['seed']}" if found["seed"] else "",
+        f"{processes} processes" if processes > 1 else "",
+        "test photos" if found["side"] == "test" else "",
+    ]
+    return ", ".join([found["try"], *filter(None, special)])
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -166,7 +186,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("prepare", parents=[folder], help="make the data set")
-    add.add_argument("--photos", type=Path, required=True, help="tar of photos and metadata")
+    what = add.add_mutually_exclusive_group(required=True)
+    what.add_argument("--photos", type=Path, help="tar of photos and metadata")
+    what.add_argument("--drawn", type=whole_number, help="so many bins, drawn")
     for command, text in (
         ("try", "train a recipe and judge it on validation"),
         ("test", "judge a chosen recipe on the test photos"),
@@ -175,6 +197,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         add = commands.add_parser(command, parents=[folder], help=text)
         add.add_argument("name", choices=TRIES, help="of a recipe")
         add.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+        if command == "try":
+            add.add_argument(
+                "--processes",
+                type=int,
+                default=1,
+                help="of torchrun; --batch-size is that of each (default: %(default)s)",
+            )
     commands.add_parser("table", help="print the rows as Markdown")
     return parser.parse_args(arguments)
 
@@ -184,7 +213,7 @@ def main() -> None:
     actions = {"try": try_recipe, "test": test_recipe, "final": final}
     try:
         if args.command == "prepare":
-            prepare(args.photos, args.folder)
+            prepare(args.folder, args.photos, args.drawn)
         elif args.command == "table":
             print(table())
         else:

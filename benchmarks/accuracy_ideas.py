@@ -241,7 +241,7 @@ def loss_of(
         groups = np.array(photos.index.groups)[rows]
         together = torch.from_numpy(groups[1:] == groups[:-1])
         if together.any():
-            wrong = expected.diff() - classes.float().diff()
+            wrong = expected.diff() - (targets @ items).diff()
             loss = loss + args.pairs * wrong[together].square().mean()
     if args.known:
         truth = photos.known[rows]
@@ -271,6 +271,8 @@ def train(
     torch.manual_seed(args.seed)
     outputs = CLASSES + (photos.known.shape[1] if args.known else 0)
     network = Network(args, outputs).to(memory_format=torch.channels_last)
+    if args.init:
+        network.load_state_dict(torch.load(args.init, weights_only=True))
     if args.precision == "bfloat16":
         keep_depthwise_in_float32(network)
     average = copy.deepcopy(network)
@@ -381,7 +383,7 @@ def row(
     }
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.accuracy_ideas",
         description=__doc__,
@@ -392,6 +394,9 @@ def parse_arguments() -> argparse.Namespace:
     flag("--folder", type=Path, default=Path(".accuracy"), help="default: %(default)s")
     flag("--arch", default="efficientnet_lite0", help="efficientnet_lite0, 1 or 2")
     flag("--weights", type=Path, help="of the backbone (default: FOLDER/weights/ARCH.pth)")
+    flag(
+        "--init", type=Path, help="start from weights that --keep left, such as those of drawn bins"
+    )
     flag("--size", type=int, nargs="+", default=[160], help="pixels a side; several: growing")
     flag("--epochs", type=int, default=10)
     flag("--batch-size", type=int, default=32)
@@ -418,8 +423,8 @@ def parse_arguments() -> argparse.Namespace:
     flag("--precision", choices=("float32", "bfloat16"), default="bfloat16")
     flag("--threads", type=int, default=os.cpu_count())
     flag("--seed", type=int, default=0)
-    flag("--keep", action="store_true", help="keep the averaged weights")
-    args = parser.parse_args()
+    flag("--keep", action="store_true", help="leave weights as FOLDER/ideas/NAME.pth, and no row")
+    args = parser.parse_args(arguments)
     args.weights = args.weights or args.folder / "weights" / f"{args.arch}.pth"
     return args
 
@@ -436,8 +441,9 @@ def main() -> None:
     (args.folder / "ideas").mkdir(exist_ok=True)
     lines, best = train(args, photos, held_out)
     np.save(args.folder / "ideas" / f"{args.name}.npy", best.numpy())
-    with ROWS.open("a") as stream:
-        stream.write(json.dumps(row(args, lines, best, held_out)) + "\n")
+    if not args.keep:
+        with ROWS.open("a") as stream:
+            stream.write(json.dumps(row(args, lines, best, held_out)) + "\n")
 
 
 if __name__ == "__main__":

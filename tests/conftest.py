@@ -1,7 +1,9 @@
 """Fixtures that more than one test file needs."""
 
 import functools
+import tarfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -9,6 +11,8 @@ import pytest
 from botocore.loaders import JSONFileLoader
 from moto import mock_aws
 from synthesized import Template, synthesize
+
+from data_prep.synthetic import synthesize as draw_bins
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -38,6 +42,17 @@ def client(aws: None) -> "S3Client":
     client = boto3.client("s3")
     client.create_bucket(Bucket="ours")
     return client
+
+
+@pytest.fixture(scope="session")
+def bins_tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 drawn bins in a tar laid out as the public bucket."""
+    folder = tmp_path_factory.mktemp("public")
+    draw_bins(folder, 60, 0, sides=range(64, 65), workers=1)
+    with tarfile.open(folder / "photos.tar", "w") as tar:
+        for name in ("bin-images", "metadata"):
+            tar.add(folder / name, arcname=name)
+    return folder / "photos.tar"
 
 
 @pytest.fixture(scope="session")

@@ -9,20 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks import accuracy
-from data_prep.synthetic import synthesize
 from training.data import open_dataset
 from training.settings import parse_arguments
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tar laid out as the public bucket."""
-    folder = tmp_path_factory.mktemp("public")
-    synthesize(folder, 60, 0, sides=range(64, 65), workers=1)
-    with tarfile.open(folder / "photos.tar", "w") as tar:
-        for name in ("bin-images", "metadata"):
-            tar.add(folder / name, arcname=name)
-    return folder / "photos.tar"
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
@@ -53,8 +41,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     calls: list[list[str]] = []
 
     def run(words: list[str], *, check: bool) -> None:
-        calls.append(words[3:])
-        args = parse_arguments(words[3:])  # as training.train would take them
+        calls.append(words)
+        # As training.train would take them.
+        args = parse_arguments(words[words.index("training.train") + 1 :])
         (args.output / "model").mkdir(parents=True)
         (args.output / "model" / "model.json").write_text("{}")
         side = "validation" if args.skip_test else "test"
@@ -69,10 +58,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def test_photos_are_prepared_as_data_preparation_does(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bins_tar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(accuracy, "save_weights", lambda arch, folder: None)
-    command(monkeypatch, "prepare", "--photos", str(photos), "--folder", str(tmp_path))
+    command(monkeypatch, "prepare", "--photos", str(bins_tar), "--folder", str(tmp_path))
     dataset = open_dataset(tmp_path / "datasets" / "bins")
     sides = [set(dataset.index(side).groups) for side in ("train", "test")]
     assert all(sides)
@@ -93,8 +82,17 @@ def test_a_try_leaves_the_test_photos_alone_and_a_row(
     (row,) = [json.loads(line) for line in rows.read_text().splitlines()]
     assert (row["try"], row["seed"], row["side"]) == (name, 2, "validation")
     cells = [cell.strip() for cell in accuracy.table().splitlines()[-1].split("|")]
-    assert cells[1:5] == [f"{name}, seed 2", "validation", "40", "40.0% (30.0%–50.0%)"]
-    assert cells[5:9] == ["80.0%", "0.900", "1.100", "1.500"]
+    assert cells[1:3] == [f"{name}, seed 2", f"`{' '.join(accuracy.TRIES[name])}`"]
+    assert cells[3:7] == ["40.0% (30.0%–50.0%)", "80.0%", "1.100", "1.500"]
+
+
+def test_a_try_under_torchrun_says_so(
+    tmp_path: Path, rows: Path, trained: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("try", "finetune-160-half-batch", "--processes", "2", "--folder", str(tmp_path))
+    command(monkeypatch, *words)
+    assert trained[0][1:6] == ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
+    assert "| finetune-160-half-batch, 2 processes | `" in accuracy.table()
 
 
 def test_the_last_model_is_trained_on_every_photo(
