@@ -4,14 +4,17 @@ import json
 import signal
 import struct
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+from packed import timeless_history
 from tensorboardX.proto.event_pb2 import Event
 from test_trainer import CHOSEN, STEPS, VALIDATION, new_trainer
+from torch import Tensor
 
+from training.checkpoint import load_snapshot
 from training.events import write_events
 from training.loop import Saving, train
 from training.settings import Settings
@@ -145,6 +148,38 @@ def test_asked_to_stop_a_run_leaves_after_a_step_with_a_snapshot_on_disk(
         run(tmp_path, signals)
     assert saved(tmp_path) == ["snapshot-00000-0000001.pt"]
     assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+class Interrupting:
+    """Batches to measure on; SIGTERM comes after the first."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in VALIDATION.batches:
+            yield batch
+            signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+
+def test_asked_to_stop_while_it_measures_a_run_leaves_and_measures_again(
+    tmp_path: Path, signals: Signals
+) -> None:
+    run(tmp_path / "peaceful", signals)
+    (tmp_path / "left").mkdir()
+    snapshots = tmp_path / "left" / "snapshots"
+    trainer, _ = new_trainer(should_stop=lambda: signals.seen(signal.SIGTERM))
+    interrupting = VALIDATION._replace(batches=Interrupting())
+    with pytest.raises(StoppedError):
+        train(trainer, interrupting, tmp_path / "left", Saving(snapshots, 1000, signals))
+    assert saved(tmp_path / "left") == [f"snapshot-00000-{STEPS:07d}.pt"]
+    assert trainer.history == []
+
+    signals.forget(signal.SIGTERM)
+    trainer, _ = new_trainer()
+    snapshot = load_snapshot(snapshots, asdict(CHOSEN))
+    assert snapshot
+    trainer.restore(snapshot)
+    train(trainer, VALIDATION, tmp_path / "left", Saving(snapshots, 1000, signals))
+    assert timeless_history(tmp_path / "left") == timeless_history(tmp_path / "peaceful")
 
 
 def test_a_disk_that_is_full_ends_the_run_instead_of_losing_snapshots(

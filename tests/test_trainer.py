@@ -1,5 +1,5 @@
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,9 @@ VALIDATION = examples(*separable(20, 2))
 
 
 def new_trainer(
-    chosen: Settings = CHOSEN, train: tuple[Tensor, Tensor] = TRAIN
+    chosen: Settings = CHOSEN,
+    train: tuple[Tensor, Tensor] = TRAIN,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Trainer, Head]:
     views, classes = train
     torch.manual_seed(chosen.seed)
@@ -82,7 +84,7 @@ def new_trainer(
     head.standardise(views.flatten(0, 1))
     targets = soft_targets(classes, COUNTS, chosen.label_spread)
     source = FeatureBatches(views, targets, batch_size=chosen.batch_size, seed=chosen.seed)
-    return Trainer(head, source, chosen, CPU), head
+    return Trainer(head, source, chosen, CPU, should_stop=should_stop), head
 
 
 def train(trainer: Trainer, until: int, validation: Examples = VALIDATION) -> list[float]:

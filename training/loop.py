@@ -164,15 +164,25 @@ def train(
     progress = Progress(trainer, dollars_an_hour)
     with profiled(output) if profile and trainer.world.first else nullcontext() as profiler:
         after_step: Callable[[], None] = profiler.step if profiler else lambda: None
+
+        def measure() -> None:
+            if not trainer.measurement_due:
+                return
+            try:
+                line = trainer.measure(validation)
+            except StoppedError:
+                saving.after_step(trainer)
+                raise
+            line |= progress.times()
+            record.add(line)
+            progress.warn()
+
         while not trainer.finished:
+            measure()  # it may have been left undone
             for loss in trainer.train_epoch():
                 progress.after_step(loss)
                 after_step()
-                if trainer.measurement_due:
-                    line = trainer.measure(validation)
-                    line |= progress.times()
-                    record.add(line)
-                    progress.warn()
+                measure()
                 saving.after_step(trainer)
     saving.finish(trainer)
     progress.close()

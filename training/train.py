@@ -58,7 +58,14 @@ def train(args: argparse.Namespace) -> None:
     prepare = prepare_head if settings.mode == "head" else prepare_finetune
     task = prepare(dataset, settings, args, checkpoints, device, signals, world)
 
-    trainer = Trainer(task.trained, task.source, settings, device, world)
+    trainer = Trainer(
+        task.trained,
+        task.source,
+        settings,
+        device,
+        world,
+        should_stop=lambda: signals.seen(signal.SIGTERM),
+    )
     key = features_key(
         dataset, settings.arch, args.weights, settings.size, settings.backbone_precision
     )

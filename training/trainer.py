@@ -6,7 +6,7 @@ that was interrupted anywhere ends in the same weights.
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training.checkpoint import Best, Snapshot, machine
 from training.settings import Settings
+from training.signals import StoppedError
 from training.world import World
 
 GRADIENT_NORM = 5.0  # a longer gradient is cut to this length (Pascanu et al. 2013)
@@ -71,8 +72,12 @@ class Trainer:
         settings: Settings,
         device: torch.device,
         world: World = ALONE,
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`should_stop` is asked between the batches that are measured on."""
         self.settings, self.world = settings, world
+        self._should_stop = should_stop
         self._network, self._source, self._device = network, source, device
         # Sends a layer's gradients while the layers before it are still computing theirs.
         self._trained = DistributedDataParallel(network) if world.size > 1 else network
@@ -127,8 +132,11 @@ class Trainer:
 
     @property
     def measurement_due(self) -> bool:
-        """At the end of an epoch, and every so many steps of a long one."""
-        return self.step == self.steps or self.step % self.settings.measure_steps == 0
+        """At the end of an epoch, and every so many steps of a long one; not twice."""
+        taken = self.epoch * self.steps + self.step
+        measured = self.history[-1]["step"] if self.history else 0
+        end = self.step == self.steps
+        return taken > measured and (end or self.step % self.settings.measure_steps == 0)
 
     def _take_step(self, batch: Batch) -> float:
         torch.manual_seed(self._seed() * self.world.size + self.world.rank)
@@ -182,7 +190,8 @@ class Trainer:
         """Measure on `validation`, note it, keep the weights if they are the best so far.
 
         After an epoch's last step the next epoch begins. Returns the line of metrics.jsonl.
-        Raises DivergedError when the loss is no number.
+        Raises DivergedError when the loss is no number; StoppedError, with nothing changed, as
+        soon as `should_stop()`.
         """
         logits = self.logits(validation.batches)
         loss = nn.functional.cross_entropy(logits, validation.classes).item()
@@ -215,16 +224,19 @@ class Trainer:
     def logits(self, batches: Iterable[Tensor]) -> Tensor:
         """What the averaged network answers, float32 [photos, classes], on the CPU.
 
-        The processes take turns with the batches, and each returns all answers.
+        The processes take turns with the batches, and each returns all answers. Raises
+        StoppedError as soon as `should_stop()`.
         """
         self._network.eval()
-        answers = {
-            number: functional_call(self._network, self._average, inputs).float().cpu()
-            for number, inputs in enumerate(batches)
-            if number % self.world.size == self.world.rank
-        }
+        answers = {}
+        for number, inputs in enumerate(batches):
+            turn = number % self.world.size
+            if turn == 0 and self.world.any(self._should_stop()):
+                raise StoppedError
+            if turn == self.world.rank:
+                answers[number] = functional_call(self._network, self._average, inputs).cpu()
         of_all = {k: v for gathered in self.world.gather(answers) for k, v in gathered.items()}
-        return torch.cat([of_all[number] for number in sorted(of_all)])
+        return torch.cat([of_all[number] for number in sorted(of_all)]).float()
 
     def load_best(self) -> float:
         """Give the network the weights with the lowest loss on validation.
