@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from benchmarks import accuracy, accuracy_ideas
-from benchmarks.accuracy_ideas import COUNTS, Batches, Photos, corn_loss, known, probabilities_of
+from benchmarks.accuracy_ideas import corn_loss, probabilities_of
+from benchmarks.accuracy_ideas_photos import COUNTS, Batches, Photos, known
 from data_prep.weights import save_weights
 from training.data import open_dataset
 from training.trainer import soft_targets
@@ -136,3 +137,11 @@ def test_weights_that_were_kept_are_where_another_idea_starts(folder: Path, run:
         torch.load(kept.with_stem(name), weights_only=True) for name in ("first", "second")
     )
     assert torch.allclose(first["answer.weight"], second["answer.weight"], atol=1e-6)
+
+
+def test_a_data_set_that_is_not_there_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["accuracy_ideas", "name", "--folder", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"^error: no data set in .*; first: python"):
+        accuracy_ideas.main()
