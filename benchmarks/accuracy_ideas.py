@@ -2,7 +2,7 @@
 
     python -m benchmarks.accuracy_ideas NAME [flags]      train, measure, add a row
 
-What paid was taken over by training.train; what did not is kept here, so that its row in
+What pays is taken over by training.train; what does not is kept here, so that its row in
 benchmarks/accuracy.jsonl can be repeated. Photos, split and augmentation are those of training,
 the data set is that of `benchmarks.accuracy prepare`. The answers are kept beside it.
 """
@@ -148,9 +148,9 @@ def train(
     network = Network(args, outputs).to(memory_format=torch.channels_last)
     if args.init:
         network.load_state_dict(torch.load(args.init, weights_only=True))
-    if args.precision == "bfloat16":
-        keep_depthwise_in_float32(network)
     average = copy.deepcopy(network)
+    if args.precision == "bfloat16":
+        keep_depthwise_in_float32(network)  # after the copy, which would call this one's layers
     parameters = [tensor for tensor in network.parameters() if tensor.requires_grad]
     depth = np.linspace(1, 0, len(parameters))
     groups = [
@@ -237,10 +237,12 @@ def row(
         probabilities, photos.counts, COUNTS, ids=photos.ids, groups=photos.groups
     )
     calibrated = -np.log(probabilities[np.arange(len(photos)), held_out.classes]).mean()
+    flags = sys.argv[1:]
+    flags.remove(args.name)
     best_line = min(lines, key=lambda line: line["loss"])
     return {
         "try": args.name,
-        "flags": "accuracy_ideas " + " ".join(sys.argv[2:]),
+        "flags": "accuracy_ideas " + " ".join(flags),
         "seed": args.seed,
         "side": "validation",
         "photos": judged["photos"],
@@ -300,6 +302,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     flag("--seed", type=int, default=0)
     flag("--keep", action="store_true", help="leave weights as FOLDER/ideas/NAME.pth, and no row")
     args = parser.parse_args(arguments)
+    mixing = args.mixup or args.cutmix or args.stitch
+    if args.targets == "corn" and (mixing or args.squared or args.pairs or args.known):
+        parser.error("--targets corn goes with no --mixup, --cutmix, --stitch, nor another loss")
+    if args.known and mixing:
+        parser.error("--known goes with no --mixup, --cutmix or --stitch: it knows whole photos")
     args.weights = args.weights or args.folder / "weights" / f"{args.arch}.pth"
     return args
 

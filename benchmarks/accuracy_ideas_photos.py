@@ -100,15 +100,10 @@ class Batches:
             targets = self.targets[rows]
             if args.stitch and self.random.random() < args.stitch:
                 pixels, targets = self.stitched(rows, pixels, targets)
-            if args.mixup and self.random.random() >= args.cutmix:
-                share = float(self.random.beta(args.mixup, args.mixup))
-                partner = self.random.permutation(len(rows))
-                pixels, targets = (
-                    pixels.lerp(pixels[partner], share),
-                    targets.lerp(targets[partner], share),
-                )
-            elif args.cutmix:
+            if args.cutmix and self.random.random() < args.cutmix:
                 pixels, targets = self.cut(pixels, targets)
+            elif args.mixup:
+                pixels, targets = self.blended(pixels, targets)
             yield rows, pixels, targets
 
     def stitched(
@@ -126,6 +121,12 @@ class Batches:
             torch.where(fits.view(-1, 1, 1, 1), both, pixels),
             torch.where(fits.view(-1, 1), of_sum, targets),
         )
+
+    def blended(self, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """MixUp, as the trainer's."""
+        share = float(self.random.beta(self.args.mixup, self.args.mixup))
+        partner = self.random.permutation(len(pixels))
+        return pixels.lerp(pixels[partner], share), targets.lerp(targets[partner], share)
 
     def cut(self, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """CutMix (Yun et al. 2019): a strip of full height or width from another photo."""

@@ -67,4 +67,5 @@ def run_steps(
         if saving:
             saving.wait()
         taken = time.perf_counter() - begun
-    return Measured(photos=longer.steps * scale.batch_size, seconds=taken)
+        facts = {"snapshots kept": float(len(list(Path(folder).glob("snapshot-*.pt"))))}
+    return Measured(photos=longer.steps * scale.batch_size, seconds=taken, facts=facts)

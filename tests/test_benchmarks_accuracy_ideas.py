@@ -96,6 +96,7 @@ IDEAS = {
     "growing": ("--size", "48", "64", "--freeze", "2"),
     "many": ("--mixup", "0.4", "--cutmix", "0.5", "--stitch", "0.5", "--pool", "attention"),
     "more": ("--pairs", "1", "--known", "0.1", "--squared", "0.1", "--pool", "spread"),
+    "cut": ("--cutmix", "1"),
     "corn": ("--targets", "corn", "--upside-down", "--smooth"),
 }
 
@@ -126,6 +127,24 @@ def test_an_idea_leaves_a_row_and_its_answers(name: str, folder: Path, run: Run)
     assert logits.shape[:2] == (2, row["photos"])
     assert (row["try"], row["epoch"]) == (name, 2)
     assert row["flags"].endswith(" ".join(IDEAS[name]))
+
+
+def test_what_is_measured_is_the_average_and_nothing_of_the_network_in_training(
+    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accuracy_ideas, "follow", lambda average, network, decay: None)
+    run("still", "--keep", "--learning-rate", "1")  # the average stays, the network leaves
+    answers = np.load(folder / "ideas" / "still.npy")
+    run("start", "--keep", "--learning-rate", "1e-12")
+    assert np.allclose(answers, np.load(folder / "ideas" / "start.npy"), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "more", [("--targets", "corn", "--mixup", "1"), ("--known", "1", "--stitch", "1")]
+)
+def test_losses_that_do_not_know_blended_photos_are_refused(more: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit):
+        flags(*more)
 
 
 def test_weights_that_were_kept_are_where_another_idea_starts(folder: Path, run: Run) -> None:

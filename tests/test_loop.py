@@ -14,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event
 from test_trainer import CHOSEN, STEPS, VALIDATION, new_trainer
 from torch import Tensor
 
-from training.checkpoint import load_snapshot
+from training.checkpoint import load_snapshot, read_checked
 from training.events import write_events
 from training.loop import Saving, train
 from training.settings import Settings
@@ -94,8 +94,7 @@ def test_measuring_more_often_leads_to_the_same_weights(tmp_path: Path, signals:
     for name, steps in (("often", 1), ("seldom", 1000)):
         run(tmp_path / name, signals, chosen=replace(CHOSEN, measure_steps=steps))
     often, seldom = (
-        torch.load(tmp_path / name / "snapshots" / END, weights_only=True)["network"]
-        for name in ("often", "seldom")
+        read_checked(tmp_path / name / "snapshots" / END)["average"] for name in ("often", "seldom")
     )
     assert all(torch.equal(often[name], seldom[name]) for name in seldom)
 
@@ -151,27 +150,33 @@ def test_asked_to_stop_a_run_leaves_after_a_step_with_a_snapshot_on_disk(
 
 
 class Interrupting:
-    """Batches to measure on; SIGTERM comes after the first."""
+    """Batches to measure on; in the measurement of that number SIGTERM comes after the first."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
 
     def __iter__(self) -> Iterator[Tensor]:
+        self.left -= 1
         for batch in VALIDATION.batches:
             yield batch
-            signal.raise_signal(signal.SIGTERM)
-            yield batch
+            if self.left == 0:
+                signal.raise_signal(signal.SIGTERM)
+                yield batch
 
 
+@pytest.mark.parametrize("epoch", [1, CHOSEN.epochs])
 def test_asked_to_stop_while_it_measures_a_run_leaves_and_measures_again(
-    tmp_path: Path, signals: Signals
+    epoch: int, tmp_path: Path, signals: Signals
 ) -> None:
     run(tmp_path / "peaceful", signals)
     (tmp_path / "left").mkdir()
     snapshots = tmp_path / "left" / "snapshots"
     trainer, _ = new_trainer(should_stop=lambda: signals.seen(signal.SIGTERM))
-    interrupting = VALIDATION._replace(batches=Interrupting())
+    interrupting = VALIDATION._replace(batches=Interrupting(epoch))
     with pytest.raises(StoppedError):
         train(trainer, interrupting, tmp_path / "left", Saving(snapshots, 1000, signals))
-    assert saved(tmp_path / "left") == [f"snapshot-00000-{STEPS:07d}.pt"]
-    assert trainer.history == []
+    assert saved(tmp_path / "left") == [f"snapshot-{epoch - 1:05d}-{STEPS:07d}.pt"]
+    assert len(trainer.history) == epoch - 1
 
     signals.forget(signal.SIGTERM)
     trainer, _ = new_trainer()

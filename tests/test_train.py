@@ -259,10 +259,12 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, usual[1]))  # less than a snapshot
     try:
-        assert "the same command goes on" in error_line(here, arguments)
+        message = error_line(here, arguments)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
-    assert not list(tmp_path.rglob("snapshot-*.pt"))
+    assert "the same command goes on" in message
+    assert str(tmp_path / "run" / "checkpoints") in message
+    assert not list(tmp_path.rglob("*snapshot-*.pt*"))
     assert not (tmp_path / "run" / "model").exists()
     here(arguments)
     assert (tmp_path / "run" / "metrics.json").exists()

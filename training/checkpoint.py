@@ -1,14 +1,16 @@
 """Snapshots of a training run: one file each, complete or absent, the newest that is whole wins."""
 
+import hashlib
 import io
 import sys
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar, cast
 
 import torch
 
+CHECK_BYTES = 32  # of a SHA-256
 KEPT = 2  # an older one is there if the newest turns out damaged
 
 Tree = TypeVar("Tree")
@@ -86,14 +88,38 @@ def copy_tensors(tree: Tree) -> Tree:
     return result
 
 
-def write_tensors(file: Path, tree: Mapping[str, Any]) -> None:
-    """Save `tree` as one file, complete or absent. Raises OSError when there is no room."""
+def write_tensors(file: Path, tree: Mapping[str, Any], *, checked: bool = False) -> None:
+    """Save `tree` as one file, complete or absent; if `checked`, behind its SHA-256, 32 bytes.
+
+    Raises OSError, which names the file, when there is no room.
+    """
     # To memory first: of a full disk PyTorch says that a position was not expected.
     content = io.BytesIO()
     torch.save(tree, content)
     temporary = file.with_name(f".{file.name}.partial")
-    temporary.write_bytes(content.getbuffer())
+    try:
+        with temporary.open("wb") as stream:
+            if checked:
+                stream.write(hashlib.sha256(content.getbuffer()).digest())
+            stream.write(content.getbuffer())
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(file)) from error
     temporary.replace(file)
+
+
+def read_checked(file: Path) -> dict[str, Any]:
+    """What write_tensors saved as `checked`. Raises ValueError when a bit of it has changed.
+
+    PyTorch itself reads many damaged files without an error, with other numbers in them.
+    """
+    content = file.read_bytes()
+    if hashlib.sha256(content[CHECK_BYTES:]).digest() != content[:CHECK_BYTES]:
+        raise ValueError("not what was written")
+    tree: dict[str, Any] = torch.load(
+        io.BytesIO(content[CHECK_BYTES:]), map_location="cpu", weights_only=True
+    )
+    return tree
 
 
 def save_snapshot(folder: Path, snapshot: Snapshot) -> Path:
@@ -103,7 +129,7 @@ def save_snapshot(folder: Path, snapshot: Snapshot) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"snapshot-{snapshot['epoch']:05d}-{snapshot['step']:07d}.pt"
-    write_tensors(file, snapshot)
+    write_tensors(file, snapshot, checked=True)
     earlier = sorted(other for other in folder.glob("snapshot-*.pt") if other <= file)
     for other in folder.glob("snapshot-*.pt"):
         if other not in earlier[-KEPT:]:
@@ -115,9 +141,9 @@ def load_snapshot(folder: Path, settings: dict[str, Any]) -> Snapshot | None:
     """The newest whole snapshot taken with these settings, or None: start from scratch."""
     for file in sorted(folder.glob("snapshot-*.pt"), reverse=True):
         try:
-            snapshot: Snapshot = torch.load(file, map_location="cpu", weights_only=True)
+            snapshot = cast(Snapshot, read_checked(file))
             same_settings = snapshot["settings"] == settings
-        except Exception as error:  # for damaged files torch.load raises nearly anything
+        except Exception as error:  # for files of another version torch.load raises nearly anything
             print(f"{file.name} is damaged, trying an older one ({error!r:.80})", file=sys.stderr)
             continue
         if same_settings:

@@ -177,8 +177,8 @@ def train(
             record.add(line)
             progress.warn()
 
+        measure()  # it may have been left undone
         while not trainer.finished:
-            measure()  # it may have been left undone
             for loss in trainer.train_epoch():
                 progress.after_step(loss)
                 after_step()

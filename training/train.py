@@ -187,8 +187,8 @@ def main() -> None:
     except OSError as error:
         at = f" at {error.filename}" if error.filename else ""
         sys.exit(
-            f"error: {error.strerror or error}{at}: mend that, and the same command goes on from "
-            "the last snapshot"
+            f"error: {error.strerror or error}{at}: mend that, and the same command goes on with "
+            "what was saved"
         )
 
 

@@ -190,7 +190,7 @@ class Trainer:
         """Measure on `validation`, note it, keep the weights if they are the best so far.
 
         After an epoch's last step the next epoch begins. Returns the line of metrics.jsonl.
-        Raises DivergedError when the loss is no number; StoppedError, with nothing changed, as
+        Raises DivergedError when the loss is no number; StoppedError, with nothing noted, as
         soon as `should_stop()`.
         """
         logits = self.logits(validation.batches)
@@ -203,7 +203,7 @@ class Trainer:
         right = logits.argmax(1) == validation.classes
         if self.step == self.steps:
             self.epoch, self.step = self.epoch + 1, 0
-        epoch = self.epoch + round(self.step / self.steps, 4) if self.step else self.epoch
+        epoch = round(self.epoch + self.step / self.steps, 4) if self.step else self.epoch
         line = {
             "epoch": epoch,
             "step": self.epoch * self.steps + self.step,
