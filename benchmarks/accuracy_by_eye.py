@@ -9,6 +9,7 @@ answers are those that `benchmarks.accuracy_ideas NAME` left, on the same photos
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.accuracy import DATASET, VALIDATION
-from training.data import open_dataset
+from training.data import DatasetError, open_dataset
 from training.metrics import evaluate
 from training.task import split_validation
 
@@ -50,8 +51,16 @@ def main() -> None:
     )
     parser.add_argument("--try", dest="name", help="a row of accuracy_ideas to compare with")
     args = parser.parse_args()
+    try:
+        compare(args.folder, args.name)
+    except (DatasetError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+def compare(folder: Path, name: str | None) -> None:
+    """Print what the eye counted beside the records, and beside the answers of the try `name`."""
     by_eye: dict[str, int] = json.loads(BY_EYE.read_text())
-    photos = open_dataset(args.folder / "datasets" / DATASET).index("train")
+    photos = open_dataset(folder / "datasets" / DATASET).index("train")
     photos = photos.subset(split_validation(photos, float(VALIDATION))[1])
     rows = [row for row, photo_id in enumerate(photos.ids) if photo_id in by_eye]
     recorded = photos.counts[rows]
@@ -59,10 +68,10 @@ def main() -> None:
     print(f"{len(rows)} photos, of which the eye sees fewer items than recorded in "
           f"{(counted < recorded).sum()}, more in {(counted > recorded).sum()}")  # fmt: skip
     print(line("by eye", judged(counted, recorded)))
-    if args.name:
-        logits = np.load(args.folder / "ideas" / f"{args.name}.npy").mean(0)
+    if name:
+        logits = np.load(folder / "ideas" / f"{name}.npy").mean(0)
         answers = logits[rows, : len(COUNTS)].argmax(1) + 1
-        print(line(args.name, judged(answers, recorded)))
+        print(line(name, judged(answers, recorded)))
 
 
 if __name__ == "__main__":

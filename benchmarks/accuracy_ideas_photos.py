@@ -97,6 +97,12 @@ class Batches:
             if args.upside_down:
                 turned = torch.from_numpy(self.random.random(len(rows)) < 0.5)
                 pixels[turned] = pixels[turned].flip(1)
+            if args.turned:
+                pixels = self.turned(pixels)
+            if args.restyle:
+                pixels = self.restyled(pixels)
+            if args.recolour:
+                pixels = self.recoloured(pixels)
             targets = self.targets[rows]
             if args.stitch and self.random.random() < args.stitch:
                 pixels, targets = self.stitched(rows, pixels, targets)
@@ -105,6 +111,39 @@ class Batches:
             elif args.mixup:
                 pixels, targets = self.blended(pixels, targets)
             yield rows, pixels, targets
+
+    def turned(self, pixels: Tensor) -> Tensor:
+        """By a random number of right angles each."""
+        angles = torch.from_numpy(self.random.integers(4, size=len(pixels)))
+        turned = pixels.clone()
+        for angle in range(1, 4):
+            turned[angles == angle] = pixels[angles == angle].rot90(angle, (1, 2))
+        return turned
+
+    def recoloured(self, pixels: Tensor) -> Tensor:
+        """A share of the photos with the colours in another order, or grey: no product's own."""
+        matrices = torch.eye(3).expand(len(pixels), 3, 3).clone()
+        for matrix in matrices:
+            if self.random.random() < self.args.recolour:
+                matrix[:] = matrix[torch.from_numpy(self.random.permutation(3))]
+            if self.random.random() < self.args.recolour / 2:
+                matrix[:] = 1 / 3
+        return torch.einsum("nhwc,ncd->nhwd", pixels, matrices)
+
+    def restyled(self, pixels: Tensor) -> Tensor:
+        """A share of the photos through a random 3 × 3 convolution (Xu et al. 2021), blended."""
+        photos = len(pixels)
+        kernels = self.random.normal(size=(photos * 3, 3, 3, 3)).astype(np.float32)
+        flat = pixels.permute(0, 3, 1, 2).reshape(1, photos * 3, *pixels.shape[1:3])
+        padded = functional.pad(flat, (1, 1, 1, 1), mode="reflect")
+        styled = functional.conv2d(padded, torch.from_numpy(kernels), groups=photos)
+        styled = styled.view(photos, 3, *pixels.shape[1:3]).permute(0, 2, 3, 1)
+        spread, mean = torch.std_mean(styled, dim=(1, 2), keepdim=True)
+        usual_spread, usual_mean = torch.std_mean(pixels, dim=(1, 2), keepdim=True)
+        styled = (styled - mean) / spread * usual_spread + usual_mean
+        chosen = self.random.random(photos) < self.args.restyle
+        share = torch.from_numpy((self.random.random(photos) * chosen).astype(np.float32))
+        return pixels.lerp(styled, share.view(-1, 1, 1, 1)).clamp(0, 255)
 
     def stitched(
         self, rows: NDArray[np.int64], pixels: Tensor, targets: Tensor

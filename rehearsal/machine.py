@@ -4,6 +4,7 @@ The folder stands for the machine's disk. Commands that only root of a real mach
 stand-ins at the front of PATH; credentials come from the metadata service alone.
 """
 
+import json
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -87,7 +88,8 @@ class Machine:
             done = len(list(self.work.glob("checkpoints/features-*/train-*.npy")))
         else:
             metrics = self.work / "output" / "metrics.jsonl"
-            done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+            lines = metrics.read_text().splitlines() if metrics.exists() else []
+            done = int(json.loads(lines[-1])["epoch"]) if lines else 0
         return done >= int(number)
 
     def training(self) -> list[psutil.Process]:

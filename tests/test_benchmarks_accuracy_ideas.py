@@ -61,6 +61,34 @@ def test_a_cut_photo_has_the_share_of_each_in_its_target(photos: Photos) -> None
         assert torch.allclose(shown, targets[row])
 
 
+def test_a_turned_photo_is_one_of_four(photos: Photos) -> None:
+    pixels = torch.rand(40, 6, 6, 3)
+    turned = Batches(photos, flags()).turned(pixels)
+    angles = [
+        next(angle for angle in range(4) if torch.equal(after, before.rot90(angle)))
+        for before, after in zip(pixels, turned, strict=True)
+    ]
+    assert set(angles) == {0, 1, 2, 3}
+
+
+def test_a_recoloured_photo_is_grey_or_has_its_colours_in_another_order(photos: Photos) -> None:
+    pixels = torch.rand(40, 6, 6, 3)
+    recoloured = Batches(photos, flags("--recolour", "0.5")).recoloured(pixels)
+    grey = torch.isclose(recoloured, pixels.mean(3, keepdim=True)).flatten(1).all(1)
+    same = torch.isclose(recoloured.sort(3).values, pixels.sort(3).values).flatten(1).all(1)
+    assert (grey | same).all()
+    assert 0 < grey.sum() < len(pixels)
+    assert 0 < (recoloured == pixels).flatten(1).all(1).sum() < same.sum()
+
+
+def test_a_share_of_the_photos_is_restyled(photos: Photos) -> None:
+    pixels = 50 + 100 * torch.rand(40, 6, 6, 3)
+    restyled = Batches(photos, flags("--restyle", "0.5")).restyled(pixels)
+    same = torch.isclose(restyled, pixels).flatten(1).all(1)
+    assert 0 < same.sum() < len(pixels)
+    assert torch.allclose(restyled.mean((1, 2)), pixels.mean((1, 2)), atol=5)
+
+
 def test_mates_are_side_by_side_and_every_photo_comes_once(photos: Photos) -> None:
     batches = Batches(photos, flags("--pairs", "1"))
     order = batches.order().tolist()
@@ -98,6 +126,7 @@ IDEAS = {
     "more": ("--pairs", "1", "--known", "0.1", "--squared", "0.1", "--pool", "spread"),
     "cut": ("--cutmix", "1"),
     "corn": ("--targets", "corn", "--upside-down", "--smooth"),
+    "turned": ("--turned", "--recolour", "0.5", "--restyle", "1"),
 }
 
 

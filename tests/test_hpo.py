@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from training import hpo, task
 from training import train as train_module
+from training.checkpoint import read_checked
 from training.data import Dataset, Side
 from training.search_results import plot_trials
 from training.search_space import SPACES, contains
@@ -256,8 +258,9 @@ def test_a_search_that_is_killed_goes_on_in_the_trial_and_ends_in_the_same_ones(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_shows_what_is_known_and_leaves(
+def test_a_signal_shows_what_is_known_leaves_and_the_search_goes_on(
     search: Run,
+    peaceful: Path,
     tmp_path: Path,
     at_epoch: AtEpoch,
     capsys: pytest.CaptureFixture[str],
@@ -271,8 +274,11 @@ def test_a_signal_shows_what_is_known_and_leaves(
     assert "the same command goes on from here" in printed.err
     assert re.search(r"^ *0 .* complete$", printed.out, re.MULTILINE)
     assert re.search(r"^ *1 .* unfinished$", printed.out, re.MULTILINE)
-    assert list(tmp_path.glob("trial-1/snapshot-00003-*.pt"))
     assert (tmp_path / "best.json").exists()
+    # The third epoch was not measured to the end: that is done again.
+    assert read_checked(max(tmp_path.glob("trial-1/snapshot-*.pt")))["epoch"] == 2
+    search(tmp_path)
+    assert outcome(tmp_path) == outcome(peaceful)
 
 
 @pytest.mark.parametrize("mode", ["head", "finetune"])
@@ -290,6 +296,20 @@ def test_the_test_photos_are_never_read(
     search(tmp_path, "--trials", "1", "--mode", mode, "--epochs", "5")
     assert read == {"train"}
     assert best(tmp_path)["mode"] == mode
+
+
+def test_a_full_disk_is_one_line_and_the_search_goes_on(
+    search: Run, peaceful: Path, tmp_path: Path, at_epoch: AtEpoch
+) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "snapshot.pt")
+
+    at_epoch(RECIPE_EPOCHS + 3, full)
+    message = error_line(search, tmp_path)
+    assert "No space left on device at snapshot.pt" in message
+    assert "the same command goes on" in message
+    search(tmp_path)
+    assert outcome(tmp_path) == outcome(peaceful)
 
 
 def test_a_trial_that_diverges_is_failed_and_the_search_goes_on(

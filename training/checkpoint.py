@@ -108,6 +108,15 @@ def write_tensors(file: Path, tree: Mapping[str, Any], *, checked: bool = False)
     temporary.replace(file)
 
 
+def disk_error_line(error: OSError) -> str:
+    """What a command says when it can no longer write, or read, its files."""
+    at = f" at {error.filename}" if error.filename else ""
+    return (
+        f"error: {error.strerror or error}{at}: mend that, and the same command goes on with what "
+        "was saved"
+    )
+
+
 def read_checked(file: Path) -> dict[str, Any]:
     """What write_tensors saved as `checked`. Raises ValueError when a bit of it has changed.
 

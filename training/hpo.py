@@ -36,10 +36,10 @@ from optuna.trial import Trial, TrialState
 from tqdm import tqdm
 
 from training.calibration import fit_temperature, softmax
-from training.checkpoint import load_snapshot
+from training.checkpoint import disk_error_line, load_snapshot
 from training.data import Dataset, DatasetError, open_dataset
 from training.features import PrecisionError
-from training.loop import Saving
+from training.loop import Saving, measure_if_due
 from training.memory import keep_freed_memory
 from training.model import WeightsError
 from training.search_results import plot_trials, trial_table, write_best
@@ -123,20 +123,30 @@ class Trials:
         prepare = prepare_head if settings.mode == "head" else prepare_finetune
         checkpoints: Path = self.args.checkpoint_dir or self.args.output / "checkpoints"
         task = prepare(self.dataset, settings, self.args, checkpoints, self.device, self.signals)
-        trainer = Trainer(task.trained, task.source, settings, self.device)
+        trainer = Trainer(
+            task.trained,
+            task.source,
+            settings,
+            self.device,
+            should_stop=lambda: self.signals.seen(signal.SIGTERM),
+        )
         if snapshot := load_snapshot(folder, asdict(settings)):
             trainer.restore(snapshot)
         saving = Saving(folder, self.args.snapshot_seconds, self.signals)
+
+        def measure() -> None:
+            line = measure_if_due(trainer, task.validation.examples, saving)
+            if line and trainer.step == 0:
+                self._report(trial, trainer.epoch, settings.epochs, line["validation_loss"])
+
         try:
+            measure()
             while not trainer.finished:
                 bar.set_postfix_str(
                     f"trial {trial.number}, epoch {trainer.epoch + 1} of {settings.epochs}"
                 )
                 for _ in trainer.train_epoch():
-                    if trainer.measurement_due:
-                        line = trainer.measure(task.validation.examples)
-                    if trainer.step == 0:
-                        self._report(trial, trainer.epoch, settings.epochs, line["validation_loss"])
+                    measure()
                     saving.after_step(trainer)
         finally:
             saving.wait()
@@ -291,8 +301,8 @@ def main() -> None:
         "--objective",
         choices=("validation_loss", "rmse"),
         default="validation_loss",
-        help="what to minimise on the validation photos: the cross-entropy of the best epoch, or "
-        "the root mean square error of the expected count (default: %(default)s)",
+        help="what to minimise on the validation photos: the least cross-entropy that was "
+        "measured, or the root mean square error of the expected count (default: %(default)s)",
     )
     asked, rest = parser.parse_known_args()
     args = parse_arguments([*rest, "--skip-test"], prog=parser.prog)
@@ -304,6 +314,8 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except (DatasetError, WeightsError, PrecisionError, SearchError) as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(disk_error_line(error))
 
 
 if __name__ == "__main__":

@@ -146,6 +146,20 @@ class Progress:
         self._bar.close()
 
 
+def measure_if_due(trainer: Trainer, validation: Examples, saving: Saving) -> dict[str, Any] | None:
+    """Call it after each step, and before the first: an interruption may have left it undone.
+
+    Returns the line of metrics.jsonl, or None. Raises StoppedError with the snapshot on disk.
+    """
+    if not trainer.measurement_due:
+        return None
+    try:
+        return trainer.measure(validation)
+    except StoppedError:
+        saving.after_step(trainer)
+        raise
+
+
 def train(
     trainer: Trainer,
     validation: Examples,
@@ -166,18 +180,12 @@ def train(
         after_step: Callable[[], None] = profiler.step if profiler else lambda: None
 
         def measure() -> None:
-            if not trainer.measurement_due:
-                return
-            try:
-                line = trainer.measure(validation)
-            except StoppedError:
-                saving.after_step(trainer)
-                raise
-            line |= progress.times()
-            record.add(line)
-            progress.warn()
+            if line := measure_if_due(trainer, validation, saving):
+                line |= progress.times()
+                record.add(line)
+                progress.warn()
 
-        measure()  # it may have been left undone
+        measure()
         while not trainer.finished:
             for loss in trainer.train_epoch():
                 progress.after_step(loss)

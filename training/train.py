@@ -21,7 +21,7 @@ import torch
 
 from serving.decision import decide
 from training.calibration import fit_temperature, softmax
-from training.checkpoint import load_snapshot, write_tensors
+from training.checkpoint import disk_error_line, load_snapshot, write_tensors
 from training.data import Dataset, DatasetError, open_dataset
 from training.export import export_model
 from training.features import PrecisionError, features_key
@@ -185,11 +185,7 @@ def main() -> None:
     except (DatasetError, WeightsError, PrecisionError, DivergedError) as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        at = f" at {error.filename}" if error.filename else ""
-        sys.exit(
-            f"error: {error.strerror or error}{at}: mend that, and the same command goes on with "
-            "what was saved"
-        )
+        sys.exit(disk_error_line(error))
 
 
 if __name__ == "__main__":

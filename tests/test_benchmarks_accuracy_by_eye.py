@@ -1,0 +1,56 @@
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import accuracy, accuracy_by_eye
+from training.data import open_dataset
+from training.task import split_validation
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, bins_tar: Path) -> Path:
+    folder = tmp_path_factory.mktemp("by_eye")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accuracy, "save_weights", lambda arch, folder: None)
+        accuracy.prepare(folder, bins_tar)
+    return folder
+
+
+def compare(monkeypatch: pytest.MonkeyPatch, folder: Path, *more: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["accuracy_by_eye", "--folder", str(folder), *more])
+    accuracy_by_eye.main()
+
+
+def test_both_are_judged_on_the_photos_that_were_counted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = open_dataset(folder / "datasets" / accuracy.DATASET).index("train")
+    held_out = photos.subset(split_validation(photos, float(accuracy.VALIDATION))[1])
+    by_eye = dict.fromkeys(held_out.ids[1:], 3)
+    monkeypatch.setattr(accuracy_by_eye, "BY_EYE", folder / "by_eye.json")
+    accuracy_by_eye.BY_EYE.write_text(json.dumps(by_eye))
+    right = np.eye(5)[held_out.counts - 1]
+    (folder / "ideas").mkdir()
+    np.save(folder / "ideas" / "knows.npy", np.stack([right, right]))
+
+    compare(monkeypatch, folder, "--try", "knows")
+    first, eye, network = capsys.readouterr().out.splitlines()
+    threes = (held_out.counts[1:] == 3).mean()
+    assert first.startswith(f"{len(held_out) - 1} photos")
+    assert eye.startswith(f"by eye: exact {threes:.1%}")
+    assert network.startswith("knows: exact 100.0%")
+
+
+def test_answers_that_are_not_there_are_one_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = open_dataset(folder / "datasets" / accuracy.DATASET).index("train").ids
+    monkeypatch.setattr(accuracy_by_eye, "BY_EYE", tmp_path / "by_eye.json")
+    accuracy_by_eye.BY_EYE.write_text(json.dumps(dict.fromkeys(ids, 2)))
+    with pytest.raises(SystemExit, match=r"^error: .*none.npy"):
+        compare(monkeypatch, folder, "--try", "none")
+    with pytest.raises(SystemExit, match=r"^error: no data set in"):
+        compare(monkeypatch, tmp_path)
