@@ -149,6 +149,7 @@ def train(
     if args.init:
         network.load_state_dict(torch.load(args.init, weights_only=True))
     average = copy.deepcopy(network)
+    teachers = [teacher(args, name, outputs) for name in args.teachers]
     if args.precision == "bfloat16":
         keep_depthwise_in_float32(network)  # after the copy, which would call this one's layers
     parameters = [tensor for tensor in network.parameters() if tensor.requires_grad]
@@ -173,6 +174,8 @@ def train(
         for rows, pixels, targets in batches.epoch(epoch, size):
             with torch.autocast("cpu", enabled=args.precision == "bfloat16"):
                 logits = network(pixels)
+                if teachers:
+                    targets = targets.lerp(taught(teachers, pixels), 0.5)
             loss = loss_of(logits.float(), targets, rows, photos, args)
             optimizer.zero_grad()
             loss.backward()
@@ -195,6 +198,22 @@ def train(
     if args.keep:
         torch.save(average.state_dict(), args.folder / "ideas" / f"{args.name}.pth")
     return lines, best
+
+
+def teacher(args: argparse.Namespace, name: str, outputs: int) -> Network:
+    network = Network(args, outputs).to(memory_format=torch.channels_last)
+    kept = torch.load(args.folder / "ideas" / f"{name}.pth", weights_only=True)
+    network.load_state_dict(kept)
+    if args.precision == "bfloat16":
+        keep_depthwise_in_float32(network)
+    return network.eval()
+
+
+@torch.no_grad()
+def taught(teachers: list[Network], pixels: Tensor) -> Tensor:
+    """What the teachers answer on average, probabilities (Hinton et al. 2015)."""
+    answers = [network(pixels).float()[:, :CLASSES].softmax(1) for network in teachers]
+    return torch.stack(answers).mean(0)
 
 
 @torch.no_grad()
@@ -290,6 +309,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     flag("--spread", type=float, default=0.5, help="of the soft targets, items")
     flag("--squared", type=float, default=0.0, help="weight of the expected count's squared error")
     flag("--pairs", type=float, default=0.0, help="weight of the error of a pair's difference")
+    flag("--teachers", nargs="+", default=[], metavar="NAME",
+         help="learn from the answers of networks that --keep left as much as from the records; "
+         "they are built as this one is")  # fmt: skip
     flag("--known", type=float, default=0.0, help="weight of volume, weight, number of products")
     flag("--mixup", type=float, default=0.0, help="MixUp's alpha")
     flag("--cutmix", type=float, default=0.0, help="share of the batches that are cut, not mixed")
@@ -303,7 +325,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     flag("--precision", choices=("float32", "bfloat16"), default="bfloat16")
     flag("--threads", type=int, default=os.cpu_count())
     flag("--seed", type=int, default=0)
-    flag("--keep", action="store_true", help="leave weights as FOLDER/ideas/NAME.pth, and no row")
+    flag(
+        "--keep", action="store_true", help="leave the weights, last ones, in FOLDER/ideas/NAME.pth"
+    )
+    flag("--no-row", action="store_true", help="it is only where another try starts")
     args = parser.parse_args(arguments)
     mixing = args.mixup or args.cutmix or args.stitch
     if args.targets == "corn" and (mixing or args.squared or args.pairs or args.known):
@@ -326,7 +351,7 @@ def try_idea(args: argparse.Namespace) -> None:
     (args.folder / "ideas").mkdir(exist_ok=True)
     lines, best = train(args, photos, held_out)
     np.save(args.folder / "ideas" / f"{args.name}.npy", best.numpy())
-    if not args.keep:
+    if not args.no_row:
         with ROWS.open("a") as stream:
             stream.write(json.dumps(row(args, lines, best, held_out)) + "\n")
 

@@ -13,6 +13,7 @@ from benchmarks import accuracy, accuracy_ideas
 from benchmarks.accuracy_ideas import corn_loss, probabilities_of
 from benchmarks.accuracy_ideas_photos import COUNTS, Batches, Photos, known
 from data_prep.weights import save_weights
+from training.calibration import softmax
 from training.data import open_dataset
 from training.trainer import soft_targets
 
@@ -162,9 +163,9 @@ def test_what_is_measured_is_the_average_and_nothing_of_the_network_in_training(
     folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(accuracy_ideas, "follow", lambda average, network, decay: None)
-    run("still", "--keep", "--learning-rate", "1")  # the average stays, the network leaves
+    run("still", "--learning-rate", "1")  # the average stays, the network leaves
     answers = np.load(folder / "ideas" / "still.npy")
-    run("start", "--keep", "--learning-rate", "1e-12")
+    run("start", "--learning-rate", "1e-12")
     assert np.allclose(answers, np.load(folder / "ideas" / "start.npy"), atol=1e-4)
 
 
@@ -177,7 +178,7 @@ def test_losses_that_do_not_know_blended_photos_are_refused(more: tuple[str, ...
 
 
 def test_weights_that_were_kept_are_where_another_idea_starts(folder: Path, run: Run) -> None:
-    assert not run("first", "--keep").exists()
+    assert not run("first", "--keep", "--no-row").exists()
     kept = folder / "ideas" / "first.pth"
     still = ("--freeze", "7", "--learning-rate", "1e-12", "--weight-decay", "0")
     run("second", "--init", str(kept), "--keep", *still)
@@ -185,6 +186,17 @@ def test_weights_that_were_kept_are_where_another_idea_starts(folder: Path, run:
         torch.load(kept.with_stem(name), weights_only=True) for name in ("first", "second")
     )
     assert torch.allclose(first["answer.weight"], second["answer.weight"], atol=1e-6)
+
+
+def test_a_network_learns_from_those_that_were_kept(folder: Path, run: Run) -> None:
+    run("one", "--keep", "--no-row", "--seed", "1", "--learning-rate", "1e-2")
+    run("alone", "--no-row")
+    run("taught", "--no-row", "--teachers", "one")
+    alone, taught, one = (
+        softmax(np.load(folder / "ideas" / f"{name}.npy").mean(0), 1)
+        for name in ("alone", "taught", "one")
+    )
+    assert np.abs(taught - one).mean() < np.abs(alone - one).mean()
 
 
 def test_a_data_set_that_is_not_there_is_one_line(
