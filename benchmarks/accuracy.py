@@ -87,25 +87,30 @@ def train(name: str, folder: Path, output: Path, *more: str, processes: int = 1)
 def row(name: str, output: Path, seconds: float, seed: int, side: str) -> dict[str, Any]:
     """One line of accuracy.jsonl."""
     metrics = json.loads((output / "metrics.json").read_text())
-    judged = metrics[side]
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return {
         "try": name,
         "flags": " ".join(TRIES[name]),
         "seed": seed,
         "side": side,
+        **figures(metrics[side]),
+        "epoch": metrics["train"]["epoch"],
+        "temperature": metrics["temperature"],
+        "minutes": round(seconds / 60, 1),
+        "machine": machine(os.cpu_count() or 1),
+    }
+
+
+def figures(judged: dict[str, Any]) -> dict[str, Any]:
+    """Of one side in metrics.json, what a row has of it."""
+    return {
         "photos": judged["photos"],
         "exact": judged["accuracy"],
         "within_one": judged["within_one"],
         "mae": judged["mae"],
         "rmse_of_expected": judged["rmse_of_expected"],
+        "loss": round(judged["cross_entropy"], 4),
         "calibration_error": judged["calibration"]["expected_calibration_error"],
         "auroc": judged["inventory"].get("auroc"),
-        "validation_loss": min(line["validation_loss"] for line in lines),
-        "epoch": metrics["train"]["epoch"],
-        "temperature": metrics["temperature"],
-        "minutes": round(seconds / 60, 1),
-        "machine": machine(os.cpu_count() or 1),
     }
 
 
@@ -152,7 +157,7 @@ def table() -> str:
             f"{exact['value']:.1%} ({exact['low']:.1%}–{exact['high']:.1%})",
             f"{found['within_one']:.1%}",
             f"{found['rmse_of_expected']:.3f}",
-            f"{found['validation_loss']:.3f}",
+            f"{found['loss']:.3f}",
             "" if found["auroc"] is None else f"{found['auroc']['value']:.3f}",
             f"{found['minutes']:.0f}",
         ]

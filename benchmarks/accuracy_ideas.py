@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.accuracy import DATASET, ROWS, VALIDATION
+from benchmarks.accuracy import DATASET, ROWS, VALIDATION, figures
 from benchmarks.accuracy_ideas_photos import CLASSES, COUNTS, Batches, Photos
 from benchmarks.training_report import machine
 from training.calibration import fit_temperature, softmax
@@ -252,10 +252,9 @@ def row(
     temperature = fit_temperature(logits, held_out.classes.numpy())
     probabilities = softmax(logits, temperature)
     judged = evaluate(probabilities, photos.counts, COUNTS, 3)
-    inventory = check_inventory(
+    judged["inventory"] = check_inventory(
         probabilities, photos.counts, COUNTS, ids=photos.ids, groups=photos.groups
     )
-    calibrated = -np.log(probabilities[np.arange(len(photos)), held_out.classes]).mean()
     flags = sys.argv[1:]
     flags.remove(args.name)
     best_line = min(lines, key=lambda line: line["loss"])
@@ -264,14 +263,7 @@ def row(
         "flags": "accuracy_ideas " + " ".join(flags),
         "seed": args.seed,
         "side": "validation",
-        "photos": judged["photos"],
-        "exact": judged["accuracy"],
-        "within_one": judged["within_one"],
-        "mae": judged["mae"],
-        "rmse_of_expected": judged["rmse_of_expected"],
-        "calibration_error": judged["calibration"]["expected_calibration_error"],
-        "auroc": inventory.get("auroc"),
-        "validation_loss": round(float(calibrated), 4),
+        **figures(judged),
         "epoch": best_line["epoch"],
         "temperature": temperature,
         "minutes": lines[-1]["minutes"],

@@ -29,6 +29,7 @@ SIDE = {
     "accuracy": {"value": 0.4, "low": 0.3, "high": 0.5},
     "within_one": 0.8,
     "mae": 0.9,
+    "cross_entropy": 1.5,
     "rmse_of_expected": 1.1,
     "calibration": {"expected_calibration_error": 0.02},
     "inventory": {"photos": 0},
@@ -49,7 +50,6 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         side = "validation" if args.skip_test else "test"
         metrics = {"train": {"epoch": 3}, "temperature": 1.2, side: SIDE}
         (args.output / "metrics.json").write_text(json.dumps(metrics))
-        (args.output / "metrics.jsonl").write_text('{"validation_loss": 1.5}\n')
 
     # Not subprocess.run itself, which others use as well.
     fake = SimpleNamespace(run=run, CalledProcessError=subprocess.CalledProcessError)

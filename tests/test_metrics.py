@@ -29,6 +29,8 @@ def test_a_small_case_worked_out_by_hand() -> None:
     assert metrics["accuracy_minus_majority"]["value"] == 0
     assert metrics["within_one"] == 0.75
     assert metrics["mae"] == (0 + 1 + 0 + 3) / 4
+    surprise = -(np.log(0.7) + np.log(0.1) + np.log(0.5) + np.log(0.2)) / 4
+    assert metrics["cross_entropy"] == pytest.approx(surprise, abs=1e-6)
     squares = 0.5**2 + 1.1**2 + 0.4**2 + 2.2**2
     assert metrics["rmse_of_expected"] == pytest.approx((squares / 4) ** 0.5, abs=1e-6)
     assert metrics["confusion"] == {
@@ -54,6 +56,7 @@ def test_answers_that_are_always_wrong() -> None:
     assert metrics["accuracy_minus_majority"]["value"] == -0.5
     assert metrics["within_one"] == 0
     assert metrics["mae"] == (3 + 2 + 2 + 3) / 4
+    assert 80 < metrics["cross_entropy"] < 90  # the smallest of float32, not infinity
     assert np.trace(metrics["confusion"]["rows_true_columns_predicted"]) == 0
 
 
@@ -171,7 +174,7 @@ def test_recall_by_count_and_errors_with_intervals() -> None:
     assert metrics["recall"]["1"]["value"] == 0.75
     assert metrics["recall"]["4"]["value"] == 0.5
     assert metrics["rmse"] == pytest.approx(((1 + 9) / 6) ** 0.5)
-    for name in ("within_one", "mae", "rmse", "rmse_of_expected"):
+    for name in ("within_one", "mae", "rmse", "cross_entropy", "rmse_of_expected"):
         interval = metrics["intervals"][name]
         assert interval["value"] == metrics[name]
         assert interval["low"] < interval["value"] < interval["high"]

@@ -29,11 +29,14 @@ def evaluate(
     predicted = decide(probabilities, counts, decision)
     error = (predicted - truth).astype(float)
     right = (error == 0).astype(float)
+    of_truth = probabilities[np.arange(len(truth)), np.searchsorted(np.array(counts), truth)]
+    surprise = -np.log(np.maximum(of_truth, np.finfo(np.float32).tiny, dtype=np.float64))
     majority_right = (truth == majority).astype(float)
     intervals = {
         "within_one": _with_interval((abs(error) <= 1).astype(float)),
         "mae": _with_interval(abs(error)),
         "rmse": _root(_with_interval(error**2)),
+        "cross_entropy": _with_interval(surprise),
         "rmse_of_expected": _root(_with_interval((_expected(probabilities, counts) - truth) ** 2)),
     }
     confusion = [[int(((truth == t) & (predicted == p)).sum()) for p in counts] for t in counts]

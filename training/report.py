@@ -24,6 +24,7 @@ ERRORS = {
     "mae": "Mean absolute error",
     "rmse": "RMSE of the answer",
     "rmse_of_expected": "RMSE of the expected count",
+    "cross_entropy": "Cross-entropy of the calibrated probabilities",
 }
 
 
