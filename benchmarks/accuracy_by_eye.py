@@ -16,19 +16,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.accuracy import DATASET, VALIDATION
-from training.data import DatasetError, open_dataset
+from benchmarks.accuracy import COUNTS
+from benchmarks.accuracy_answers import MAJORITY, answers_of, open_sides
+from training.data import DatasetError
 from training.metrics import evaluate
-from training.task import split_validation
 
 BY_EYE = Path(__file__).with_suffix(".json")
-COUNTS = [1, 2, 3, 4, 5]
 
 
 def judged(counted: NDArray[np.int64], recorded: NDArray[np.int64]) -> dict[str, Any]:
     """metrics.json's figures of answers without probabilities."""
     certain = np.eye(len(COUNTS), dtype=np.float32)[counted - 1]
-    return evaluate(certain, recorded, COUNTS, majority=3)
+    return evaluate(certain, recorded, list(COUNTS), MAJORITY)
 
 
 def line(name: str, metrics: dict[str, Any]) -> str:
@@ -60,8 +59,7 @@ def main() -> None:
 def compare(folder: Path, name: str | None) -> None:
     """Print what the eye counted beside the records, and beside the answers of the try `name`."""
     by_eye: dict[str, int] = json.loads(BY_EYE.read_text())
-    photos = open_dataset(folder / "datasets" / DATASET).index("train")
-    photos = photos.subset(split_validation(photos, float(VALIDATION))[1])
+    _, photos = open_sides(folder)
     rows = [row for row, photo_id in enumerate(photos.ids) if photo_id in by_eye]
     recorded = photos.counts[rows]
     counted = np.array([by_eye[photos.ids[row]] for row in rows])
@@ -69,8 +67,7 @@ def compare(folder: Path, name: str | None) -> None:
           f"{(counted < recorded).sum()}, more in {(counted > recorded).sum()}")  # fmt: skip
     print(line("by eye", judged(counted, recorded)))
     if name:
-        logits = np.load(folder / "ideas" / f"{name}.npy").mean(0)
-        answers = logits[rows, : len(COUNTS)].argmax(1) + 1
+        answers = np.load(answers_of(folder, name))[rows].argmax(1) + 1
         print(line(name, judged(answers, recorded)))
 
 

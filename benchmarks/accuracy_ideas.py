@@ -23,16 +23,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.accuracy import DATASET, ROWS, VALIDATION, figures
-from benchmarks.accuracy_ideas_photos import CLASSES, COUNTS, Batches, Photos
+from benchmarks.accuracy import ROWS
+from benchmarks.accuracy_answers import answers_of, judge, open_sides
+from benchmarks.accuracy_ideas_photos import CLASSES, Batches, Photos
 from benchmarks.training_report import machine
-from training.calibration import fit_temperature, softmax
-from training.data import DatasetError, open_dataset
-from training.inventory_check import check_inventory
+from training.data import DatasetError
 from training.memory import keep_freed_memory
-from training.metrics import evaluate
 from training.model import keep_depthwise_in_float32
-from training.task import split_validation
 
 
 class Network(nn.Module):
@@ -142,7 +139,7 @@ def answers(network: Network, photos: Photos, size: int, *, smooth: bool) -> Ten
 def train(
     args: argparse.Namespace, photos: Photos, held_out: Photos
 ) -> tuple[list[dict[str, Any]], Tensor]:
-    """What was measured after each epoch, and the logits of the best by loss."""
+    """What was measured after each epoch, and the log-probabilities of the best by loss."""
     torch.manual_seed(args.seed)
     outputs = CLASSES + (photos.known.shape[1] if args.known else 0)
     network = Network(args, outputs).to(memory_format=torch.channels_last)
@@ -187,13 +184,14 @@ def train(
             losses.append(loss.item())
         if epoch % 2 == 0 and epoch + 1 < args.epochs:
             continue
-        logits = answers(average, held_out, args.size[-1], smooth=args.smooth).float()
-        line = measured(logits, held_out, args.targets)
+        logits = answers(average, held_out, args.size[-1], smooth=args.smooth).float().mean(0)
+        probabilities = probabilities_of(logits, args.targets).clamp_min(1e-9)
+        line = measured(probabilities.log(), held_out)
         line = {"epoch": epoch + 1, "train_loss": round(float(np.mean(losses)), 4), **line}
         line["minutes"] = round((time.monotonic() - started) / 60, 1)
         print(args.name, *(f"{name} {value}" for name, value in line.items()), flush=True)
         if not lines or line["loss"] < min(other["loss"] for other in lines):
-            best = logits
+            best = probabilities.log()
         lines.append(line)
     if args.keep:
         torch.save(average.state_dict(), args.folder / "ideas" / f"{args.name}.pth")
@@ -224,20 +222,14 @@ def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
     torch._foreach_lerp_([mean for mean, _ in floats], [new for _, new in floats], 1 - decay)
 
 
-def measured(logits: Tensor, photos: Photos, targets: str) -> dict[str, Any]:
-    """Of both views together."""
-    probabilities = (
-        probabilities_of(logits.mean(0), targets)
-        if targets != "corn"
-        else probabilities_of(logits[0], targets)
-    )
-    truth = photos.classes
+def measured(answers: Tensor, photos: Photos) -> dict[str, Any]:
+    """Of log-probabilities [N, CLASSES], before calibration."""
+    probabilities, truth = answers.exp(), photos.classes
     expected = probabilities @ torch.arange(CLASSES, dtype=torch.float32)
-    of_truth = probabilities.gather(1, truth[:, None]).clamp_min(1e-9)
     return {
-        "exact": round((probabilities.argmax(1) == truth).float().mean().item(), 4),
+        "exact": round((answers.argmax(1) == truth).float().mean().item(), 4),
         "rmse": round((expected - truth).square().mean().sqrt().item(), 4),
-        "loss": round(-of_truth.log().mean().item(), 4),
+        "loss": round(functional.nll_loss(answers, truth).item(), 4),
     }
 
 
@@ -245,27 +237,15 @@ def row(
     args: argparse.Namespace, lines: list[dict[str, Any]], best: Tensor, held_out: Photos
 ) -> dict[str, Any]:
     """One line of accuracy.jsonl, of both views, calibrated, at the epoch with the best loss."""
-    logits = best.mean(0)[:, :CLASSES].numpy()
-    if args.targets == "corn":
-        logits = probabilities_of(best.mean(0), "corn").clamp_min(1e-9).log().numpy()
-    photos = held_out.index
-    temperature = fit_temperature(logits, held_out.classes.numpy())
-    probabilities = softmax(logits, temperature)
-    judged = evaluate(probabilities, photos.counts, COUNTS, 3)
-    judged["inventory"] = check_inventory(
-        probabilities, photos.counts, COUNTS, ids=photos.ids, groups=photos.groups
-    )
     flags = sys.argv[1:]
     flags.remove(args.name)
-    best_line = min(lines, key=lambda line: line["loss"])
     return {
         "try": args.name,
         "flags": "accuracy_ideas " + " ".join(flags),
         "seed": args.seed,
         "side": "validation",
-        **figures(judged),
-        "epoch": best_line["epoch"],
-        "temperature": temperature,
+        **judge(best.numpy(), held_out.index),
+        "epoch": min(lines, key=lambda line: line["loss"])["epoch"],
         "minutes": lines[-1]["minutes"],
         "machine": machine(os.cpu_count() or 1),
     }
@@ -335,14 +315,10 @@ def try_idea(args: argparse.Namespace) -> None:
     """Train and measure; leaves answers, and a row or weights."""
     torch.set_num_threads(args.threads)
     keep_freed_memory()
-    dataset = open_dataset(args.folder / "datasets" / DATASET)
-    index = dataset.index("train")
-    fit, held_out_rows = split_validation(index, float(VALIDATION))
-    photos = Photos(index.subset(fit), args.folder)
-    held_out = Photos(index.subset(held_out_rows), args.folder)
+    photos, held_out = (Photos(side, args.folder) for side in open_sides(args.folder))
     (args.folder / "ideas").mkdir(exist_ok=True)
     lines, best = train(args, photos, held_out)
-    np.save(args.folder / "ideas" / f"{args.name}.npy", best.numpy())
+    np.save(answers_of(args.folder, args.name), best.numpy())
     if not args.no_row:
         with ROWS.open("a") as stream:
             stream.write(json.dumps(row(args, lines, best, held_out)) + "\n")

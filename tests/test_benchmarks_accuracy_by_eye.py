@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import accuracy, accuracy_by_eye
-from training.data import open_dataset
-from training.task import split_validation
+from benchmarks.accuracy_answers import answers_of, open_sides
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +26,12 @@ def compare(monkeypatch: pytest.MonkeyPatch, folder: Path, *more: str) -> None:
 def test_both_are_judged_on_the_photos_that_were_counted(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    photos = open_dataset(folder / "datasets" / accuracy.DATASET).index("train")
-    held_out = photos.subset(split_validation(photos, float(accuracy.VALIDATION))[1])
+    _, held_out = open_sides(folder)
     by_eye = dict.fromkeys(held_out.ids[1:], 3)
     monkeypatch.setattr(accuracy_by_eye, "BY_EYE", folder / "by_eye.json")
     accuracy_by_eye.BY_EYE.write_text(json.dumps(by_eye))
-    right = np.eye(5)[held_out.counts - 1]
     (folder / "ideas").mkdir()
-    np.save(folder / "ideas" / "knows.npy", np.stack([right, right]))
+    np.save(answers_of(folder, "knows"), np.eye(5)[held_out.counts - 1])
 
     compare(monkeypatch, folder, "--try", "knows")
     first, eye, network = capsys.readouterr().out.splitlines()
@@ -47,9 +44,9 @@ def test_both_are_judged_on_the_photos_that_were_counted(
 def test_answers_that_are_not_there_are_one_line(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids = open_dataset(folder / "datasets" / accuracy.DATASET).index("train").ids
+    _, held_out = open_sides(folder)
     monkeypatch.setattr(accuracy_by_eye, "BY_EYE", tmp_path / "by_eye.json")
-    accuracy_by_eye.BY_EYE.write_text(json.dumps(dict.fromkeys(ids, 2)))
+    accuracy_by_eye.BY_EYE.write_text(json.dumps(dict.fromkeys(held_out.ids, 2)))
     with pytest.raises(SystemExit, match=r"^error: .*none.npy"):
         compare(monkeypatch, folder, "--try", "none")
     with pytest.raises(SystemExit, match=r"^error: no data set in"):

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from benchmarks import accuracy, accuracy_ideas
+from benchmarks.accuracy_answers import answers_of
 from benchmarks.accuracy_ideas import corn_loss, probabilities_of
 from benchmarks.accuracy_ideas_photos import COUNTS, Batches, Photos, known
 from data_prep.weights import save_weights
-from training.calibration import softmax
 from training.data import open_dataset
 from training.trainer import soft_targets
 
@@ -153,8 +153,9 @@ def run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 @pytest.mark.parametrize("name", IDEAS)
 def test_an_idea_leaves_a_row_and_its_answers(name: str, folder: Path, run: Run) -> None:
     (row,) = map(json.loads, run(name, *IDEAS[name]).read_text().splitlines())
-    logits = np.load(folder / "ideas" / f"{name}.npy")
-    assert logits.shape[:2] == (2, row["photos"])
+    answers = np.load(answers_of(folder, name))
+    assert answers.shape == (row["photos"], len(COUNTS))
+    assert np.allclose(np.exp(answers).sum(1), 1, atol=1e-5)
     assert (row["try"], row["epoch"]) == (name, 2)
     assert row["flags"].endswith(" ".join(IDEAS[name]))
 
@@ -164,9 +165,9 @@ def test_what_is_measured_is_the_average_and_nothing_of_the_network_in_training(
 ) -> None:
     monkeypatch.setattr(accuracy_ideas, "follow", lambda average, network, decay: None)
     run("still", "--learning-rate", "1")  # the average stays, the network leaves
-    answers = np.load(folder / "ideas" / "still.npy")
+    answers = np.load(answers_of(folder, "still"))
     run("start", "--learning-rate", "1e-12")
-    assert np.allclose(answers, np.load(folder / "ideas" / "start.npy"), atol=1e-4)
+    assert np.allclose(answers, np.load(answers_of(folder, "start")), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -193,8 +194,7 @@ def test_a_network_learns_from_those_that_were_kept(folder: Path, run: Run) -> N
     run("alone", "--no-row")
     run("taught", "--no-row", "--teachers", "one")
     alone, taught, one = (
-        softmax(np.load(folder / "ideas" / f"{name}.npy").mean(0), 1)
-        for name in ("alone", "taught", "one")
+        np.exp(np.load(answers_of(folder, name))) for name in ("alone", "taught", "one")
     )
     assert np.abs(taught - one).mean() < np.abs(alone - one).mean()
 
