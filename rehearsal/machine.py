@@ -4,7 +4,6 @@ The folder stands for the machine's disk. Commands that only root of a real mach
 stand-ins at the front of PATH; credentials come from the metadata service alone.
 """
 
-import json
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -79,7 +78,7 @@ class Machine:
         return (self.disk / "powered-off").exists()
 
     def reached(self, event: str) -> bool:
-        """Whether training got to `event`: "features:N" chunks kept, "epoch:N" finished, or
+        """Whether training got to `event`: "features:N" chunks kept, "epoch:N" measured, or
         "says:TEXT" on the console."""
         kind, _, number = event.partition(":")
         if kind == "says":
@@ -88,8 +87,7 @@ class Machine:
             done = len(list(self.work.glob("checkpoints/features-*/train-*.npy")))
         else:
             metrics = self.work / "output" / "metrics.jsonl"
-            lines = metrics.read_text().splitlines() if metrics.exists() else []
-            done = int(json.loads(lines[-1])["epoch"]) if lines else 0
+            done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
         return done >= int(number)
 
     def training(self) -> list[psutil.Process]:
