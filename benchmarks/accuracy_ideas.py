@@ -312,7 +312,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def try_idea(args: argparse.Namespace) -> None:
-    """Train and measure; leaves answers, and a row or weights."""
+    """Train and measure; leaves answers, a row, and weights if they are to be kept."""
     torch.set_num_threads(args.threads)
     keep_freed_memory()
     photos, held_out = (Photos(side, args.folder) for side in open_sides(args.folder))

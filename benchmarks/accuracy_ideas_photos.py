@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks import accuracy
 from serving.preprocess import to_pixels
 from training.augment import augment, draw
 from training.data import PhotoIndex
@@ -19,7 +20,7 @@ from training.inventory_check import wrong_records
 from training.photos import map_ahead
 from training.trainer import soft_targets
 
-COUNTS = [1, 2, 3, 4, 5]
+COUNTS = list(accuracy.COUNTS)
 CLASSES = len(COUNTS)
 
 
