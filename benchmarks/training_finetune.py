@@ -104,7 +104,7 @@ def run_steps(
 
 def prepare(
     data: Path, weights: Path, arch: str, ingredients: Ingredients, scale: Scale, *, threads: int
-) -> tuple[Network, Source, Settings]:
+) -> tuple[nn.Module, Source, Settings]:
     """The network and its batches as training.task prepares them, without what is not wanted."""
     args = parse_arguments(
         [
@@ -117,7 +117,7 @@ def prepare(
     settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
     dataset = open_dataset(data)
     task = prepare_finetune(dataset, settings, args, args.output, CPU, Signals())
-    network, steps = task.network, scale.warm_up + scale.steps
+    network, steps = task.trained, scale.warm_up + scale.steps
     if not ingredients.channels_last:
         # A new one: a 1 × 1 convolution that once was channels_last is taken for that for ever.
         backbone = load_backbone(arch, weights, all_stages=False)

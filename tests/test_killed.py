@@ -15,7 +15,7 @@ from packed import draw_photos, timeless_history, write_packed
 from training import train as train_module
 
 MODES = {
-    "head": ("--epochs", "40", "--hidden", "8", "--batch-size", "8"),
+    "head": ("--epochs", "40", "--hidden", "8", "--batch-size", "8", "--members", "2"),
     "finetune": ("--epochs", "3", "--batch-size", "4", "--mixup", "0.2", "--measure-steps", "4"),
 }
 FORK = multiprocessing.get_context("forkserver")  # PyTorch is imported once, not by every process

@@ -14,11 +14,13 @@ from training.model import (
     Backbone,
     Counter,
     Head,
+    Members,
     Network,
     WeightsError,
     export_onnx,
     keep_depthwise_in_float32,
     load_backbone,
+    together,
 )
 
 SIZE = 12
@@ -172,8 +174,9 @@ def test_fine_tuning_sees_the_last_feature_map_alone(weights: Path) -> None:
     assert not backbone.training
 
 
+@pytest.mark.parametrize("several", [False, True])
 def test_training_goes_on_from_the_backbone_of_an_earlier_run(
-    state: dict[str, Tensor], weights: Path
+    state: dict[str, Tensor], weights: Path, several: bool
 ) -> None:
     earlier = Network(
         load_backbone("efficientnet_lite0", weights, all_stages=False), Head(3, 2, 0, 0)
@@ -181,7 +184,7 @@ def test_training_goes_on_from_the_backbone_of_an_earlier_run(
     with torch.no_grad():
         for parameter in earlier.parameters():
             parameter += 0.125
-    torch.save(earlier.state_dict(), weights)
+    torch.save((Members([earlier, earlier]) if several else earlier).state_dict(), weights)
     loaded = load_backbone("efficientnet_lite0", weights, all_stages=True).network.state_dict()
     stem = "conv_stem.weight"
     torch.testing.assert_close(loaded[stem], state[stem] + 0.125)
@@ -198,6 +201,14 @@ def test_frozen_batch_norm_makes_an_answer_depend_on_its_own_photo_alone() -> No
     network.frozen_batch_norm = False
     network.train()
     assert not torch.allclose(network(pixels)[:1], network(pixels[:1]))
+
+
+def test_members_answer_for_themselves_in_training_and_together_when_asked() -> None:
+    one, two = nn.Linear(3, 2), nn.Linear(3, 2)
+    both, inputs = together([one, two]), torch.randn(4, 3)
+    torch.testing.assert_close(both(inputs), torch.cat([one(inputs), two(inputs)]))
+    torch.testing.assert_close(both.eval()(inputs), (one(inputs) + two(inputs)) / 2)
+    assert together([one]) is one
 
 
 def test_an_answer_from_photo_and_mirror_image_is_the_same_for_both(tiny: Counter) -> None:

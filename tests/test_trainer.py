@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from training.checkpoint import copy_tensors, load_snapshot, save_snapshot
 from training.head import FeatureBatches
-from training.model import Head
+from training.model import Head, together
 from training.settings import Settings
 from training.trainer import Batch, DivergedError, Examples, Trainer, soft_targets
 
@@ -32,6 +33,7 @@ CHOSEN = Settings(
     label_spread=0.0,
     mixup=0.4,
     average=0.9,
+    members=1,
     batch_norm="train",
     precision="float32",
     backbone_precision="float32",
@@ -73,15 +75,20 @@ TRAIN = separable(43, 1)
 VALIDATION = examples(*separable(20, 2))
 
 
+def new_head(views: Tensor, chosen: Settings) -> Head:
+    head = Head(views.shape[2], len(COUNTS), chosen.hidden, chosen.dropout)
+    head.standardise(views.flatten(0, 1))
+    return head
+
+
 def new_trainer(
     chosen: Settings = CHOSEN,
     train: tuple[Tensor, Tensor] = TRAIN,
     should_stop: Callable[[], bool] = lambda: False,
-) -> tuple[Trainer, Head]:
+) -> tuple[Trainer, nn.Module]:
     views, classes = train
     torch.manual_seed(chosen.seed)
-    head = Head(views.shape[2], len(COUNTS), chosen.hidden, chosen.dropout)
-    head.standardise(views.flatten(0, 1))
+    head = together([new_head(views, chosen) for _ in range(chosen.members)])
     targets = soft_targets(classes, COUNTS, chosen.label_spread)
     source = FeatureBatches(views, targets, batch_size=chosen.batch_size, seed=chosen.seed)
     return Trainer(head, source, chosen, CPU, should_stop=should_stop), head
@@ -103,7 +110,9 @@ def train(trainer: Trainer, until: int, validation: Examples = VALIDATION) -> li
     return losses
 
 
-def run(folder: Path, chosen: Settings = CHOSEN, stops: Iterable[int] = ()) -> tuple[Trainer, Head]:
+def run(
+    folder: Path, chosen: Settings = CHOSEN, stops: Iterable[int] = ()
+) -> tuple[Trainer, nn.Module]:
     """A finished run that was cut off after each step in `stops`, and began anew from its file."""
     trainer, head = new_trainer(chosen)
     for stop in stops:
@@ -125,7 +134,7 @@ def equal_weights(one: dict[str, Any], two: dict[str, Any]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, Head]:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, nn.Module]:
     return run(tmp_path_factory.mktemp("uninterrupted"))
 
 
@@ -133,7 +142,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, He
 @given(stops=st.sets(st.integers(0, STEPS * CHOSEN.epochs - 1), min_size=1).map(sorted))
 def test_interruptions_at_any_step_leave_no_trace_in_weights_and_history(
     tmp_path_factory: pytest.TempPathFactory,
-    uninterrupted: tuple[Trainer, Head],
+    uninterrupted: tuple[Trainer, nn.Module],
     stops: list[int],
 ) -> None:
     trainer, head = run(tmp_path_factory.mktemp("checkpoints"), stops=stops)
@@ -142,6 +151,23 @@ def test_interruptions_at_any_step_leave_no_trace_in_weights_and_history(
     assert equal_weights(trainer.snapshot()["average"], expected.snapshot()["average"])
     assert trainer.history == expected.history
     assert [line["epoch"] for line in trainer.history] == [1, 2, 3, 4]
+
+
+def test_each_member_trains_as_if_it_were_alone() -> None:
+    chosen = replace(CHOSEN, dropout=0, learning_rate=1e-3)
+    together_trainer, together_head = new_trainer(replace(chosen, members=3))
+    members = list(together_head.get_submodule("members").children())
+    alone = []
+    for member in members:
+        trainer, head = new_trainer(chosen)
+        head.load_state_dict(member.state_dict())
+        alone.append((trainer, head))
+    of_all = list(together_trainer.train_epoch())
+    of_each = [list(trainer.train_epoch()) for trainer, _ in alone]
+    assert of_all == pytest.approx(np.mean(of_each, axis=0).tolist())
+    for member, (_, head) in zip(members, alone, strict=True):
+        for name, tensor in head.state_dict().items():
+            torch.testing.assert_close(member.state_dict()[name], tensor)
 
 
 def test_the_seed_decides_the_first_weights_and_the_order_of_the_photos() -> None:
@@ -194,7 +220,7 @@ def test_the_losses_of_training_and_validation_are_the_same_measure() -> None:
     assert line["train_loss"] == pytest.approx(line["validation_loss"], rel=1e-4)
 
 
-def test_measuring_does_not_change_what_follows(uninterrupted: tuple[Trainer, Head]) -> None:
+def test_measuring_does_not_change_what_follows(uninterrupted: tuple[Trainer, nn.Module]) -> None:
     trainer, head = new_trainer()
     while not trainer.finished:
         for _ in trainer.train_epoch():

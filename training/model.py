@@ -1,6 +1,6 @@
 """A pretrained backbone with a new head, and what both look like as one ONNX graph."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,9 @@ class Network(nn.Module):
     training too, and an answer depends on its own photo alone.
     """
 
-    def __init__(self, backbone: Backbone, head: Head, *, frozen_batch_norm: bool = False) -> None:
+    def __init__(
+        self, backbone: Backbone, head: nn.Module, *, frozen_batch_norm: bool = False
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -111,6 +113,27 @@ class Network(nn.Module):
         return logits
 
 
+class Members(nn.Module):
+    """Networks or heads that count together (Lakshminarayanan et al. 2017).
+
+    They answer the mean of their logits, [N, classes]. In training each answers for itself: all
+    N photos of the first, then of the second, [members × N, classes].
+    """
+
+    def __init__(self, members: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits = [member(inputs) for member in self.members]
+        return torch.cat(logits) if self.training else torch.stack(logits).mean(0)
+
+
+def together(members: Sequence[nn.Module]) -> nn.Module:
+    """Members of these, or the only one."""
+    return members[0] if len(members) == 1 else Members(members)
+
+
 class Counter(nn.Module):
     """Pixels, uint8 [N, size, size, 3] → probabilities, float32 [N, classes]: what is served.
 
@@ -118,7 +141,9 @@ class Counter(nn.Module):
     With `mirror` the logits are the mean of those of the photo and of its mirror image.
     """
 
-    def __init__(self, network: Network, temperature: float = 1.0, *, mirror: bool = False) -> None:
+    def __init__(
+        self, network: nn.Module, temperature: float = 1.0, *, mirror: bool = False
+    ) -> None:
         super().__init__()
         self.network, self.temperature, self.mirror = network, temperature, mirror
 
@@ -132,18 +157,19 @@ class Counter(nn.Module):
 def load_backbone(arch: str, weights: Path, *, all_stages: bool) -> Backbone:
     """The backbone of `arch` in eval mode, with the pretrained `weights`.
 
-    They are a state dict of timm's, or of a Network that an earlier run left as weights.pth.
+    They are a state dict of timm's, or what an earlier run left as weights.pth; of several
+    members the first one's.
     Raises WeightsError when the file is missing, damaged, or of another architecture.
     """
     backbone = Backbone(arch, all_stages=all_stages)
     state = _read_weights(arch, weights)
-    prefix = "backbone.network."
-    if any(name.startswith(prefix) for name in state):
-        state = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in state.items()
-            if name.startswith(prefix)
-        }
+    for prefix in ("members.0.", "backbone.network."):
+        if any(name.startswith(prefix) for name in state):
+            state = {
+                name.removeprefix(prefix): tensor
+                for name, tensor in state.items()
+                if name.startswith(prefix)
+            }
     wanted = backbone.network.state_dict().keys()
     try:
         backbone.network.load_state_dict({k: v for k, v in state.items() if k in wanted})

@@ -65,6 +65,7 @@ class Settings:
     label_spread: float
     mixup: float
     average: float
+    members: int
     batch_norm: str
     precision: str
     backbone_precision: Literal["float32", "int8"]
@@ -256,6 +257,13 @@ def _add_recipe(group: "argparse._ArgumentGroup") -> None:
     by_mode("--label-spread", from_zero, "standard deviation of a target around its count, items")
     by_mode("--mixup", from_zero, "MixUp's alpha, 0 for none")
     by_mode("--average", share, "decay of the averaged weights in a step, 0 for none")
+    flag(
+        "--members",
+        type=whole_number,
+        default=1,
+        help="networks, or heads, that train side by side and count together; each takes as long "
+        "as one, in training and when it counts (default: %(default)s)",
+    )
     flag(
         "--batch-norm",
         choices=("train", "frozen"),

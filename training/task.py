@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from training.data import Dataset, DatasetError, PhotoIndex, Side, in_validation
 from training.features import Precision, compute_features, features_key
 from training.head import FeatureBatches
-from training.model import Head, Network, keep_depthwise_in_float32, load_backbone
+from training.model import Head, Network, keep_depthwise_in_float32, load_backbone, together
 from training.photos import PhotoBatches, StillPhotos
 from training.settings import Settings
 from training.signals import Signals
@@ -46,7 +46,7 @@ class Measured:
 class Task:
     """What is trained, on what, and measured on what."""
 
-    network: Network
+    network: nn.Module
     trained: nn.Module  # the network, or its head alone
     source: Source
     validation: Measured
@@ -87,8 +87,13 @@ def prepare_head(
     )
     fit, held_out = split_validation(photos, settings.validation_fraction)
     classes = classes_of(dataset, photos)
-    head = Head(inputs.shape[2], len(dataset.counts), settings.hidden, settings.dropout)
-    head.standardise(inputs[fit].flatten(0, 1))
+    heads = [
+        Head(inputs.shape[2], len(dataset.counts), settings.hidden, settings.dropout)
+        for _ in range(settings.members)
+    ]
+    for each in heads:
+        each.standardise(inputs[fit].flatten(0, 1))
+    head = together(heads)
     used = 2 if settings.mirror == "yes" else 1
     test = None
     if tests(args):
@@ -129,9 +134,13 @@ def prepare_finetune(
     world: World = ALONE,
 ) -> Task:
     """Photos, decoded and augmented as they are needed, and every layer to train on them."""
-    backbone = load_backbone(settings.arch, args.weights, all_stages=False)
-    head = Head(backbone.width(), len(dataset.counts), settings.hidden, settings.dropout)
-    network = Network(backbone, head, frozen_batch_norm=settings.batch_norm == "frozen")
+
+    def member() -> Network:
+        backbone = load_backbone(settings.arch, args.weights, all_stages=False)
+        head = Head(backbone.width(), len(dataset.counts), settings.hidden, settings.dropout)
+        return Network(backbone, head, frozen_batch_norm=settings.batch_norm == "frozen")
+
+    network = together([member() for _ in range(settings.members)])
     network.to(device).to(memory_format=torch.channels_last)
     if device.type == "cpu":
         keep_depthwise_in_float32(network)

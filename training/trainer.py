@@ -143,7 +143,10 @@ class Trainer:
         inputs, targets, total = self._mixed(batch)
         with self._autocast():
             logits = self._trained(inputs)
-        losses = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+        members = len(logits) // len(targets)
+        losses = nn.functional.cross_entropy(
+            logits.float(), targets.repeat(members, 1), reduction="sum"
+        )
         loss = losses * (self.world.size / total)  # whose mean over the processes is followed
         self._optimizer.zero_grad()
         self._scaler.scale(loss).backward()
@@ -154,7 +157,7 @@ class Trainer:
         self._schedule.step()
         self._update_average()
         self.step += 1
-        self._losses.append(self.world.sum(losses.item() / total))
+        self._losses.append(self.world.sum(losses.item() / (members * total)))
         return self._losses[-1]
 
     def _seed(self) -> int:
