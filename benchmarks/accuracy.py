@@ -37,17 +37,16 @@ VALIDATION = "0.2"  # of the training side's products
 COUNTS = range(1, 6)
 SIDE = 224  # of a drawn bin, pixels
 
-# Flags of training.train. A later try builds on what an earlier one has shown.
-LITE0 = ("--arch", "efficientnet_lite0")
-FINETUNE = (*LITE0, "--mode", "finetune")
+# Flags of training.train.
+LITE0 = ("--arch", "efficientnet_lite0", "--mirror", "yes")
+FINETUNE = (*LITE0, "--mode", "finetune", "--size", "160", "--precision", "bfloat16")
+SHORT = (*FINETUNE, "--epochs", "5")
 TRIES: dict[str, tuple[str, ...]] = {
     "head": LITE0,
-    "finetune-160": (*FINETUNE, "--size", "160"),
-    "finetune-160-mixup": (*FINETUNE, "--size", "160", "--mixup", "0.2"),
-    "finetune-160-frozen-norm": (*FINETUNE, "--size", "160", "--batch-norm", "frozen"),
-    "finetune-160-half-batch": (*FINETUNE, "--size", "160", "--batch-size", "16"),
-    "finetune-224": FINETUNE,
-    "finetune-224-mixup": (*FINETUNE, "--mixup", "0.2"),
+    "head-members-5": (*LITE0, "--members", "5"),
+    "finetune": FINETUNE,
+    "finetune-half-batch": (*FINETUNE, "--batch-size", "16"),
+    "finetune-members-3": (*SHORT, "--members", "3"),
 }
 
 

@@ -11,14 +11,16 @@ MINIMUM_SECONDS = 60  # EC2, gp3 and public IPv4 are billed by the second, a min
 
 BOOT_SECONDS = 180  # start of the machine, wheels, data set
 # Views a second through the frozen backbone in ONNX Runtime, float32, 224 pixels, on two cores,
-# measured in November 2026: EfficientNet-Lite0 by `make demo`, ResNet50 as its forward pass alone.
-FEATURE_RATE = {"resnet50": 47.0, "efficientnet_lite0": 175.0}
+# measured in November 2026: EfficientNet-Lite0 by `make demo`, ResNet50 as its forward pass alone;
+# EfficientNet-Lite2 follows from Lite0's by the multiplications of both.
+FEATURE_RATE = {"resnet50": 47.0, "efficientnet_lite0": 175.0, "efficientnet_lite2": 115.0}
 VIEWS = 2  # features are computed of each photo and of its mirror image
 # Photos a second through the head in training, on cached features, by the same `make demo`.
 HEAD_RATE = 9_000.0
-# Photos a second with every layer in training, float32, 224 pixels, on the same two cores, both
-# derived: EfficientNet-Lite0 from 33 at 192 pixels, ResNet50 as a third of its forward pass alone.
-FINETUNE_RATE = {"resnet50": 8.0, "efficientnet_lite0": 24.0}
+# Photos a second with every layer in training, float32, 224 pixels, on the same two cores, all
+# derived: EfficientNet-Lite0 from 33 at 192 pixels, ResNet50 as a third of its forward pass alone,
+# EfficientNet-Lite2 from Lite0's by the time of an epoch at 160 pixels.
+FINETUNE_RATE = {"resnet50": 8.0, "efficientnet_lite0": 24.0, "efficientnet_lite2": 17.0}
 DEFAULT_VOLUME_GIB = 30
 
 Mode = Literal["head", "finetune"]
@@ -53,17 +55,18 @@ def estimate_training(
     prices: Prices,
     *,
     mode: Mode = "head",
+    members: int = 1,
     volume_gib: int = DEFAULT_VOLUME_GIB,
     purchase: Purchase = "spot",
 ) -> Estimate:
     """Time and cost of training for `epochs` on `photos` photos, as `mode` of training.train.
 
-    Raises ValueError for an architecture that was not measured, PriceError for a machine type
-    without a price.
+    `members` train side by side. Raises ValueError for an architecture that was not measured,
+    PriceError for a machine type without a price.
     """
     if arch not in FEATURE_RATE:
         raise ValueError(f"no measured rate for {arch!r}; known: {', '.join(FEATURE_RATE)}")
-    work = _work(photos, arch, epochs, mode)
+    work = _work(photos, arch, epochs, mode, members)
     seconds = BOOT_SECONDS + sum(work.values())
     dollars = total(run_cost(seconds, instance_type, purchase, volume_gib, prices))
     found = "measured" if mode == "head" else "derived from measurements"
@@ -76,16 +79,18 @@ def estimate_training(
     return Estimate(seconds, dollars, basis)
 
 
-def _work(photos: int, arch: str, epochs: int, mode: Mode) -> dict[str, float]:
+def _work(photos: int, arch: str, epochs: int, mode: Mode, members: int) -> dict[str, float]:
     """What is done, with a place for its seconds → the seconds."""
+    passes = f"{epochs} epochs" + (f" of {members} members" if members > 1 else "")
+    trained = photos * epochs * members
     if mode == "finetune":
         rate = FINETUNE_RATE[arch]
-        what = f"every layer {{:.0f}} s ({epochs} epochs of {photos:,} photos at {rate:.0f}/s)"
-        return {what: photos * epochs / rate}
+        what = f"every layer {{:.0f}} s ({passes}, {photos:,} photos at {rate:.0f}/s)"
+        return {what: trained / rate}
     rate = FEATURE_RATE[arch]
     features = f"features {{:.0f}} s ({photos:,} photos and their mirror images at {rate:.0f}/s)"
-    head = f"head {{:.0f}} s ({epochs} epochs at {HEAD_RATE:,.0f}/s)"
-    return {features: VIEWS * photos / rate, head: photos * epochs / HEAD_RATE}
+    head = f"head {{:.0f}} s ({passes} at {HEAD_RATE:,.0f}/s)"
+    return {features: VIEWS * photos / rate, head: trained / HEAD_RATE}
 
 
 def run_cost(

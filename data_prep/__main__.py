@@ -12,6 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from data_prep import pack as packing
 from data_prep import source, split, upload
 from data_prep.folder import DataError, dataset_path, summarize
+from data_prep.weights import SOURCES, save_weights
 from infra.command import in_one_line
 from infra.outputs import NotDeployedError, stack_output
 
@@ -154,10 +155,10 @@ def _workers_setting(parser: argparse.ArgumentParser) -> None:
 def _weights_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--arch",
-        choices=("resnet50", "efficientnet_lite0"),
+        choices=sorted(SOURCES),
         default="resnet50",
-        help="resnet50 (the default) is downloaded from torchvision's server; efficientnet_lite0 "
-        "comes with an installed package",
+        help="resnet50 (the default) is downloaded from torchvision's server; the "
+        "others come with installed packages",
     )
 
 
@@ -241,8 +242,6 @@ def run_all(options: argparse.Namespace) -> None:
 
 
 def run_weights(options: argparse.Namespace) -> None:
-    from data_prep.weights import save_weights
-
     bucket = options.bucket or stack_output("DataStack", "BucketName")
     file = save_weights(options.arch, options.data / "weights")
     print(upload.upload_weights(file, bucket))

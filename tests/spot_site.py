@@ -209,6 +209,7 @@ def request(site: Site, *, deadline: str = "2099-01-01T00:00:00+00:00", earlier:
         deadline=deadline,
         estimate={"seconds": 600, "dollars": 0.01, "basis": "guessed"},
         mode="head",
+        members=1,
         epochs=7,
         chunks=0,
         runtime="runtime/a/",

@@ -89,10 +89,10 @@ def test_a_try_leaves_the_test_photos_alone_and_a_row(
 def test_a_try_under_torchrun_says_so(
     tmp_path: Path, rows: Path, trained: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("try", "finetune-160-half-batch", "--processes", "2", "--folder", str(tmp_path))
+    words = ("try", "finetune-half-batch", "--processes", "2", "--folder", str(tmp_path))
     command(monkeypatch, *words)
     assert trained[0][1:6] == ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
-    assert "| finetune-160-half-batch, 2 processes | `" in accuracy.table()
+    assert "| finetune-half-batch, 2 processes | `" in accuracy.table()
 
 
 def test_the_last_model_is_trained_on_every_photo(

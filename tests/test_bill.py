@@ -34,6 +34,7 @@ def bill(*attempts: Attempt) -> dict[str, object]:
         deadline="2099-01-01T00:00:00+00:00",
         estimate={"seconds": 600, "dollars": 0.01, "basis": "guessed"},
         mode="head",
+        members=1,
         epochs=1,
         chunks=1,
         runtime="runtime/a/",

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from costs.estimate import estimate_training, format_bill, machine_bill, run_cost, total
+from costs.estimate import (
+    BOOT_SECONDS,
+    estimate_training,
+    format_bill,
+    machine_bill,
+    run_cost,
+    total,
+)
 from costs.prices import Price, load_prices
 
 PRICES = load_prices()
@@ -82,3 +89,12 @@ def test_training_every_layer_takes_longer_and_no_time_for_features() -> None:
     assert every_layer.dollars > 5 * head.dollars
     assert "every layer" in every_layer.basis
     assert "features" not in every_layer.basis
+
+
+def test_members_take_as_long_as_they_are_many() -> None:
+    one, four = (
+        estimate_training(9000, "resnet50", 10, "c7i.large", PRICES, mode="finetune", members=n)
+        for n in (1, 4)
+    )
+    assert four.seconds - BOOT_SECONDS == pytest.approx(4 * (one.seconds - BOOT_SECONDS))
+    assert "10 epochs of 4 members" in four.basis

@@ -45,6 +45,7 @@ def request(deadline: str = "2099-01-01T00:00:00+00:00") -> Request:
         deadline=deadline,
         estimate={},
         mode="head",
+        members=1,
         epochs=1,
         chunks=1,
         runtime="runtime/a/",

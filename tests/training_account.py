@@ -104,6 +104,7 @@ class Account:
             deadline=deadline.isoformat(timespec="seconds"),
             estimate={},
             mode="head",
+            members=1,
             epochs=20,
             chunks=32,
             runtime=run["runtime"],

@@ -63,7 +63,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     for name in ("data", "weights", "output", "model_dir", "arch", "checkpoint_dir", "run_id"):
         if getattr(asked, name) != getattr(expected, name):
             parser.error(f"--{name.replace('_', '-')} is set by the machine, not after --")
-    args.epochs, args.mode = asked.epochs, asked.mode
+    args.epochs, args.mode, args.members = asked.epochs, asked.mode, asked.members
     return args
 
 

@@ -90,6 +90,7 @@ def make_plan(
     arch: str,
     epochs: int,
     mode: Mode,
+    members: int,
     runtime: str | None,
     at_work: str | None,
 ) -> Plan:
@@ -110,7 +111,7 @@ def make_plan(
         checks.look("plan", lambda: _account_plan(deployment, types))
     estimate = None
     if photos:
-        estimate = _estimate(sum(photos), arch, epochs, mode, group)
+        estimate = _estimate(sum(photos), arch, epochs, mode, members, group)
         dollars = estimate.dollars
         checks.look("budget", lambda: _budget(deployment, dollars))
     if checks.failed or not (photos and wheels and estimate):
@@ -124,7 +125,9 @@ def make_plan(
     )
 
 
-def _estimate(photos: int, arch: str, epochs: int, mode: Mode, group: Group) -> Estimate:
+def _estimate(
+    photos: int, arch: str, epochs: int, mode: Mode, members: int, group: Group
+) -> Estimate:
     """For the first of the group's types: one of the others costs about as much."""
     return estimate_training(
         photos,
@@ -133,6 +136,7 @@ def _estimate(photos: int, arch: str, epochs: int, mode: Mode, group: Group) -> 
         group.instance_types[0],
         load_prices(),
         mode=mode,
+        members=members,
         purchase=group.purchase,
     )
 

@@ -30,6 +30,7 @@ class Request(TypedDict):
     deadline: str  # ISO 8601, UTC; no machine works on the run after it
     estimate: dict[str, Any]
     mode: Mode  # of training.train
+    members: int  # as above
     epochs: int  # with `chunks`, what progress is measured against
     chunks: int  # of features, both sides of the data set; 0 when every layer is trained
     runtime: str  # prefix of the wheels, "runtime/<hash>/"

@@ -45,6 +45,11 @@ ARCHITECTURES = {
         mean=(127.0, 127.0, 127.0),
         std=(128.0, 128.0, 128.0),
     ),
+    "efficientnet_lite2": Architecture(
+        timm_name="tf_efficientnet_lite2",
+        mean=(127.0, 127.0, 127.0),
+        std=(128.0, 128.0, 128.0),
+    ),
 }
 
 

@@ -42,6 +42,7 @@ def start(deployment: Deployment, args: argparse.Namespace) -> str:
         arch=args.arch,
         epochs=args.epochs,
         mode=args.mode,
+        members=args.members,
         runtime=None,
         at_work=_find_work(deployment),
     )
@@ -54,6 +55,7 @@ def start(deployment: Deployment, args: argparse.Namespace) -> str:
         deadline=_deadline(args.max_hours),
         estimate=dataclasses.asdict(plan.estimate),
         mode=args.mode,
+        members=args.members,
         epochs=args.epochs,
         chunks=plan.chunks,
         runtime=plan.runtime,
@@ -97,6 +99,7 @@ def resume(deployment: Deployment, args: argparse.Namespace) -> str:
         arch=request["arch"],
         epochs=request["epochs"],
         mode=request["mode"],
+        members=request["members"],
         runtime=request["runtime"],
         at_work=_find_work(deployment),
     )
