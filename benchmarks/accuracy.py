@@ -5,7 +5,7 @@
     python -m benchmarks.accuracy try NAME [--seed 1]               train it, judge it on validation
     python -m benchmarks.accuracy try NAME --processes 2            the same under torchrun
     python -m benchmarks.accuracy test NAME                         once a recipe is chosen: on test
-    python -m benchmarks.accuracy final NAME                        on all photos → model.tar.gz
+    python -m benchmarks.accuracy final NAME --photos abid-224.tar  on all photos → model.tar.gz
     python -m benchmarks.accuracy table                             the rows as Markdown
 
 Photos are a tar laid out as the public bucket: bin-images/<id>.jpg, metadata/<id>.json. A try
@@ -38,15 +38,17 @@ COUNTS = range(1, 6)
 SIDE = 224  # of a drawn bin, pixels
 
 # Flags of training.train.
-LITE0 = ("--arch", "efficientnet_lite0", "--mirror", "yes")
-FINETUNE = (*LITE0, "--mode", "finetune", "--size", "160", "--precision", "bfloat16")
-SHORT = (*FINETUNE, "--epochs", "5")
+LITE0 = ("--arch", "efficientnet_lite0")
+LITE2 = ("--arch", "efficientnet_lite2")
+MIRROR = ("--mirror", "yes")
+FINETUNE = (*MIRROR, "--mode", "finetune", "--size", "160", "--precision", "bfloat16")
 TRIES: dict[str, tuple[str, ...]] = {
-    "head": LITE0,
-    "head-members-5": (*LITE0, "--members", "5"),
-    "finetune": FINETUNE,
-    "finetune-half-batch": (*FINETUNE, "--batch-size", "16"),
-    "finetune-members-3": (*SHORT, "--members", "3"),
+    "head": (*LITE0, *MIRROR),
+    "head-members-5": (*LITE0, *MIRROR, "--members", "5"),
+    "finetune": (*LITE0, *FINETUNE, "--epochs", "5"),
+    "finetune-half-batch": (*LITE0, *FINETUNE, "--epochs", "5", "--batch-size", "16"),
+    "finetune-members-3": (*LITE0, *FINETUNE, "--epochs", "5", "--members", "3"),
+    "lite2-members-3": (*LITE2, *FINETUNE, "--epochs", "5", "--members", "3"),
 }
 
 
@@ -62,7 +64,8 @@ def prepare(folder: Path, photos: Path | None, drawn: int = 0) -> None:
         synthesize(folder, drawn, 0, sides=range(SIDE, SIDE + 1))
     split_folder(folder, COUNTS)
     pack(folder, DATASET)
-    save_weights("efficientnet_lite0", folder / "weights")
+    for arch in ("efficientnet_lite0", "efficientnet_lite2"):
+        save_weights(arch, folder / "weights")
 
 
 def train(name: str, folder: Path, output: Path, *more: str, processes: int = 1) -> float:
@@ -132,6 +135,8 @@ def test_recipe(args: argparse.Namespace) -> None:
 
 
 def final(args: argparse.Namespace) -> None:
+    if args.photos:
+        prepare(args.folder, args.photos)
     output = args.folder / "final"
     train(args.name, args.folder, output, "--train-on", "all", "--seed", str(args.seed))
     archive = output / "model.tar.gz"
@@ -201,6 +206,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         add = commands.add_parser(command, parents=[folder], help=text)
         add.add_argument("name", choices=TRIES, help="of a recipe")
         add.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+        if command == "final":
+            add.add_argument("--photos", type=Path, help="tar to prepare first")
         if command == "try":
             add.add_argument(
                 "--processes",

@@ -96,12 +96,16 @@ def test_a_try_under_torchrun_says_so(
 
 
 def test_the_last_model_is_trained_on_every_photo(
+    bins_tar: Path,
     tmp_path: Path,
     trained: list[list[str]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    command(monkeypatch, "final", "head", "--folder", str(tmp_path))
+    monkeypatch.setattr(accuracy, "save_weights", lambda arch, folder: None)
+    words = ("final", "head", "--photos", str(bins_tar), "--folder", str(tmp_path))
+    command(monkeypatch, *words)
+    assert open_dataset(tmp_path / "datasets" / "bins").photo_total("test")
     assert trained[0][-4:-2] == ["--train-on", "all"]
     archive = Path(capsys.readouterr().out.strip())
     with tarfile.open(archive) as tar:
