@@ -194,13 +194,18 @@ def train(
             best = probabilities.log()
         lines.append(line)
     if args.keep:
-        torch.save(average.state_dict(), args.folder / "ideas" / f"{args.name}.pth")
+        torch.save(average.state_dict(), kept_weights(args.folder, args.name))
     return lines, best
+
+
+def kept_weights(folder: Path, name: str) -> Path:
+    """What --keep leaves of a try."""
+    return folder / "ideas" / f"{name}.pth"
 
 
 def teacher(args: argparse.Namespace, name: str, outputs: int) -> Network:
     network = Network(args, outputs).to(memory_format=torch.channels_last)
-    kept = torch.load(args.folder / "ideas" / f"{name}.pth", weights_only=True)
+    kept = torch.load(kept_weights(args.folder, name), weights_only=True)
     network.load_state_dict(kept)
     if args.precision == "bfloat16":
         keep_depthwise_in_float32(network)
@@ -307,6 +312,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--targets corn goes with no --mixup, --cutmix, --stitch, nor another loss")
     if args.known and mixing:
         parser.error("--known goes with no --mixup, --cutmix or --stitch: it knows whole photos")
+    for name in args.teachers:
+        if not kept_weights(args.folder, name).exists():
+            parser.error(f"--teachers {name}: run that try with --keep first")
     args.weights = args.weights or args.folder / "weights" / f"{args.arch}.pth"
     return args
 

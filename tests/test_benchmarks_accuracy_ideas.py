@@ -178,6 +178,12 @@ def test_losses_that_do_not_know_blended_photos_are_refused(more: tuple[str, ...
         flags(*more)
 
 
+def test_teachers_that_left_no_weights_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        flags("--teachers", "nobody")
+    assert "--teachers nobody: run that try with --keep first" in capsys.readouterr().err
+
+
 def test_weights_that_were_kept_are_where_another_idea_starts(folder: Path, run: Run) -> None:
     assert not run("first", "--keep", "--no-row").exists()
     kept = folder / "ideas" / "first.pth"
