@@ -39,6 +39,23 @@ def test_a_small_case_worked_out_by_hand() -> None:
     }
 
 
+def test_what_each_decision_would_give_is_there_whichever_is_taken() -> None:
+    truth = np.array([1, 2, 4, 2])
+    probabilities = np.array(
+        [[0.6, 0.1, 0.3], [0.48, 0.1, 0.42], [0.1, 0.2, 0.7], [0.4, 0.3, 0.3]], np.float32
+    )
+    found = {name: evaluate(probabilities, truth, COUNTS, 1, name) for name in get_args(Decision)}
+    for name, metrics in found.items():
+        assert metrics["decisions"] == found["argmax"]["decisions"]
+        of_this = metrics["decisions"][name]
+        assert of_this["accuracy"] == metrics["accuracy"]["value"]
+        assert [of_this[key] for key in ("within_one", "mae", "rmse")] == pytest.approx(
+            [metrics[key] for key in ("within_one", "mae", "rmse")]
+        )
+    exact = {name: errors["accuracy"] for name, errors in metrics["decisions"].items()}
+    assert exact == {"argmax": 0.5, "expected": 0.75, "median": 1}
+
+
 def test_perfect_answers() -> None:
     truth = [1, 2, 4, 4, 2]
     metrics = evaluate(certain(truth), np.array(truth), COUNTS, majority=2)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.decision import Decision, decide
+from serving.decision import DECISIONS, Decision, decide
 from training.calibration import reliability
 
 BOOTSTRAP_SAMPLES = 2000
@@ -24,7 +24,8 @@ def evaluate(
     Class k stands for `counts[k]`. `majority` is the commonest count of the training side: the
     answer that needs no model. Intervals are percentile bootstraps over photos (Efron 1979), 95 %;
     the difference is paired, both answers judged on the same photos. `recall` has no entry for a
-    count without photos. Calibration is of the most probable count, whatever the decision.
+    count without photos, `decisions` has what each way to decide would give. Calibration is of
+    the most probable count, whatever the decision.
     """
     predicted = decide(probabilities, counts, decision)
     error = (predicted - truth).astype(float)
@@ -43,6 +44,9 @@ def evaluate(
     return {
         "photos": len(truth),
         "decision": decision,
+        "decisions": {
+            name: _errors(decide(probabilities, counts, name) - truth) for name in DECISIONS
+        },
         "accuracy": _with_interval(right),
         "majority": {"count": majority, **_with_interval(majority_right)},
         "accuracy_minus_majority": _with_interval(right - majority_right),
@@ -55,6 +59,15 @@ def evaluate(
         },
         "confusion": {"counts": counts, "rows_true_columns_predicted": confusion},
         "calibration": reliability(probabilities, np.searchsorted(np.array(counts), truth)),
+    }
+
+
+def _errors(error: NDArray[np.int64]) -> dict[str, float]:
+    return {
+        "accuracy": float((error == 0).mean()),
+        "within_one": float((abs(error) <= 1).mean()),
+        "mae": float(abs(error).mean()),
+        "rmse": float((error.astype(float) ** 2).mean() ** 0.5),
     }
 
 

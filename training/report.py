@@ -20,12 +20,12 @@ from training.loss_warnings import warnings_of
 INKS = {"light": "#1d2733", "dark": "#e3e8ee"}  # as in report.html.j2
 BLUE, ORANGE = "#3f83d1", "#e07b1a"  # told apart by the colour-blind, seen on white and on black
 
-ERRORS = {
-    "mae": "Mean absolute error",
-    "rmse": "RMSE of the answer",
-    "rmse_of_expected": "RMSE of the expected count",
-    "cross_entropy": "Cross-entropy of the calibrated probabilities",
-}
+ERRORS = (  # of metrics.json, what it is called, its unit
+    ("mae", "Mean absolute error", "items"),
+    ("rmse", "RMSE of the answer", "items"),
+    ("rmse_of_expected", "RMSE of the expected count", "items"),
+    ("cross_entropy", "Cross-entropy of the calibrated probabilities", "nats"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def write_report(
         loss_plot=_plot(lambda axes: _draw_loss(axes, losses)) if losses else None,
         reliability_plot=_plot(lambda axes: _draw_reliability(axes, bins)) if bins else None,
         time=_time_split(history),
-        errors=ERRORS.items(),
+        errors=ERRORS,
     )
     file.write_text(html, encoding="utf-8")
 

@@ -143,10 +143,9 @@ class Trainer:
         inputs, targets, total = self._mixed(batch)
         with self._autocast():
             logits = self._trained(inputs)
-        members = len(logits) // len(targets)
-        losses = nn.functional.cross_entropy(
-            logits.float(), targets.repeat(members, 1), reduction="sum"
-        )
+        members = self.settings.members
+        answers = targets.repeat(members, 1)
+        losses = nn.functional.cross_entropy(logits.float(), answers, reduction="sum")
         loss = losses * (self.world.size / total)  # whose mean over the processes is followed
         self._optimizer.zero_grad()
         self._scaler.scale(loss).backward()
