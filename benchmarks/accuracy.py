@@ -49,6 +49,7 @@ TRIES: dict[str, tuple[str, ...]] = {
     "finetune-half-batch": (*LITE0, *FINETUNE, "--epochs", "5", "--batch-size", "16"),
     "finetune-members-3": (*LITE0, *FINETUNE, "--epochs", "5", "--members", "3"),
     "lite2-members-5": (*LITE2, *FINETUNE, "--epochs", "4", "--members", "5"),
+    "lite2-members-4": (*LITE2, *FINETUNE, "--epochs", "4", "--members", "4"),
 }
 
 
