@@ -30,6 +30,11 @@ from benchmarks.training_report import machine
 from training.data import DatasetError
 from training.memory import keep_freed_memory
 from training.model import keep_depthwise_in_float32
+from training.settings import RECIPES
+
+USUAL = RECIPES["finetune"]
+DROPOUT, WARMUP = float(USUAL["dropout"]), float(USUAL["warmup"])
+WEIGHT_DECAY, AVERAGE = float(USUAL["weight_decay"]), float(USUAL["average"])
 
 
 class Network(nn.Module):
@@ -37,9 +42,7 @@ class Network(nn.Module):
 
     def __init__(self, args: argparse.Namespace, outputs: int) -> None:
         super().__init__()
-        body: Any = timm.create_model(
-            f"tf_{args.arch}", num_classes=0, drop_path_rate=args.drop_path
-        )
+        body: Any = timm.create_model(f"tf_{args.arch}", num_classes=0)
         self.body = body
         state = torch.load(args.weights, weights_only=True)
         body.load_state_dict({k: v for k, v in state.items() if k in body.state_dict()})
@@ -47,12 +50,8 @@ class Network(nn.Module):
         self._frozen: list[nn.Module] = frozen if args.freeze else []
         for module in self._frozen:
             module.requires_grad_(False)
-        self.pool = args.pool
-        width: int = body.num_features
-        self.attention = nn.Conv2d(width, 4, 1) if args.pool == "attention" else None
-        features: int = width * {"mean": 1, "spread": 2, "attention": 5}[args.pool]
-        self.dropout = nn.Dropout(args.dropout)
-        self.answer = nn.Linear(features, outputs)
+        self.dropout = nn.Dropout(DROPOUT)
+        self.answer = nn.Linear(body.num_features, outputs)
         nn.init.normal_(self.answer.weight, std=0.01)
         nn.init.zeros_(self.answer.bias)
 
@@ -64,13 +63,7 @@ class Network(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         normalised = (pixels.permute(0, 3, 1, 2) - 127) / 128
-        maps = self.body.forward_features(normalised).float().flatten(2)
-        features = maps.mean(2)
-        if self.pool == "spread":
-            features = torch.cat([features, maps.std(2)], dim=1)
-        if self.attention is not None:
-            weights = self.attention(maps.unsqueeze(3)).flatten(2).softmax(2)
-            features = torch.cat([features, (maps @ weights.mT).flatten(1)], dim=1)
+        features = self.body.forward_features(normalised).float().mean((2, 3))
         answers: Tensor = self.answer(self.dropout(features))
         return answers
 
@@ -143,23 +136,18 @@ def train(
     torch.manual_seed(args.seed)
     outputs = CLASSES + (photos.known.shape[1] if args.known else 0)
     network = Network(args, outputs).to(memory_format=torch.channels_last)
-    if args.init:
-        network.load_state_dict(torch.load(args.init, weights_only=True))
     average = copy.deepcopy(network)
     teachers = [teacher(args, name, outputs) for name in args.teachers]
     if args.precision == "bfloat16":
         keep_depthwise_in_float32(network)  # after the copy, which would call this one's layers
     parameters = [tensor for tensor in network.parameters() if tensor.requires_grad]
-    depth = np.linspace(1, 0, len(parameters))
-    groups = [
-        {"params": [tensor], "lr": args.learning_rate * args.layer_decay ** float(at)}
-        for tensor, at in zip(parameters, depth, strict=True)
-    ]
-    optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameters, args.learning_rate, weight_decay=WEIGHT_DECAY, fused=True
+    )
     batches = Batches(photos, args)
     steps = args.epochs * batches.steps
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [group["lr"] for group in groups], total_steps=steps, pct_start=args.warmup
+        optimizer, args.learning_rate, total_steps=steps, pct_start=WARMUP
     )
     taken, best = 0, torch.zeros(0)
     lines: list[dict[str, Any]] = []
@@ -180,7 +168,7 @@ def train(
             optimizer.step()
             schedule.step()
             taken += 1
-            follow(average, network, min(args.average, (1 + taken) / (10 + taken)))
+            follow(average, network, min(AVERAGE, (1 + taken) / (10 + taken)))
             losses.append(loss.item())
         if epoch % 2 == 0 and epoch + 1 < args.epochs:
             continue
@@ -267,23 +255,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     flag("--folder", type=Path, default=Path(".accuracy"), help="default: %(default)s")
     flag("--arch", default="efficientnet_lite0", help="efficientnet_lite0, 1 or 2")
     flag("--weights", type=Path, help="of the backbone (default: FOLDER/weights/ARCH.pth)")
-    flag(
-        "--init", type=Path, help="start from weights that --keep left, such as those of drawn bins"
-    )
     flag("--size", type=int, nargs="+", default=[160], help="pixels a side; several: growing")
     flag("--epochs", type=int, default=10)
     flag("--batch-size", type=int, default=32)
     flag("--learning-rate", type=float, default=5e-4, help="peak")
-    flag("--layer-decay", type=float, default=1.0, help="first layer's learning rate, relative")
-    flag("--warmup", type=float, default=0.05, help="share of the steps")
-    flag("--weight-decay", type=float, default=0.05)
-    flag("--dropout", type=float, default=0.3)
-    flag("--drop-path", type=float, default=0.0, help="stochastic depth (Huang et al. 2016)")
-    flag("--average", type=float, default=0.998, help="decay of the averaged weights in a step")
     flag("--freeze", type=int, default=0, help="stem and this many stages stay as pretrained")
-    flag("--pool", choices=("mean", "spread", "attention"), default="mean")
     flag("--targets", choices=("soft", "corn"), default="soft")
-    flag("--spread", type=float, default=0.5, help="of the soft targets, items")
     flag("--squared", type=float, default=0.0, help="weight of the expected count's squared error")
     flag("--pairs", type=float, default=0.0, help="weight of the error of a pair's difference")
     flag("--teachers", nargs="+", default=[], metavar="NAME",
@@ -293,11 +270,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     flag("--mixup", type=float, default=0.0, help="MixUp's alpha")
     flag("--cutmix", type=float, default=0.0, help="share of the batches that are cut, not mixed")
     flag("--stitch", type=float, default=0.0, help="share of the batches with summed pairs")
-    flag("--upside-down", action="store_true", help="flips the other way as well")
     flag("--turned", action="store_true", help="by right angles as well")
     flag("--recolour", type=float, default=0.0, help="share of photos whose colours change places")
     flag("--restyle", type=float, default=0.0, help="share of photos with another texture")
-    flag("--strength-of-draw", type=float, default=1.0, help="of the usual augmentation")
     flag("--smooth", action="store_true", help="measure on photos without aliasing")
     flag("--precision", choices=("float32", "bfloat16"), default="bfloat16")
     flag("--threads", type=int, default=os.cpu_count())
@@ -305,7 +280,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     flag(
         "--keep", action="store_true", help="leave the weights, last ones, in FOLDER/ideas/NAME.pth"
     )
-    flag("--no-row", action="store_true", help="it is only where another try starts")
+    flag("--no-row", action="store_true", help="it is only a teacher, or looked at again")
     args = parser.parse_args(arguments)
     mixing = args.mixup or args.cutmix or args.stitch
     if args.targets == "corn" and (mixing or args.squared or args.pairs or args.known):

@@ -18,10 +18,12 @@ from training.augment import augment, draw
 from training.data import PhotoIndex
 from training.inventory_check import wrong_records
 from training.photos import map_ahead
+from training.settings import RECIPES
 from training.trainer import soft_targets
 
 COUNTS = list(accuracy.COUNTS)
 CLASSES = len(COUNTS)
+SPREAD = float(RECIPES["finetune"]["label_spread"])  # of the targets, items
 
 
 class Photos:
@@ -73,7 +75,7 @@ class Batches:
 
     def __init__(self, photos: Photos, args: argparse.Namespace) -> None:
         self.photos, self.args = photos, args
-        self.targets = soft_targets(photos.classes, COUNTS, args.spread)
+        self.targets = soft_targets(photos.classes, COUNTS, SPREAD)
         self.mates = photos.mates() if args.pairs else {}
         self.random = np.random.default_rng(args.seed)
         self.steps = len(photos.ids) // args.batch_size
@@ -94,10 +96,7 @@ class Batches:
         args, order = self.args, self.order()
         for rows in order[: self.steps * args.batch_size].reshape(self.steps, -1):
             drawn = draw([self.photos.ids[row] for row in rows], seed=args.seed, epoch=epoch)
-            pixels = augment(self.photos.pixels[rows], drawn * args.strength_of_draw, size)
-            if args.upside_down:
-                turned = torch.from_numpy(self.random.random(len(rows)) < 0.5)
-                pixels[turned] = pixels[turned].flip(1)
+            pixels = augment(self.photos.pixels[rows], drawn, size)
             if args.turned:
                 pixels = self.turned(pixels)
             if args.restyle:
@@ -156,7 +155,7 @@ class Batches:
         halves = functional.avg_pool2d(pixels.permute(0, 3, 1, 2), (1, 2)).permute(0, 2, 3, 1)
         both = torch.cat([halves, halves[partner]], dim=2)
         fits = (total <= CLASSES) & torch.from_numpy(self.random.random(len(rows)) < 0.7)
-        of_sum = soft_targets(total.clamp(max=CLASSES) - 1, COUNTS, self.args.spread)
+        of_sum = soft_targets(total.clamp(max=CLASSES) - 1, COUNTS, SPREAD)
         return (
             torch.where(fits.view(-1, 1, 1, 1), both, pixels),
             torch.where(fits.view(-1, 1), of_sum, targets),

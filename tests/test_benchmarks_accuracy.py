@@ -103,10 +103,11 @@ def test_the_last_model_is_trained_on_every_photo(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(accuracy, "save_weights", lambda arch, folder: None)
-    words = ("final", "head", "--photos", str(bins_tar), "--folder", str(tmp_path))
+    words = ("final", "--photos", str(bins_tar), "--folder", str(tmp_path))
     command(monkeypatch, *words)
     assert open_dataset(tmp_path / "datasets" / "bins").photo_total("test")
     assert trained[0][-4:-2] == ["--train-on", "all"]
+    assert trained[0][trained[0].index("--run-id") + 1] == accuracy.CHOSEN
     archive = Path(capsys.readouterr().out.strip())
     with tarfile.open(archive) as tar:
         assert tar.getnames() == ["model.json"]

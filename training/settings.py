@@ -83,7 +83,7 @@ class Settings:
 
 
 # What a flag that is not given stands for, by mode. That of head was chosen by cross-validation on
-# the training side; that of finetune is a usual start, to be judged by benchmarks/accuracy.py.
+# the training side; that of finetune on validation, see benchmarks/ACCURACY.md.
 RECIPES: dict[str, dict[str, int | float | str]] = {
     "head": {
         "epochs": 20,
@@ -98,7 +98,7 @@ RECIPES: dict[str, dict[str, int | float | str]] = {
         "average": 0.0,
     },
     "finetune": {
-        "epochs": 10,
+        "epochs": 5,
         "batch_size": 32,
         "learning_rate": 5e-4,
         "warmup": 0.05,
