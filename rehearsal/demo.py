@@ -26,7 +26,7 @@ from rehearsal.group import RehearsedGroup, StillRunningError
 from rehearsal.page import Sample, write_page
 from rehearsal.processes import CommandError, Processes
 from rehearsal.stand_in import ROOT, StandIn, StandInError
-from serving.predict import ImagePredictor
+from serving.predictor import ImagePredictor
 from training.control import current_run
 from training.data import open_dataset
 from training.run_record import RunRecord
@@ -182,6 +182,7 @@ def _check_run(demo: Demo, record: RunRecord, group: RehearsedGroup, *, machines
         "report.html",
         "weights.pth",
         "cost.json",
+        "traces.tar.gz",
     } - left
     if missing:
         raise DemoError(f"{record.uri('')} lacks {', '.join(sorted(missing))}")

@@ -14,6 +14,7 @@ from training.checkpoint import (
     load_snapshot,
     machine,
     save_snapshot,
+    snapshots_folder,
 )
 
 SETTINGS = {"arch": "resnet50", "epochs": 30}
@@ -203,6 +204,23 @@ def test_copies_share_nothing_and_keep_the_layout_of_their_tensors() -> None:
     assert first.stride() == pixels.stride()  # type: ignore[union-attr]
     pixels.zero_()
     assert first.abs().sum() > 0  # type: ignore[union-attr,operator]
+
+
+def test_each_run_has_a_folder_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = snapshots_folder(tmp_path, SETTINGS, inputs="photos", processes=1)
+    assert mine == snapshots_folder(tmp_path, dict(SETTINGS), inputs="photos", processes=1)
+    mine.mkdir()
+    assert mine == snapshots_folder(tmp_path, SETTINGS, inputs="photos", processes=1)
+    assert capsys.readouterr().err == ""
+    others = {
+        snapshots_folder(tmp_path, {**SETTINGS, "epochs": 31}, inputs="photos", processes=1),
+        snapshots_folder(tmp_path, SETTINGS, inputs="other photos", processes=1),
+        snapshots_folder(tmp_path, SETTINGS, inputs="photos", processes=2),
+    }
+    assert len(others | {mine}) == 4
+    assert capsys.readouterr().err.count(f"({mine.name}): this run starts from scratch") == 3
 
 
 def test_a_snapshot_of_another_machine_is_used_with_a_warning(

@@ -6,7 +6,7 @@ from typing import Any
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, EndpointConnectionError
 
 from training import control
 from training.control import (
@@ -213,3 +213,33 @@ def test_another_error_of_s3_is_not_taken_for_a_lost_lease(s3: Any, clock: Clock
     s3.delete_bucket(Bucket="bins")
     with pytest.raises(s3.exceptions.NoSuchBucket):
         lease.renew()
+
+
+@pytest.mark.parametrize("renewals", [0, 1])
+def test_a_renewal_whose_answer_was_lost_is_still_a_renewal(
+    s3: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch, renewals: int
+) -> None:
+    lease = lease_of(s3, "i-one")
+    lease.acquire()
+    for _ in range(renewals):
+        clock.now += RENEW_SECONDS
+        lease.renew()
+    clock.now += RENEW_SECONDS
+    put, answers = s3.put_object, [True]
+
+    def lose_the_answer(**request: Any) -> Any:
+        answer = put(**request)
+        if answers:
+            answers.clear()
+            raise EndpointConnectionError(endpoint_url="https://s3")
+        return answer
+
+    monkeypatch.setattr(s3, "put_object", lose_the_answer)
+    with pytest.raises(EndpointConnectionError):
+        lease.renew()
+    clock.now += 1
+    lease.renew()
+    assert stored(s3)["expires"] == clock.now + LEASE_SECONDS
+    clock.now += RENEW_SECONDS
+    lease.renew()
+    assert stored(s3)["expires"] == clock.now + LEASE_SECONDS

@@ -67,6 +67,7 @@ def fakes() -> Iterator[pytest.MonkeyPatch]:
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(task, "load_backbone", lambda *_, **__: Grid())
+        patch.setattr(task, "take_over", lambda *_: False)
         patch.setattr(hpo, "plot_trials", lambda *_: [])
         patch.setattr(hpo, "PRUNER", optuna.pruners.MedianPruner(1, n_warmup_steps=0))
         yield patch

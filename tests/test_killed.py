@@ -16,7 +16,10 @@ from training import train as train_module
 
 MODES = {
     "head": ("--epochs", "40", "--hidden", "8", "--batch-size", "8", "--members", "2"),
-    "finetune": ("--epochs", "3", "--batch-size", "4", "--mixup", "0.2", "--measure-steps", "4"),
+    "finetune": (
+        *("--epochs", "3", "--batch-size", "4", "--mixup", "0.2", "--measure-steps", "4"),
+        *("--precision", "bfloat16", "--mirror", "yes"),
+    ),
 }
 FORK = multiprocessing.get_context("forkserver")  # PyTorch is imported once, not by every process
 FORK.set_forkserver_preload(["training.train"])
@@ -54,7 +57,7 @@ def train(mode: str, data: Path, weights: Path, output: Path, lives: list[float]
     """
     arguments = [
         *("--data", str(data), "--weights", str(weights), "--output", str(output)),
-        *("--arch", "efficientnet_lite0", "--mode", mode, "--threads", "1"),
+        *("--arch", "efficientnet_lite0", "--mode", mode, "--threads", "1", "--int8", "no"),
         *("--validation-fraction", "0.2", "--snapshot-seconds", "0", *MODES[mode]),
     ]
     log = output.with_suffix(".log")

@@ -1,11 +1,12 @@
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from training.settings import RECIPES, Settings, parse_arguments
+from training.settings import RECIPES, SWITCHES, Settings, parse_arguments
 
 REQUIRED = ["--data", "data", "--weights", "weights", "--output", "output"]
 
@@ -134,6 +135,30 @@ def test_in_sagemaker_no_flag_is_needed(monkeypatch: pytest.MonkeyPatch) -> None
     assert args.checkpoint_dir == Path("/opt/ml/checkpoints")
     assert (args.run_id, args.batch_size) == ("bins-2026", 64)
     assert parse_arguments(["--batch-size", "8"]).batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("hyperparameters", "expected"),
+    [
+        ({"profile": True, "skip-test": False}, (True, False)),
+        ({"profile": "false", "skip_test": "True"}, (False, True)),
+    ],
+)
+def test_hyperparameters_can_switch(
+    monkeypatch: pytest.MonkeyPatch, hyperparameters: Any, expected: tuple[bool, bool]
+) -> None:
+    for name, value in {**SAGEMAKER, "SM_HPS": json.dumps(hyperparameters)}.items():
+        monkeypatch.setenv(name, value)
+    args = parse_arguments([])
+    assert (args.profile, args.skip_test) == expected
+
+
+def test_every_switch_is_known_as_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    usage = capsys.readouterr().out.partition("places:")[0]
+    switches = set(re.findall(r"\[--([a-z-]+)\]", usage))
+    assert switches == {name.replace("_", "-") for name in SWITCHES}
 
 
 def test_hyperparameters_are_checked_as_flags_are(

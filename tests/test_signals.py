@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from synthesized import ROOT
 
 from training.signals import Signals
@@ -29,6 +30,26 @@ def test_a_signal_is_noted_until_it_is_forgotten() -> None:
         assert signals.seen(signal.SIGUSR1)
         signals.forget(signal.SIGUSR1)
         assert not signals.seen(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_program_ends_at_once_whether_asked_before_or_after(
+    early: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        signals = Signals(signal.SIGUSR1)
+        if early:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        with pytest.raises(SystemExit) as end:
+            signals.exit_at_once(signal.SIGUSR1, code=75, message="stopped")
+            assert not early
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert end.value.code == 75
+        assert capsys.readouterr().err == "stopped\n"
+        os.kill(os.getpid(), signal.SIGUSR1)  # a second one does not disturb the end
     finally:
         signal.signal(signal.SIGUSR1, before)
 

@@ -32,6 +32,7 @@ def test_a_run_that_succeeds_leaves_a_model_and_tells(site: Site) -> None:
         "report.html",
         "weights.pth",
         "cost.json",
+        "traces.tar.gz",
         "model.tar.gz",
     }
     assert results <= site.keys()
@@ -47,6 +48,13 @@ def test_the_model_s_files_are_at_the_root_of_its_archive(site: Site) -> None:
     archive = site.s3.get_object(Bucket="bins", Key="runs/r1/model.tar.gz")["Body"].read()
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         assert tar.getnames() == ["model.json", "model.onnx"]
+
+
+def test_the_traces_are_those_that_training_left(site: Site) -> None:
+    site.work("succeeds")
+    archive = site.s3.get_object(Bucket="bins", Key="runs/r1/traces.tar.gz")["Body"].read()
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        assert tar.getnames() == ["events", "events/events.out.tfevents.1"]
 
 
 def test_training_gets_the_data_the_weights_and_the_flags_of_the_request(site: Site) -> None:
@@ -123,10 +131,10 @@ def test_progress_and_checkpoints_are_stored_while_training_runs(site: Site) -> 
 
     def look() -> str | None:
         seen.append(site.keys() | site.keys("checkpoints/r1/"))
-        return "terminate" if len(seen) == 2 else None
+        stored = {"metrics.jsonl", "001/features.npy"} <= seen[-1]
+        return "terminate" if stored else None
 
-    site.work("snapshot", on_look=look)
-    assert {"metrics.jsonl", "001/features.npy"} <= seen[1]
+    assert site.work("snapshot", on_look=look) == 75
 
 
 def test_an_attempt_is_paid_for_from_the_boot_on(site: Site) -> None:

@@ -14,7 +14,7 @@ from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import EndpointConnectionError
 from spot_site import Site, request
 
-from training import control, process, spot
+from training import control, process, spot, upkeep
 from training.control import (
     CurrentRun,
     Lease,
@@ -31,7 +31,7 @@ site = spot_site.site
 
 def test_a_notice_ends_the_attempt_with_a_snapshot_in_the_bucket(site: Site) -> None:
     assert site.work("snapshot", on_look=lambda: "terminate") == 75
-    assert site.keys("checkpoints/r1/") == {"001/features.npy", "001/snapshot-00001.pt"}
+    assert site.keys("checkpoints/r1/") == {"001/features.npy", "001/snapshot-0.pt"}
     assert site.record.status()["state"] == "interrupted"
     assert site.outcomes() == ["interrupted"]
     assert site.lease()["expires"] == 0
@@ -41,7 +41,7 @@ def test_a_notice_ends_the_attempt_with_a_snapshot_in_the_bucket(site: Site) -> 
 
 def test_sigterm_does_the_same_as_a_notice_but_is_not_ec2_s_own_doing(site: Site) -> None:
     assert site.work("snapshot", on_look=lambda: signal.raise_signal(signal.SIGTERM)) == 75
-    assert "001/snapshot-00001.pt" in site.keys("checkpoints/r1/")
+    assert "001/snapshot-0.pt" in site.keys("checkpoints/r1/")
     assert site.outcomes() == ["shut down"]
     assert site.record.status()["message"] == "the machine was shut down; trying again"
     assert site.lease()["expires"] == 0
@@ -108,13 +108,18 @@ def test_who_lost_the_lease_kills_training_and_writes_nothing(site: Site) -> Non
 
     assert site.work("snapshot", on_look=look) == 75
     assert not psutil.pid_exists(int((site.folder / "machine-1" / "ready").read_text()))
-    assert before == [(site.record.status(), site.keys(""))]
+    status, keys = before[0]
+    assert site.record.status() == status
+    # What was on its way when the lease was lost, none of which is read as the run's.
+    late = {"runs/r1/metrics.jsonl", "runs/r1/logs/i-1.log", "checkpoints/r1/001/features.npy"}
+    assert site.keys("") - late == keys - late
     assert site.lease()["holder"] == "i-other"
     assert site.model() == "none"
 
 
 def test_who_lost_the_lease_over_its_snapshot_leaves_the_status_to_the_other(site: Site) -> None:
     site.monkeypatch.setattr(control, "RENEW_SECONDS", 0)
+    site.monkeypatch.setattr(spot.SpotAttempt, "_upkeep", lambda attempt: None)
 
     def look() -> str:
         site.another_machine_takes_the_lease()
@@ -123,7 +128,7 @@ def test_who_lost_the_lease_over_its_snapshot_leaves_the_status_to_the_other(sit
     assert site.work("snapshot", on_look=look) == 75
     assert site.record.status()["state"] == "running"
     assert site.outcomes() == [""]
-    assert "001/snapshot-00001.pt" in site.keys("checkpoints/r1/")
+    assert "001/snapshot-0.pt" in site.keys("checkpoints/r1/")
 
 
 def test_who_lost_the_lease_over_its_upload_leaves_the_model_to_the_other(site: Site) -> None:
@@ -140,6 +145,93 @@ def test_who_lost_the_lease_over_its_upload_leaves_the_model_to_the_other(site: 
     assert site.work("succeeds") == 75
     assert site.model() == before
     assert site.record.status()["state"] == "running"
+
+
+UNREACHABLE = EndpointConnectionError(endpoint_url="https://s3")
+
+
+def test_training_goes_on_while_s3_does_not_answer(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.monkeypatch.setattr(control, "RENEW_SECONDS", 0)
+    site.monkeypatch.setattr(spot, "STORE_SECONDS", 0)
+    renew, states = Lease.renew, ["up"]
+
+    def broken_then_mended(lease: Lease) -> None:
+        if states[-1] == "down":
+            raise UNREACHABLE
+        renew(lease)
+
+    def look() -> str | None:
+        if states[-1] == "up":
+            states.append("down")
+        if caplog.text.count("training goes on, though nothing could be stored") > 2:
+            states.append("up again")
+        stored = "001/features.npy" in site.keys("checkpoints/r1/")
+        return "terminate" if stored and states[-1] == "up again" else None
+
+    site.monkeypatch.setattr(Lease, "renew", broken_then_mended)
+    assert site.work("snapshot", on_look=look) == 75
+    assert site.outcomes() == ["interrupted"]
+
+
+@pytest.mark.parametrize("name", ["model.tar.gz", "weights.pth"])
+def test_results_wait_for_an_s3_that_answers_again(site: Site, name: str) -> None:
+    site.monkeypatch.setattr(upkeep, "PAUSE_SECONDS", 0.01)
+    upload, tries = RunRecord.upload, []
+
+    def broken_at_first(record: RunRecord, file: Path, name_: str | None = None) -> None:
+        if file.name == name:
+            tries.append(file)
+            if len(tries) < 4:
+                raise UNREACHABLE
+        upload(record, file, name_)
+
+    site.monkeypatch.setattr(RunRecord, "upload", broken_at_first)
+    assert site.work("succeeds") == 0
+    assert site.outcomes() == ["succeeded"]
+    assert len(tries) == 4
+
+
+def test_a_refusal_is_not_waited_out(site: Site) -> None:
+    def refused(*_: object) -> None:
+        raise S3UploadFailedError("AccessDenied")
+
+    site.monkeypatch.setattr(RunRecord, "upload", refused)
+    assert site.work("succeeds") == 75
+    assert site.outcomes() == ["failed"]
+
+
+def test_data_that_cannot_be_fetched_yet_is_waited_for(site: Site) -> None:
+    site.monkeypatch.setattr(upkeep, "PAUSE_SECONDS", 0.01)
+    fetch, tries = spot.download_prefix, []
+
+    def broken_at_first(*arguments: Any) -> int:
+        tries.append(arguments)
+        if len(tries) < 4:
+            raise UNREACHABLE
+        return fetch(*arguments)
+
+    site.monkeypatch.setattr(spot, "download_prefix", broken_at_first)
+    assert site.work("succeeds") == 0
+    assert site.outcomes() == ["succeeded"]
+
+
+def test_who_loses_the_lease_while_s3_does_not_answer_leaves_the_record_alone(site: Site) -> None:
+    site.monkeypatch.setattr(upkeep, "PAUSE_SECONDS", 0.01)
+    site.monkeypatch.setattr(control, "RENEW_SECONDS", 0)
+    write = RunRecord.write
+
+    def broken(record: RunRecord, name: str, value: Any) -> None:
+        if name == "status.json" and value["state"] == "succeeded":
+            site.another_machine_takes_the_lease()
+            raise UNREACHABLE
+        write(record, name, value)
+
+    site.monkeypatch.setattr(RunRecord, "write", broken)
+    assert site.work("succeeds") == 75
+    assert site.record.status()["state"] == "running"
+    assert current_run(site.s3, "bins") is not None
 
 
 def test_a_failing_training_is_tried_three_times(site: Site) -> None:
@@ -178,7 +270,7 @@ def test_a_wish_to_stop_takes_a_snapshot_and_ends_the_run(site: Site) -> None:
     assert site.work("snapshot", on_look=lambda: ask_to_stop(site.s3, "bins", "r1") and None) == 0
     assert site.record.status()["state"] == "stopped"
     assert site.outcomes() == ["stopped"]
-    assert "001/snapshot-00001.pt" in site.keys("checkpoints/r1/")
+    assert "001/snapshot-0.pt" in site.keys("checkpoints/r1/")
     assert site.told() == [("Training run r1 stopped", "stopped as asked")]
     assert current_run(site.s3, "bins") is None
     assert site.record.read("cost.json")["dollars"] > 0
@@ -270,14 +362,12 @@ def test_near_its_deadline_a_run_is_ended_and_says_so(site: Site) -> None:
     assert site.work("snapshot", on_look=look) == 0
     assert site.record.status()["state"] == "failed"
     assert site.record.status()["message"].startswith("not done in time; the deadline is 2099")
-    assert "001/snapshot-00001.pt" in site.keys("checkpoints/r1/")
+    assert "001/snapshot-0.pt" in site.keys("checkpoints/r1/")
     assert [subject for subject, _ in site.told()] == ["Training run r1 failed"]
     assert current_run(site.s3, "bins") is None
 
 
-@pytest.mark.parametrize(
-    "error", [EndpointConnectionError(endpoint_url="https://s3"), OSError("No space left")]
-)
+@pytest.mark.parametrize("error", [S3UploadFailedError("AccessDenied"), OSError("No space left")])
 def test_an_attempt_that_cannot_reach_its_data_is_tried_three_times(
     site: Site, error: Exception
 ) -> None:
@@ -296,10 +386,10 @@ def test_a_record_that_cannot_be_read_is_left_as_it_is(site: Site) -> None:
     before = site.record.status()
 
     def broken(*_: object) -> None:
-        raise EndpointConnectionError(endpoint_url="https://s3")
+        raise S3UploadFailedError("AccessDenied")
 
     site.monkeypatch.setattr(RunRecord, "status", broken)
-    with pytest.raises(EndpointConnectionError):
+    with pytest.raises(S3UploadFailedError):
         site.work("succeeds")
     assert site.record.read("status.json") == before
 
@@ -321,9 +411,6 @@ def test_a_run_that_ends_while_a_machine_waits_is_not_run_again(site: Site) -> N
     assert site.record.status()["state"] == "succeeded"
     assert site.outcomes() == []
     assert site.lease()["expires"] == 0
-
-
-UNREACHABLE = EndpointConnectionError(endpoint_url="https://s3")
 
 
 @pytest.mark.parametrize("error", [UNREACHABLE, LeaseLostError("i-1 no longer holds the lease")])

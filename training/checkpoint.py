@@ -2,16 +2,22 @@
 
 import hashlib
 import io
+import json
+import platform
 import sys
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, cast
 
 import torch
 
+from training.settings import SNAPSHOTS_KEPT
+
 CHECK_BYTES = 32  # of a SHA-256
-KEPT = 2  # an older one is there if the newest turns out damaged
+CPU_INFO = Path("/proc/cpuinfo")
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "onnxruntime")
 
 Tree = TypeVar("Tree")
 
@@ -44,11 +50,19 @@ class Snapshot(TypedDict):
 def machine() -> dict[str, Any]:
     """What the last bits of the weights depend on, besides settings and data."""
     return {
-        "processor": torch.backends.cpu.get_cpu_capability(),
+        "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "torch": str(torch.__version__),
+        **{name: version(name) for name in PACKAGES},
     }
+
+
+def _processor() -> str:
+    """Its model: two with the same instructions may still compute in another order."""
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 class SnapshotWriter:
@@ -131,17 +145,39 @@ def read_checked(file: Path) -> dict[str, Any]:
     return tree
 
 
-def save_snapshot(folder: Path, snapshot: Snapshot) -> Path:
-    """Write `snapshot-<epoch>-<step>.pt` and remove all but the newest KEPT.
+def snapshots_folder(
+    checkpoints: Path, settings: Mapping[str, Any], *, inputs: str, processes: int
+) -> Path:
+    """Where the snapshots of a run are: those of another run, be it of one changed flag, stay
+    where they are.
 
-    One of a later step goes as well: it is damaged, or was taken with other settings.
+    `inputs` stands for data and pretrained weights. The position in an epoch is counted in the
+    steps of so many `processes`.
+    """
+    identity = json.dumps([dict(settings), inputs, processes], sort_keys=True)
+    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    folder = checkpoints / f"snapshots-{key}"
+    others = [other.name for other in checkpoints.glob("snapshots-*") if other != folder]
+    if others and not folder.exists():
+        print(
+            f"{checkpoints} has snapshots of other settings, data or processes "
+            f"({', '.join(sorted(others))}): this run starts from scratch",
+            file=sys.stderr,
+        )
+    return folder
+
+
+def save_snapshot(folder: Path, snapshot: Snapshot) -> Path:
+    """Write `snapshot-<epoch>-<step>.pt` and remove all but the newest SNAPSHOTS_KEPT.
+
+    One of a later step goes as well: it is damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"snapshot-{snapshot['epoch']:05d}-{snapshot['step']:07d}.pt"
     write_tensors(file, snapshot, checked=True)
     earlier = sorted(other for other in folder.glob("snapshot-*.pt") if other <= file)
     for other in folder.glob("snapshot-*.pt"):
-        if other not in earlier[-KEPT:]:
+        if other not in earlier[-SNAPSHOTS_KEPT:]:
             other.unlink()
     return file
 

@@ -159,7 +159,8 @@ class Lease:
 
     def _take(self) -> bool:
         held = _read(self._s3, self._bucket, LEASE)
-        if held and json.loads(held[0])["expires"] > time.time():
+        # Our own is there when the answer to the first try was lost.
+        if held and json.loads(held[0])["expires"] > time.time() and not self._is_ours(held[0]):
             return False
         self._etag = held[1] if held else ""
         try:
@@ -167,6 +168,10 @@ class Lease:
         except LeaseLostError:
             return False
         return True
+
+    def _is_ours(self, body: bytes) -> bool:
+        content = json.loads(body)
+        return (content["run_id"], content["holder"]) == (self._run_id, self._holder)
 
     def _write(self, expires: float) -> None:
         content = {"run_id": self._run_id, "holder": self._holder, "expires": expires}
@@ -181,11 +186,17 @@ class Lease:
                     Bucket=self._bucket, Key=LEASE, Body=body, IfNoneMatch="*"
                 )
         except ClientError as error:
-            if _condition_failed(error):
+            if not _condition_failed(error):
+                raise
+            # Of a write that arrived, but whose answer did not, the repetition is refused.
+            held = _read(self._s3, self._bucket, LEASE)
+            if not held or held[1] == self._etag or not self._is_ours(held[0]):
                 raise LeaseLostError(f"{self._holder} no longer holds the lease") from error
-            raise
-        self._etag = answer["ETag"]
-        self._renewed = time.monotonic()
+            self._etag = held[1]
+            self._write(expires)
+        else:
+            self._etag = answer["ETag"]
+            self._renewed = time.monotonic()
 
 
 def _read(s3: "S3Client", bucket: str, key: str) -> tuple[bytes, str] | None:

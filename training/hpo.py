@@ -42,6 +42,7 @@ from training.features import PrecisionError
 from training.loop import Saving, measure_if_due
 from training.memory import keep_freed_memory
 from training.model import WeightsError
+from training.precision import settle_precision
 from training.search_results import plot_trials, trial_table, write_best
 from training.search_space import SPACES, TENTHS, described_spaces, outside, suggest
 from training.settings import (
@@ -232,6 +233,10 @@ def search(args: argparse.Namespace, number: int, seconds: float, objective: str
     start = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
     if start.train_on == "all":
         raise SearchError("--train-on all would choose settings by the test photos")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    checkpoints: Path = args.checkpoint_dir or args.output / "checkpoints"
+    precision = settle_precision(start.precision, start.mode, device, checkpoints)
+    start = replace(start, precision=precision)
     if not_searched := outside(start):
         raise SearchError(not_searched[0])
     if not args.weights.is_file():
@@ -251,7 +256,7 @@ def search(args: argparse.Namespace, number: int, seconds: float, objective: str
             start=start,
             args=args,
             dataset=dataset,
-            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            device=device,
             signals=signals,
         )
         try:

@@ -52,7 +52,7 @@ def _row(
 
 
 def _accuracy(record: RunRecord) -> str:
-    return f"{record.read('metrics.json')['test']['accuracy']['value']:.1%}"
+    return f"{record.judged()['accuracy']['value']:.1%}"
 
 
 def _model_run(deployment: Deployment) -> str | None:

@@ -78,7 +78,8 @@ class Record:
 class Progress:
     """The line on the terminal, and the seconds and dollars since the last measurement."""
 
-    def __init__(self, trainer: Trainer, dollars_an_hour: float) -> None:
+    def __init__(self, trainer: Trainer, dollars_an_hour: float, started: float) -> None:
+        """`started` is when this process was, by time.monotonic()."""
         total = trainer.settings.epochs * trainer.steps
         taken = trainer.epoch * trainer.steps + trainer.step
         self._bar = tqdm(
@@ -90,7 +91,7 @@ class Progress:
         )
         self._trainer, self._dollars_an_hour = trainer, dollars_an_hour
         self._spent = trainer.history[-1].get("dollars", 0.0) if trainer.history else 0.0
-        self._begun = self._measured = time.monotonic()
+        self._begun, self._measured = started, time.monotonic()
         self._before = self._so_far()
         self._told: set[str] = set()
 
@@ -167,15 +168,17 @@ def train(
     saving: Saving,
     *,
     dollars_an_hour: float = 0.0,
+    started: float | None = None,
     profile: bool = False,
 ) -> None:
     """All steps that are left, with a line in `output`/metrics.jsonl for each measurement.
 
     The file reads as if the run had never been interrupted (its times aside). Raises
-    StoppedError on SIGTERM. Of several processes the first writes.
+    StoppedError on SIGTERM. Of several processes the first writes. Dollars count from `started`,
+    by time.monotonic(), or from now on.
     """
     record = Record(trainer, output)
-    progress = Progress(trainer, dollars_an_hour)
+    progress = Progress(trainer, dollars_an_hour, started or time.monotonic())
     with profiled(output) if profile and trainer.world.first else nullcontext() as profiler:
         after_step: Callable[[], None] = profiler.step if profiler else lambda: None
 

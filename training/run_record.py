@@ -17,7 +17,9 @@ ENDED: frozenset[State] = frozenset({"succeeded", "stopped", "failed"})
 Outcome = Literal["interrupted", "shut down", "lost", "failed", "stopped", "succeeded"]
 MODEL = "model.tar.gz"  # the packed model, beside the record
 OUTPUTS = ("metrics.jsonl", "metrics.json", "loss.png", "report.html", "weights.pth")
-RESULTS = (*OUTPUTS, "cost.json", MODEL)  # what a run that succeeded leaves
+TRACED = ("events", "profile.txt", "trace.json")  # for TensorBoard; the others with --profile
+TRACES = "traces.tar.gz"  # those of TRACED that there are
+RESULTS = (*OUTPUTS, "cost.json", TRACES, MODEL)  # what a run that succeeded leaves
 
 
 class Request(TypedDict):
@@ -97,6 +99,13 @@ class RunRecord:
     def status(self) -> Status:
         status: Status = self.read("status.json")
         return status
+
+    def judged(self) -> dict[str, Any]:
+        """Metrics of a finished run on test photos; of one that left them alone, or trained on
+        them, on validation photos."""
+        metrics = self.read("metrics.json")
+        found: dict[str, Any] = metrics.get("test") or metrics["validation"]
+        return found
 
     def set_status(self, state: State, message: str, attempts: list[Attempt]) -> None:
         status = Status(state=state, message=message, updated=utc_now(), attempts=attempts)

@@ -15,7 +15,9 @@ from serving.decision import DECISIONS, Decision
 from training.sagemaker_environment import sagemaker_defaults
 
 INTERRUPTED = 75  # exit code of training.train, EX_TEMPFAIL: the same command goes on
+SNAPSHOTS_KEPT = 2  # an older one is there if the newest turns out damaged
 CHUNK_PHOTOS = 256  # features are kept in chunks of a few seconds of work
+SWITCHES = ("skip_test", "profile")  # flags without a value
 
 
 def seconds(name: str, usual: float) -> float:
@@ -73,7 +75,7 @@ class Settings:
     members: int
     batch_norm: str
     precision: str
-    backbone_precision: Literal["float32", "int8"]
+    backbone_precision: Literal["float32", "bfloat16", "int8"]
     mirror: str
     decision: Decision
     validation_fraction: float
@@ -175,8 +177,15 @@ def parse_arguments(
 
 
 def as_flags(values: dict[str, Any]) -> list[str]:
-    """{"batch_size": 64} → ["--batch-size=64"]."""
-    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    """{"batch_size": 64, "profile": True} → ["--batch-size=64", "--profile"]; False is left out."""
+    flags = []
+    for name, value in values.items():
+        flag = f"--{name.replace('_', '-')}"
+        if name in SWITCHES and str(value).lower() in ("true", "false"):  # SageMaker's are text
+            flags += [flag] if str(value).lower() == "true" else []
+        else:
+            flags.append(f"{flag}={value}")
+    return flags
 
 
 def expand_settings(arguments: list[str]) -> list[str]:
@@ -209,7 +218,8 @@ def _add_places(group: "argparse._ArgumentGroup") -> None:
         "--weights",
         type=Path,
         required=True,
-        help="pretrained backbone (data_prep weights), or weights.pth of an earlier run",
+        help="pretrained backbone (data_prep weights), or weights.pth of an earlier run, whose "
+        "head and members are taken over as well where they are like this run's",
     )
     flag("--output", type=Path, required=True, help="metrics, pictures and report go here")
     flag("--model-dir", type=Path, help="what is served goes here (default: OUTPUT/model)")
@@ -218,6 +228,13 @@ def _add_places(group: "argparse._ArgumentGroup") -> None:
         "--skip-test",
         action="store_true",
         help="leave the test photos alone, to choose settings by validation",
+    )
+    flag(
+        "--int8",
+        choices=("auto", "no"),
+        default="auto",
+        help="auto: also export the model in int8, to be served if it does as well on validation, "
+        "where this machine can judge that (default: %(default)s)",
     )
     flag("--run-id", default="local", help="noted in the model (default: %(default)s)")
 
@@ -278,16 +295,18 @@ def _add_recipe(group: "argparse._ArgumentGroup") -> None:
     )
     flag(
         "--precision",
-        choices=("float32", "bfloat16", "float16"),
-        default="float32",
-        help="of the convolutions, when fine-tuning (default: %(default)s)",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of the convolutions, when fine-tuning; auto: bfloat16 where this machine has "
+        "instructions for it, on an older GPU float16, else float32; a run that goes on elsewhere "
+        "keeps what it began with (default: %(default)s)",
     )
     flag(
         "--backbone-precision",
-        choices=("float32", "int8"),
+        choices=("float32", "bfloat16", "int8"),
         default="float32",
-        help="of the backbone that computes the features of head mode; int8 needs a CPU with VNNI "
-        "(default: %(default)s)",
+        help="of the backbone that computes the features of head mode; bfloat16 is faster on a CPU "
+        "with instructions for it, int8 needs one with VNNI (default: %(default)s)",
     )
     flag(
         "--mirror",
@@ -322,7 +341,12 @@ def _add_recipe(group: "argparse._ArgumentGroup") -> None:
         help="all: the test photos as well, for a last model of settings that were judged before; "
         "nothing is tested (default: %(default)s)",
     )
-    flag("--seed", type=int, default=0, help="of all randomness (default: %(default)s)")
+    flag(
+        "--seed",
+        type=whole_number_or_zero,
+        default=0,
+        help="of all randomness (default: %(default)s)",
+    )
 
 
 def _add_machine(group: "argparse._ArgumentGroup") -> None:

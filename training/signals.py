@@ -1,7 +1,9 @@
 """Which signals a process was sent."""
 
 import signal
+import sys
 from types import FrameType
+from typing import NoReturn
 
 
 class Signals:
@@ -24,6 +26,21 @@ class Signals:
 
     def forget(self, number: signal.Signals) -> None:
         self._seen.discard(number)
+
+    def exit_at_once(self, number: signal.Signals, *, code: int, message: str) -> None:
+        """From now on, end the program when `number` comes, or came before.
+
+        By SystemExit, which passes the libraries that catch every Exception.
+        """
+
+        def leave(*_: object) -> NoReturn:
+            signal.signal(number, signal.SIG_IGN)
+            print(message, file=sys.stderr)
+            sys.exit(code)
+
+        signal.signal(number, leave)
+        if self.seen(number):
+            leave()
 
 
 class StoppedError(Exception):

@@ -14,15 +14,14 @@ import signal
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import boto3
-from boto3.exceptions import Boto3Error
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.config import Config
 
 from costs.prices import load_prices
 from training.bill import run_bill
@@ -35,10 +34,22 @@ from training.imds import (
 )
 from training.machine_log import LOG_FILE, LogCopy, log_to_cloudwatch
 from training.process import TrainingProcess
-from training.run_record import MODEL, OUTPUTS, Attempt, Outcome, Request, RunRecord, State, utc_now
+from training.run_record import (
+    MODEL,
+    OUTPUTS,
+    TRACED,
+    TRACES,
+    Attempt,
+    Outcome,
+    Request,
+    RunRecord,
+    State,
+    utc_now,
+)
 from training.settings import INTERRUPTED, seconds
 from training.signals import Signals
 from training.transfer import CheckpointStore, download_prefix
+from training.upkeep import AWS_ERRORS, Background, Every, best_effort, patiently
 
 OVER, TRY_AGAIN = 0, INTERRUPTED
 FAILED_ATTEMPTS = 3  # the third ends the run
@@ -49,7 +60,10 @@ CLOSING_SECONDS = seconds("CLOSING", 120)  # before the deadline, for a last sna
 # Training prints a line every few seconds; the longest it is silent is while it exports the model,
 # a minute on two vCPUs. Ten times that is surely a hang, and costs half a cent.
 QUIET_SECONDS = seconds("QUIET", 600)
+# botocore's own limits, a minute and no end of tries, are longer than a notice leaves.
+CALLS = Config(connect_timeout=5, read_timeout=10, retries={"mode": "standard", "max_attempts": 3})
 
+Result = TypeVar("Result")
 log = logging.getLogger("training.spot")
 
 
@@ -111,7 +125,8 @@ class SpotAttempt:
             record.s3, stack.bucket, record.run_id, self.checkpoint_folder
         )
         self.log_copy = LogCopy(record, work / LOG_FILE, metadata.instance_id)
-        self.ask = Every(ASK_SECONDS)
+        self.ask, self.store = Every(ASK_SECONDS), Every(STORE_SECONDS)
+        self.asked_to_stop = False
         self.attempts: list[Attempt] = []
 
     def run(self) -> int:
@@ -119,23 +134,22 @@ class SpotAttempt:
 
         Raises LeaseLostError when another machine took over.
         """
-        self.lease.acquire()
+        patiently(self.lease.acquire, self._out_of_time)
         try:
             return self._run()
-        except (BotoCoreError, ClientError, Boto3Error, OSError) as error:
+        except (*AWS_ERRORS, OSError) as error:
             if not self.attempts:
                 raise  # the record could not even be read: the boot script ends it
             log.exception("this attempt cannot go on")
-            self.lease.renew()
-            return self._leave(Ending("failed", f"{type(error).__name__}: {error}"))
+            return self._close(Ending("failed", f"{type(error).__name__}: {error}"))
 
     def _run(self) -> int:
-        current = current_run(self.record.s3, self.stack.bucket)
+        current = self._patiently(lambda: current_run(self.record.s3, self.stack.bucket))
         if current is None or current["run_id"] != self.record.run_id:
             log.info("another machine ended the run while this one waited for the lease")
             self._release()
             return TRY_AGAIN
-        self.attempts = self.record.status()["attempts"]
+        self.attempts = self._patiently(self.record.status)["attempts"]
         self._close_lost_attempts()
         if self._out_of_time():
             self._end_run("failed", f"the deadline {self.request['deadline']} has passed")
@@ -144,13 +158,26 @@ class SpotAttempt:
             self._end_run("stopped", "stopped as asked, before this machine began")
             return OVER
         self._begin()
-        self._fetch()
+        self._patiently(self._fetch)
         ending = self._train()
-        self.checkpoints.store(len(self.attempts))
-        self.lease.renew()  # the last snapshot may have taken longer than the lease lasts
+        # Under this attempt's own prefix: it does no harm if the lease was lost over it.
+        patiently(lambda: self.checkpoints.store(len(self.attempts)), self._out_of_time)
+        return self._close(ending)
+
+    def _close(self, ending: Ending) -> int:
+        """Store the results of an attempt that has some, and leave."""
         if ending.outcome == "succeeded":
-            self._publish()
-        return self._leave(ending)
+            self._patiently(self._publish)
+        return self._patiently(lambda: self._leave(ending))
+
+    def _patiently(self, action: Callable[[], Result]) -> Result:
+        """`action`, if need be once S3 answers again and the lease is still this machine's."""
+
+        def as_holder() -> Result:
+            self.lease.renew()
+            return action()
+
+        return patiently(as_holder, self._out_of_time)
 
     def _close_lost_attempts(self) -> None:
         """A machine that vanished wrote no end: at the latest when the next one started."""
@@ -201,7 +228,7 @@ class SpotAttempt:
             self.output,
             self.checkpoint_folder,
         )
-        store = Every(STORE_SECONDS)
+        upkeep = Background(self._upkeep)
         advised = False
         try:
             while process.running():
@@ -210,15 +237,14 @@ class SpotAttempt:
                 if ending:
                     log.warning("%s: a last snapshot", ending.reason)
                     return Ending("succeeded", "") if process.stop() == 0 else ending
-                self.lease.renew()
+                upkeep.begin()
                 if not advised and rebalance_recommended(self.metadata):
                     log.info("EC2 expects an interruption (rebalance recommendation): snapshot now")
                     process.ask_for_snapshot()
                     advised = True
-                if store.due():
-                    self._store_progress()
         finally:
             code = process.end()
+            upkeep.wait()
         if code == 0:
             return Ending("succeeded", "")
         if code in (INTERRUPTED, -signal.SIGTERM):  # the machine's shutdown told it directly
@@ -233,7 +259,7 @@ class SpotAttempt:
         if process.quiet_seconds() > QUIET_SECONDS:
             quiet = f"nothing printed and no file changed for {QUIET_SECONDS / 60:.2g} minutes"
             return Ending("failed", f"training hung: {quiet}")
-        if self.ask.due() and asked_to_stop(self.record.s3, self.stack.bucket):
+        if self.asked_to_stop:
             return Ending("stopped", "stopped as asked")
         return None
 
@@ -253,6 +279,21 @@ class SpotAttempt:
         left = datetime.fromisoformat(self.request["deadline"]) - datetime.now(UTC)
         return left.total_seconds() < CLOSING_SECONDS
 
+    def _upkeep(self) -> None:
+        """Keep the lease, look for the user's wish, store progress, as far as S3 lets it.
+
+        Training goes on without: nothing is published before the lease was renewed. Raises
+        LeaseLostError.
+        """
+        try:
+            self.lease.renew()
+            if self.ask.due():
+                self.asked_to_stop = asked_to_stop(self.record.s3, self.stack.bucket)
+            if self.store.due():
+                self._store_progress()
+        except (*AWS_ERRORS, OSError) as error:
+            log.warning("training goes on, though nothing could be stored: %s", error)
+
     def _store_progress(self) -> None:
         self.checkpoints.store(len(self.attempts))
         self.log_copy.store()
@@ -265,11 +306,12 @@ class SpotAttempt:
         log.info("storing the results")
         for name in OUTPUTS:
             self.record.upload(self.output / name)
-        archive = self.output / MODEL
-        with tarfile.open(archive, "w:gz") as tar:
-            for file in sorted((self.output / "model").iterdir()):
-                tar.add(file, arcname=file.name)
-        self.record.upload(archive)
+        traced = [self.output / name for name in TRACED if (self.output / name).exists()]
+        for name, members in ((TRACES, traced), (MODEL, sorted((self.output / "model").iterdir()))):
+            with tarfile.open(self.output / name, "w:gz") as tar:
+                for member in members:
+                    tar.add(member, arcname=member.name)
+            self.record.upload(self.output / name)
         self.lease.renew()
         boto3.client("ssm").put_parameter(
             Name=self.stack.model_parameter, Value=self.record.uri(MODEL), Overwrite=True
@@ -329,29 +371,6 @@ class SpotAttempt:
             log.exception("the bill could not be stored")
 
 
-@contextmanager
-def best_effort(otherwise: str) -> Iterator[None]:
-    """For what may fail without harm: a line in the log says `otherwise`, and why."""
-    try:
-        yield
-    except (LeaseLostError, BotoCoreError, ClientError) as error:
-        log.warning("%s: %s", otherwise, error)
-
-
-class Every:
-    """Says once per `seconds` that it is time."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._last = time.monotonic()
-
-    def due(self) -> bool:
-        if time.monotonic() - self._last < self._seconds:
-            return False
-        self._last = time.monotonic()
-        return True
-
-
 def boot_time() -> str:
     """From when on this machine is paid for; infra/user_data.sh notes it."""
     return os.environ.get("BOOT_STARTED", utc_now())
@@ -360,8 +379,9 @@ def boot_time() -> str:
 def work_on_active_run(work: Path) -> int:
     """Find the active run and attempt it; returns the exit code of this program."""
     stack = Stack.from_environment()
-    s3 = boto3.client("s3")
-    current = current_run(s3, stack.bucket)
+    s3 = boto3.client("s3", config=CALLS)
+    # Without an end: the booked one of the group comes in any case.
+    current = patiently(lambda: current_run(s3, stack.bucket), lambda: False)
     if current is None:
         log.info("no run is active")
         return OVER
@@ -373,7 +393,7 @@ def work_on_active_run(work: Path) -> int:
     attempt = SpotAttempt(
         stack=stack,
         record=record,
-        request=record.request(),
+        request=patiently(record.request, lambda: False),
         work=work,
         metadata=metadata,
         asked_to_leave=lambda: signals.seen(signal.SIGTERM),
