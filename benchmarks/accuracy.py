@@ -142,10 +142,11 @@ def final(args: argparse.Namespace) -> None:
         prepare(args.folder, args.photos)
     output = args.folder / "final"
     train(args.name, args.folder, output, "--train-on", "all", "--seed", str(args.seed))
-    archive = output / "model.tar.gz"
-    with tarfile.open(archive, "w:gz") as tar:
+    archive, partial = output / "model.tar.gz", output / ".model.tar.gz.partial"
+    with tarfile.open(partial, "w:gz") as tar:
         for file in sorted((output / "model").iterdir()):
             tar.add(file, arcname=file.name)
+    partial.replace(archive)
     print(archive)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.training_measure import BenchmarkError, Comparison, Measured, Scale, Side, compare
+from benchmarks.training_measure import Comparison, Measured, Scale, Side, compare
 from training.data import open_dataset
 from training.memory import keep_freed_memory
 from training.model import Head, Network, load_backbone
@@ -130,8 +130,6 @@ class FirstSteps:
     """So many batches of another source, over as many of its epochs as they take."""
 
     def __init__(self, source: Source, steps: int, channels_last: bool) -> None:
-        if not source.steps:
-            raise BenchmarkError("there are fewer photos than in a batch: give more photos")
         self.steps = steps
         self._source, self._channels_last = source, channels_last
 

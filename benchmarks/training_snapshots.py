@@ -1,7 +1,10 @@
-"""What snapshots cost: the same steps of fine-tuning with them and without."""
+"""What snapshots cost: the same steps of fine-tuning with them and without. And how long a run
+takes to leave when it is asked to."""
 
+import signal
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +15,7 @@ from benchmarks.training_finetune import CPU, OURS, ROWS, prepare
 from benchmarks.training_measure import Comparison, Measured, Scale, Side, compare
 from training.loop import Saving
 from training.memory import keep_freed_memory
-from training.signals import Signals
+from training.signals import Signals, StoppedError
 from training.trainer import Trainer
 
 GOAL = 0.98
@@ -21,7 +24,8 @@ MANY = 6  # times the steps of the other comparisons, for several snapshots
 NONE = "without snapshots"
 COUNTED = (
     "Photos a second over {steps} steps, the wait for the last snapshot included, after {warm_up} "
-    "that do not count: all of ours, a snapshot every {seconds:.0f} s."
+    "that do not count: all of ours, a snapshot every {seconds:.0f} s. Seconds to leave: from "
+    "SIGTERM at the beginning of a step, its worst moment, to the end of the last snapshot."
 )
 
 
@@ -52,20 +56,38 @@ def run_steps(
     keep_freed_memory()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    longer = replace(scale, steps=MANY * scale.steps)
+    longer = replace(scale, steps=MANY * scale.steps + 1)  # the last one is asked to leave
     network, source, settings = prepare(data, weights, arch, ROWS[OURS], longer, threads=threads)
-    trainer = Trainer(network, source, settings, CPU)
+    trainer, signals = Trainer(network, source, settings, CPU), Signals(signal.SIGTERM)
+    steps = trainer.train_epoch()
+    facts = {}
     with tempfile.TemporaryDirectory() as folder:
-        begun = 0.0
-        saving = None
-        for number, _ in enumerate(trainer.train_epoch(), start=1):
-            if number == scale.warm_up:
-                begun = time.perf_counter()
-                saving = Saving(Path(folder), seconds, Signals()) if seconds else None
+        for _ in range(scale.warm_up):
+            next(steps)
+        begun = time.perf_counter()
+        saving = Saving(Path(folder), seconds, signals) if seconds else None
+        for _ in range(MANY * scale.steps):
+            next(steps)
             if saving:
                 saving.after_step(trainer)
         if saving:
             saving.wait()
         taken = time.perf_counter() - begun
-        facts = {"snapshots kept": float(len(list(Path(folder).glob("snapshot-*.pt"))))}
-    return Measured(photos=longer.steps * scale.batch_size, seconds=taken, facts=facts)
+        if saving:
+            facts["seconds to leave"] = seconds_to_leave(trainer, steps, saving)
+            files = list(Path(folder).glob("snapshot-*.pt"))
+            facts["MB of a snapshot"] = files[-1].stat().st_size / 1e6
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return Measured(photos=MANY * scale.steps * scale.batch_size, seconds=taken, facts=facts)
+
+
+def seconds_to_leave(trainer: Trainer, steps: Iterator[float], saving: Saving) -> float:
+    """From SIGTERM to the last snapshot on disk, a whole step in between."""
+    begun = time.perf_counter()
+    signal.raise_signal(signal.SIGTERM)
+    next(steps)
+    try:
+        saving.after_step(trainer)
+    except StoppedError:
+        return time.perf_counter() - begun
+    raise AssertionError("it did not leave")

@@ -17,10 +17,10 @@ FEATURE_RATE = {"resnet50": 47.0, "efficientnet_lite0": 175.0, "efficientnet_lit
 VIEWS = 2  # features are computed of each photo and of its mirror image
 # Photos a second through the head in training, on cached features, by the same `make demo`.
 HEAD_RATE = 9_000.0
-# Photos a second with every layer in training, float32, 224 pixels, on the same two cores, all
-# derived: EfficientNet-Lite0 from 33 at 192 pixels, ResNet50 as a third of its forward pass alone,
-# EfficientNet-Lite2 from Lite0's by the time of an epoch at 160 pixels.
-FINETUNE_RATE = {"resnet50": 8.0, "efficientnet_lite0": 24.0, "efficientnet_lite2": 17.0}
+# Photos a second with every layer in training, bfloat16, 224 pixels, on two cores of an AMD EPYC:
+# benchmarks/TRAINING.md. EfficientNet-Lite2 follows from Lite0's by the time of an epoch.
+FINETUNE_RATE = {"resnet50": 24.0, "efficientnet_lite0": 52.0, "efficientnet_lite2": 37.0}
+DERIVED = ("efficientnet_lite2",)
 DEFAULT_VOLUME_GIB = 30
 
 Mode = Literal["head", "finetune"]
@@ -69,7 +69,7 @@ def estimate_training(
     work = _work(photos, arch, epochs, mode, members)
     seconds = BOOT_SECONDS + sum(work.values())
     dollars = total(run_cost(seconds, instance_type, purchase, volume_gib, prices))
-    found = "measured" if mode == "head" else "derived from measurements"
+    found = "derived from those measured" if arch in DERIVED else "measured"
     steps = ", ".join(f"{name.format(took)}" for name, took in work.items())
     basis = (
         f"boot {BOOT_SECONDS} s, {steps}; rates {found} on two cores in November 2026, "

@@ -175,7 +175,7 @@ def test_the_second_call_takes_every_chunk_from_disk(
 
     first = compute(dataset, tmp_path)
     assert len(chunk_files(tmp_path)) == 3
-    monkeypatch.setattr(features, "_session", not_again)
+    monkeypatch.setattr(features, "_in_onnx_runtime", not_again)
     second = compute(dataset, tmp_path, should_stop=StopAt(1))
     np.testing.assert_array_equal(second.views, first.views)
     assert (second.ids, second.groups) == (first.ids, first.groups)
@@ -395,3 +395,27 @@ def test_photos_are_decoded_only_a_little_ahead(
     with pytest.raises(StoppedError):
         compute(dataset, tmp_path, should_stop=StopAt(1))
     assert decoded <= 2  # of five batches
+
+
+def test_bfloat16_features_are_near_those_in_float32(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "export_onnx", export_onnx)
+    torch.manual_seed(0)
+    backbone = Backbone("efficientnet_lite0", all_stages=True)
+    of_float, of_bfloat = (
+        compute_features(
+            dataset,
+            "train",
+            backbone,
+            tmp_path / precision,
+            precision=precision,
+            size=SIZE,
+            threads=2,
+            should_stop=never,
+        ).views.astype(np.float32)
+        for precision in ("float32", "bfloat16")
+    )
+    difference = np.abs(of_float - of_bfloat).mean() / np.abs(of_float).mean()
+    assert 0 < difference < 0.02
+    assert backbone.dtype is torch.float32  # the copy was changed, not this one

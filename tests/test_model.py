@@ -18,8 +18,10 @@ from training.model import (
     Network,
     WeightsError,
     export_onnx,
+    fold_batch_norm,
     keep_depthwise_in_float32,
     load_backbone,
+    take_over,
     together,
 )
 
@@ -302,3 +304,42 @@ def test_the_pretrained_efficientnet_answers_alike_in_both_runtimes(
         answers = onnx_answers(file, pixels)
         np.testing.assert_allclose(answers, expected, atol=1e-4)
         assert answers.std() > 1e-3
+
+
+def two_networks(hidden: int) -> nn.Module:
+    networks = [Network(TinyBackbone(), Head(6, 5, hidden, 0.5)) for _ in range(2)]  # type: ignore[arg-type]
+    return together(networks)
+
+
+def test_a_run_takes_over_what_an_earlier_one_left(tmp_path: Path) -> None:
+    earlier, later = two_networks(8), two_networks(8)
+    torch.save(earlier.state_dict(), tmp_path / "weights.pth")
+    assert take_over(later, "tiny", tmp_path / "weights.pth")
+    for name, tensor in earlier.state_dict().items():
+        assert torch.equal(later.state_dict()[name], tensor), name
+
+
+def test_another_head_or_a_backbone_alone_is_not_taken_over(tmp_path: Path) -> None:
+    later = two_networks(8)
+    before = copy.deepcopy(later.state_dict())
+    for earlier in (two_networks(4), two_networks(0), TinyBackbone()):
+        torch.save(earlier.state_dict(), tmp_path / "weights.pth")
+        assert not take_over(later, "tiny", tmp_path / "weights.pth")
+    for name, tensor in before.items():
+        assert torch.equal(later.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("arch", ["resnet50", "efficientnet_lite0"])
+def test_a_folded_backbone_has_the_same_features(arch: str) -> None:
+    torch.manual_seed(0)
+    backbone = Backbone(arch, all_stages=True).eval()
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    pixels = random_pixels(2, 64)
+    with torch.inference_mode():
+        expected = backbone(pixels)
+        fold_batch_norm(backbone.network)
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
+        torch.testing.assert_close(backbone(pixels), expected, rtol=1e-3, atol=1e-4)

@@ -7,6 +7,7 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from training.settings import ARCHITECTURES
 
@@ -33,19 +34,27 @@ class Backbone(nn.Module):
         architecture = ARCHITECTURES[arch]
         self.network = timm.create_model(architecture.timm_name, pretrained=False, num_classes=0)
         self.all_stages = all_stages
+        self.dtype = torch.float32  # of the network's weights
         self.register_buffer("mean", torch.tensor(architecture.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(architecture.std).view(1, 3, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
         normalised = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        normalised = normalised.to(self.dtype)
         if not self.all_stages:
             features: Tensor = self.network(normalised)
             return features.float()
         final, stages = self.network.forward_intermediates(normalised)
         maps = stages if final is stages[-1] else [*stages, final]
-        pixels_last = [feature_map.flatten(2) for feature_map in maps]
-        statistics = [(m.mean(2), m.std(2, correction=0)) for m in pixels_last]
-        return torch.cat([values for pair in statistics for values in pair], dim=1)
+        return torch.cat([values for each in maps for values in self._mean_and_spread(each)], dim=1)
+
+    @staticmethod
+    def _mean_and_spread(feature_map: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each channel, float32 [N, C] each, of [N, C, H, W]. By squares: one pass less over
+        memory than by differences, which counts as much as some layers."""
+        values = feature_map.float()
+        mean = values.mean((2, 3))
+        return mean, ((values * values).mean((2, 3)) - mean * mean).clamp_min(0).sqrt()
 
     @torch.no_grad()
     def width(self) -> int:
@@ -138,7 +147,8 @@ class Counter(nn.Module):
     """Pixels, uint8 [N, size, size, 3] → probabilities, float32 [N, classes]: what is served.
 
     `temperature` divides the logits, so that the probabilities say how often the count is right.
-    With `mirror` the logits are the mean of those of the photo and of its mirror image.
+    With `mirror` the logits are the mean of those of the photo and of its mirror image, which the
+    network sees as one batch: each of its layers is in the graph once.
     """
 
     def __init__(
@@ -148,9 +158,11 @@ class Counter(nn.Module):
         self.network, self.temperature, self.mirror = network, temperature, mirror
 
     def forward(self, pixels: Tensor) -> Tensor:
-        logits = self.network(pixels)
         if self.mirror:
-            logits = (logits + self.network(pixels.flip(2))) / 2
+            both = self.network(torch.cat([pixels, pixels.flip(2)]))
+            logits = both.reshape(2, -1, both.shape[1]).mean(0)
+        else:
+            logits = self.network(pixels)
         return torch.softmax(logits / self.temperature, dim=1)
 
 
@@ -176,6 +188,34 @@ def load_backbone(arch: str, weights: Path, *, all_stages: bool) -> Backbone:
     except RuntimeError as error:
         raise WeightsError(f"the weights in {weights} are not those of {arch}") from error
     return backbone.eval()
+
+
+def fold_batch_norm(module: nn.Module) -> None:
+    """Put each BatchNorm of a network in eval mode into the convolution before it, as timm orders
+    them. The activation that timm keeps in some of them stays."""
+    convolution = ""
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.Conv2d):
+            convolution = name
+        elif isinstance(child, nn.BatchNorm2d):
+            fused = fuse_conv_bn_eval(getattr(module, convolution), child)
+            setattr(module, convolution, fused)
+            setattr(module, name, getattr(child, "act", nn.Identity()))
+        else:
+            fold_batch_norm(child)
+
+
+def take_over(network: nn.Module, arch: str, weights: Path) -> bool:
+    """Give `network` what an earlier run left as weights.pth, head and members included.
+
+    False, with nothing changed, where it holds another head, other members, or a backbone alone.
+    Raises WeightsError as load_backbone does.
+    """
+    found, own = _read_weights(arch, weights), network.state_dict()
+    if found.keys() != own.keys() or any(found[k].shape != own[k].shape for k in own):
+        return False
+    network.load_state_dict(found)
+    return True
 
 
 def _read_weights(arch: str, file: Path) -> dict[str, Tensor]:

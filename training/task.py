@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from training.data import Dataset, DatasetError, PhotoIndex, Side, in_validation
 from training.features import Precision, compute_features, features_key
 from training.head import FeatureBatches
-from training.model import Head, Network, keep_depthwise_in_float32, load_backbone, together
+from training.model import (
+    Head,
+    Network,
+    keep_depthwise_in_float32,
+    load_backbone,
+    take_over,
+    together,
+)
 from training.photos import PhotoBatches, StillPhotos
 from training.settings import Settings
 from training.signals import Signals
@@ -51,7 +58,8 @@ class Task:
     source: Source
     validation: Measured
     test: Measured | None  # none when they are trained on, or to be left alone
-    photos: PhotoIndex  # trained on, those held out for validation included
+    fitted: PhotoIndex  # trained on
+    photos: PhotoIndex  # these and those held out for validation
 
 
 def prepare_head(
@@ -120,6 +128,7 @@ def prepare_head(
             views=[[inputs[held_out, view]] for view in range(used)],
         ),
         test=test,
+        fitted=photos.subset(fit),
         photos=photos,
     )
 
@@ -141,6 +150,7 @@ def prepare_finetune(
         return Network(backbone, head, frozen_batch_norm=settings.batch_norm == "frozen")
 
     network = together([member() for _ in range(settings.members)])
+    take_over(network, settings.arch, args.weights)
     network.to(device).to(memory_format=torch.channels_last)
     if device.type == "cpu":
         keep_depthwise_in_float32(network)
@@ -162,22 +172,29 @@ def prepare_finetune(
         return Measured(photos=photos, classes=classes_of(dataset, photos), views=views)
 
     fitted = photos.subset(fit)
+    source = PhotoBatches(
+        fitted,
+        soft_targets(classes_of(dataset, fitted), dataset.counts, settings.label_spread),
+        packed=dataset.size,
+        size=settings.size,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        threads=args.threads,
+        device=device,
+        world=world,
+    )
+    if not source.steps:
+        raise DatasetError(
+            f"{len(fitted)} photos to train on are less than one batch of "
+            f"{settings.batch_size * world.size}: prepare more photos, or lower --batch-size"
+        )
     return Task(
         network=network,
         trained=network,
-        source=PhotoBatches(
-            fitted,
-            soft_targets(classes_of(dataset, fitted), dataset.counts, settings.label_spread),
-            packed=dataset.size,
-            size=settings.size,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            threads=args.threads,
-            device=device,
-            world=world,
-        ),
+        source=source,
         validation=still(photos.subset(held_out)),
         test=still(dataset.index("test")) if tests(args) else None,
+        fitted=fitted,
         photos=photos,
     )
 
