@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from training import quantize
+from serving.artifact import has_vnni
 from training.model import export_onnx
-from training.quantize import has_vnni, quantize_onnx
+from training.quantize import quantize_onnx
 
 SIZE = 16
 
@@ -20,9 +20,9 @@ SIZE = 16
 class Convolutions(nn.Module):
     """What backbones are made of: ReLU and ReLU6, depthwise, a sum, pooled mean and spread."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 0) -> None:
         super().__init__()
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
         self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
         self.narrow = nn.Conv2d(8, 32, 1, bias=False)
@@ -149,20 +149,27 @@ def test_interrupted_it_leaves_what_was_there(
     assert file.read_text() == "an earlier model"
 
 
-@pytest.mark.parametrize(
-    ("info", "expected"),
-    [
-        ("flags\t\t: fpu avx2 avx512_vnni amx_int8", True),
-        ("flags\t\t: fpu avx2 avx_vnni", True),
-        ("flags\t\t: fpu avx2 avx512f", False),
-        ("flags\t\t: fpu avx2 not_avx_vnni_but_longer", False),
-        (None, False),
-    ],
-)
-def test_vnni_is_one_of_the_flags_that_linux_lists(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, info: str | None, expected: bool
-) -> None:
-    monkeypatch.setattr(quantize, "CPU_INFO", tmp_path / "cpuinfo")
-    if info is not None:
-        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{info}\n")
-    assert has_vnni() is expected
+class Pair(nn.Module):
+    """Two networks that count together, on the photo and on its mirror image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Convolutions(), Convolutions(seed=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        both = torch.cat([pixels, pixels.flip(2)])
+        return (self.first(both) + self.second(both)).reshape(2, -1, 24).mean(0)
+
+
+def test_of_several_networks_each_first_convolution_stays_float(tmp_path: Path) -> None:
+    example = torch.zeros(2, SIZE, SIZE, 3, dtype=torch.uint8)
+    export_onnx(Pair(), example, tmp_path / "float.onnx", names=("pixels", "features"))
+    quantize_onnx(
+        tmp_path / "float.onnx", tmp_path / "int8.onnx", CALIBRATION, reduce_range=SEVEN_BITS
+    )
+    found = weights(tmp_path / "int8.onnx")
+    in_float = {name for name, array in found.items() if array.dtype == np.float32}
+    assert {name.removesuffix(".weight") for name in in_float} == {"first.stem", "second.stem"}
+    photos = draw(32, seed=99)
+    wanted, got = (features(tmp_path / name, photos) for name in ("float.onnx", "int8.onnx"))
+    np.testing.assert_allclose(got, wanted, atol=0.06)

@@ -1,13 +1,16 @@
+import html
 import json
 import os
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,10 +22,12 @@ from packed import COUNTS, draw_photos, timeless_history, write_packed
 from PIL import Image
 from torch import Tensor, nn
 
-from serving.inference import load_model, predict_fn
+from serving.artifact import load_model
+from serving.inference import count_photo
 from training import task
 from training import train as train_module
 from training.data import open_dataset
+from training.export import export_model
 from training.settings import INTERRUPTED
 from training.task import split_validation
 
@@ -50,7 +55,7 @@ def command(data: Path, weights: Path, output: Path, *more: str) -> list[str]:
         *(sys.executable, "-m", "training.train"),
         *("--data", str(data), "--weights", str(weights), "--output", str(output)),
         *("--arch", "efficientnet_lite0", "--epochs", str(EPOCHS), "--batch-size", "64"),
-        *("--hidden", "8", "--threads", "1", "--validation-fraction", "0.2", *more),
+        *("--hidden", "8", "--threads", "1", "--validation-fraction", "0.2", "--int8", "no", *more),
     ]
 
 
@@ -88,14 +93,18 @@ def finish(process: subprocess.Popen[str]) -> str:
     return printed
 
 
-def interrupt_once(happened: Callable[[], bool], process: subprocess.Popen[str]) -> str:
-    """Send SIGTERM as soon as `happened()`; returns what was printed."""
+def interrupt_once(
+    happened: Callable[[], bool],
+    process: subprocess.Popen[str],
+    number: signal.Signals = signal.SIGTERM,
+) -> str:
+    """Send a signal as soon as `happened()`; returns what was printed."""
     deadline = time.monotonic() + LIMIT
     while not happened():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    process.terminate()
+    process.send_signal(number)
     printed, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == INTERRUPTED, printed
     assert "Traceback" not in printed
@@ -147,7 +156,7 @@ def test_a_run_leaves_metrics_a_picture_and_a_model_that_can_be_served(
 
     model = load_model(output / "model")
     photos = list(open_dataset(data).photos("test"))
-    right = [predict_fn(photo.jpeg, model).count == photo.count for photo in photos]
+    right = [count_photo(photo.jpeg, model).count == photo.count for photo in photos]
     # One photo may fall on the other side: features are rounded for training, not for serving.
     assert metrics["test"]["accuracy"]["value"] == pytest.approx(np.mean(right), abs=1 / 15 + 1e-9)
     description = json.loads((output / "model" / "model.json").read_text())
@@ -166,6 +175,17 @@ def test_an_interrupted_run_ends_in_the_weights_of_one_in_peace(
     assert timeless_history(interrupted) == timeless_history(peaceful)
     for name in ("metrics.json", "model/metrics.json"):
         assert (interrupted / name).read_text() == (peaceful / name).read_text()
+
+
+def test_ctrl_c_leaves_as_sigterm_does(
+    data: Path, weights: Path, tmp_path: Path, start: Start
+) -> None:
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    interrupt_once(
+        lambda: metrics.exists() and metrics.stat().st_size > 0,
+        start(command(data, weights, tmp_path / "run")),
+        signal.SIGINT,
+    )
 
 
 def test_a_mistake_is_one_line_and_exit_code_1(tmp_path: Path, weights: Path, start: Start) -> None:
@@ -278,6 +298,57 @@ def test_a_number_that_cannot_be_is_refused_before_any_work(
         here(command(tmp_path, tmp_path, tmp_path / "run", flag, "0"))
     assert end.value.code == 2
     assert f"argument {flag}: 0 is less than 1" in capsys.readouterr().err
+
+
+def test_less_photos_than_a_batch_to_fine_tune_on_are_one_line(
+    tmp_path: Path, data: Path, weights: Path, here: Here
+) -> None:
+    arguments = command(data, weights, tmp_path / "run", "--mode", "finetune")
+    assert "less than one batch of 64: prepare more photos, or lower" in error_line(here, arguments)
+
+
+def test_a_sigterm_while_the_results_are_written_leaves_at_once(
+    tmp_path: Path, data: Path, weights: Path, here: Here, quick: None, monkeypatch: Any
+) -> None:
+    arguments = command(data, weights, tmp_path / "run", "--epochs", "3")
+
+    def asked(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("it went on")
+
+    monkeypatch.setattr(train_module, "export_model", asked)
+    with pytest.raises(SystemExit) as end:
+        here(arguments)
+    assert end.value.code == INTERRUPTED
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    monkeypatch.setattr(train_module, "export_model", export_model)
+    here(arguments)
+    assert load_model(tmp_path / "run" / "model")
+
+
+def test_a_changed_flag_costs_no_snapshot(
+    tmp_path: Path, data: Path, weights: Path, here: Here, quick: None, capsys: Any
+) -> None:
+    more = ("--epochs", "3", "--snapshot-seconds", "0")
+    here(command(data, weights, tmp_path / "run", *more))
+    first = set(tmp_path.rglob("snapshot-*.pt"))
+    capsys.readouterr()
+    here(command(data, weights, tmp_path / "run", *more, "--decision", "median"))
+    assert "this run starts from scratch" in capsys.readouterr().err
+    assert first < set(tmp_path.rglob("snapshot-*.pt"))
+    here(command(data, weights, tmp_path / "run", *more))
+    assert "going on after epoch 3, step 0" in capsys.readouterr().err
+
+
+def test_the_report_says_how_to_repeat_the_run(
+    tmp_path: Path, data: Path, weights: Path, here: Here, quick: None
+) -> None:
+    arguments = command(data, weights, tmp_path / "run", "--epochs", "2")
+    here(arguments)
+    page = html.unescape((tmp_path / "run" / "report.html").read_text())
+    repeated = page.partition('aria-label="Command">')[2].partition("</pre>")[0]
+    words = shlex.split(repeated.replace("\\\n", " "))
+    assert words == ["python", *arguments[1:], "--threads", "1"]
 
 
 def test_another_data_set_in_the_same_folder_starts_from_scratch(

@@ -34,11 +34,11 @@ def evaluate(
     surprise = -np.log(np.maximum(of_truth, np.finfo(np.float32).tiny, dtype=np.float64))
     majority_right = (truth == majority).astype(float)
     intervals = {
-        "within_one": _with_interval((abs(error) <= 1).astype(float)),
-        "mae": _with_interval(abs(error)),
-        "rmse": _root(_with_interval(error**2)),
-        "cross_entropy": _with_interval(surprise),
-        "rmse_of_expected": _root(_with_interval((_expected(probabilities, counts) - truth) ** 2)),
+        "within_one": with_interval((abs(error) <= 1).astype(float)),
+        "mae": with_interval(abs(error)),
+        "rmse": _root(with_interval(error**2)),
+        "cross_entropy": with_interval(surprise),
+        "rmse_of_expected": _root(with_interval((_expected(probabilities, counts) - truth) ** 2)),
     }
     confusion = [[int(((truth == t) & (predicted == p)).sum()) for p in counts] for t in counts]
     return {
@@ -47,13 +47,13 @@ def evaluate(
         "decisions": {
             name: _errors(decide(probabilities, counts, name) - truth) for name in DECISIONS
         },
-        "accuracy": _with_interval(right),
-        "majority": {"count": majority, **_with_interval(majority_right)},
-        "accuracy_minus_majority": _with_interval(right - majority_right),
+        "accuracy": with_interval(right),
+        "majority": {"count": majority, **with_interval(majority_right)},
+        "accuracy_minus_majority": with_interval(right - majority_right),
         **{name: interval["value"] for name, interval in intervals.items()},
         "intervals": intervals,
         "recall": {
-            str(count): {"photos": int((truth == count).sum()), **_with_interval(right[of_count])}
+            str(count): {"photos": int((truth == count).sum()), **with_interval(right[of_count])}
             for count in counts
             if (of_count := truth == count).any()
         },
@@ -95,7 +95,7 @@ def _expected(probabilities: NDArray[np.float32], counts: Sequence[int]) -> NDAr
     return probabilities.astype(np.float64) @ np.array(counts, np.float64)
 
 
-def _with_interval(values: NDArray[np.float64]) -> dict[str, float]:
+def with_interval(values: NDArray[np.float64]) -> dict[str, float]:
     """Mean of `values` and its 95 % bootstrap interval."""
     # How often each level is drawn says all; one draw at a time, as errors of expected counts
     # have as many levels as there are photos.

@@ -2,8 +2,8 @@
 
 Static quantisation by ONNX Runtime: activations in 8 bits with one scale a tensor, weights in 8
 bits with one scale a channel. What lies outside the convolutions stays float32: normalisation,
-pooled statistics, head. So does the first convolution, which is faster that way: three channels
-are too few to fill an int8 product.
+pooled statistics, head. So does a network's first convolution, which is faster that way: three
+channels are too few to fill an int8 product.
 
 Rounded weights shift the mean of what a convolution answers, more than all else that
 quantisation does; the bias takes the shift back (Nagel et al. 2019, "Data-Free Quantization
@@ -31,19 +31,6 @@ from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from tqdm import tqdm
 
 QUANTIZED = ("Conv", "Clip", "Relu", "MaxPool")  # the additions in between follow
-CPU_INFO = Path("/proc/cpuinfo")
-
-
-def has_vnni() -> bool:
-    """Whether this x86 CPU multiplies int8 fast and exactly (VNNI); False where Linux cannot say.
-
-    Without VNNI, ONNX Runtime adds pairs of products in 16 bits, which saturate.
-    """
-    try:
-        words = set(CPU_INFO.read_text().split())
-    except OSError:
-        return False
-    return not words.isdisjoint({"avx512_vnni", "avx_vnni"})
 
 
 def quantize_onnx(
@@ -60,7 +47,9 @@ def quantize_onnx(
     have 7 bits: less exact, but right without VNNI too.
     """
     model = onnx.load(float_model)
-    first, *convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    of_pixels = {node.name for node in convolutions if _reads_pixels(model, node)}
+    convolutions = [node for node in convolutions if node.name not in of_pixels]
     means = _input_means(model, convolutions, tqdm(calibration, "calibration, means", unit="batch"))
     _round_weights(model, convolutions, means, largest=64 if reduce_range else 127)
     add_pre_process_metadata(model)  # the exporter has inferred shapes and folded BatchNorm
@@ -71,7 +60,7 @@ def quantize_onnx(
         _Reader(model, tqdm(calibration, "calibration, ranges", unit="batch")),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=list(QUANTIZED),
-        nodes_to_exclude=[first.name],
+        nodes_to_exclude=sorted(of_pixels),
         per_channel=True,
         reduce_range=reduce_range,
         activation_type=QuantType.QUInt8,
@@ -79,6 +68,12 @@ def quantize_onnx(
         calibrate_method=CalibrationMethod.MinMax,
     )
     partial.replace(int8_model)
+
+
+def _reads_pixels(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
+    """Whether a convolution is a network's first: its weights are [out, 3 channels, h, w]."""
+    (weights,) = [tensor for tensor in model.graph.initializer if tensor.name == node.input[1]]
+    return bool(weights.dims[1] == 3)
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -99,6 +94,8 @@ def _input_means(
     calibration: Iterable[NDArray[np.uint8]],
 ) -> dict[str, NDArray[np.float64]]:
     """Tensor that a convolution reads → mean of each of its channels over photos and places."""
+    if not convolutions:
+        return {}
     observed = onnx.ModelProto()
     observed.CopyFrom(model)
     graph = observed.graph

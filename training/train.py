@@ -1,18 +1,20 @@
 """Train a model that counts: a new head on a pretrained backbone, or every layer.
 
-    python -m training.train --data DATASET --weights efficientnet_lite0.pth \
+    python -m training.train --data DATASET --weights efficientnet_lite0.pth \\
         --arch efficientnet_lite0 --output out [--mode finetune]
 
-The same command runs on a laptop and on a spot machine. SIGTERM takes a snapshot and leaves
-with exit code 75; the same command again goes on from there, to the same weights. SIGUSR1 takes
-a snapshot and goes on.
+The same command runs on a laptop and on a spot machine. SIGTERM, or Ctrl-C, takes a snapshot and
+leaves with exit code 75; the same command again goes on from there, to the same weights. SIGUSR1
+takes a snapshot and goes on.
 """
 
 import argparse
 import json
+import os
 import signal
 import sys
-from dataclasses import asdict
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,14 @@ import torch
 
 from serving.decision import decide
 from training.calibration import fit_temperature, softmax
-from training.checkpoint import disk_error_line, load_snapshot, write_tensors
+from training.checkpoint import (
+    disk_error_line,
+    load_snapshot,
+    snapshots_folder,
+    write_tensors,
+)
 from training.data import Dataset, DatasetError, open_dataset
-from training.export import export_model
+from training.export import ExportError, export_model
 from training.features import PrecisionError, features_key
 from training.inventory_check import check_inventory
 from training.loop import Saving
@@ -31,6 +38,7 @@ from training.loop import train as train_steps
 from training.memory import keep_freed_memory
 from training.metrics import evaluate, worst_mistakes
 from training.model import Counter, WeightsError
+from training.precision import settle_precision
 from training.report import Mistake, plot_loss, write_report
 from training.settings import INTERRUPTED, Settings, parse_arguments
 from training.signals import Signals, StoppedError
@@ -39,11 +47,14 @@ from training.trainer import DivergedError, Trainer
 from training.world import World, join
 
 MISTAKES = 24  # shown in the report
+STARTED = time.monotonic()  # what the machine cost before, its boot, is in no line of ours
+GOES_ON = "stopped: the same command goes on from here"
 
 
 def train(args: argparse.Namespace) -> None:
     """The whole run: data, training, evaluation, model folder. Raises StoppedError on SIGTERM."""
     signals = Signals(signal.SIGTERM, signal.SIGUSR1)
+    signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))
     world = join()
     dataset = open_dataset(args.data)
     args.size = args.size or dataset.size
@@ -55,6 +66,10 @@ def train(args: argparse.Namespace) -> None:
     if torch.cuda.is_available():
         device = torch.device("cuda", world.local_rank)
     checkpoints: Path = args.checkpoint_dir or args.output / "checkpoints"
+    precision = ""
+    if world.first:
+        precision = settle_precision(settings.precision, settings.mode, device, checkpoints)
+    settings = replace(settings, precision=world.of_first(precision))
     prepare = prepare_head if settings.mode == "head" else prepare_finetune
     task = prepare(dataset, settings, args, checkpoints, device, signals, world)
 
@@ -66,12 +81,12 @@ def train(args: argparse.Namespace) -> None:
         world,
         should_stop=lambda: signals.seen(signal.SIGTERM),
     )
-    key = features_key(
+    inputs = features_key(
         dataset, settings.arch, args.weights, settings.size, settings.backbone_precision
     )
-    snapshots = checkpoints / f"snapshots-{key}"
-    found = load_snapshot(snapshots, asdict(settings)) if world.first else None
-    if snapshot := world.of_first(found):
+    snapshots = snapshots_folder(checkpoints, asdict(settings), inputs=inputs, processes=world.size)
+    last = load_snapshot(snapshots, asdict(settings)) if world.first else None
+    if snapshot := world.of_first(last):
         trainer.restore(snapshot)
         _say(world, f"going on after epoch {trainer.epoch}, step {trainer.step}")
     args.output.mkdir(parents=True, exist_ok=True)
@@ -81,12 +96,15 @@ def train(args: argparse.Namespace) -> None:
         args.output,
         Saving(snapshots, args.snapshot_seconds, signals),
         dollars_an_hour=args.dollars_an_hour,
+        started=STARTED,
         profile=args.profile,
     )
     epoch = trainer.load_best()
     _say(world, f"the weights after epoch {epoch} have the lowest validation loss")
     metrics, mistakes = judge(trainer, task, dataset, epoch)
     if world.first:
+        # All that training left is on disk: what comes now is done again in a minute.
+        signals.exit_at_once(signal.SIGTERM, code=INTERRUPTED, message=GOES_ON)
         write(args, trainer, task, dataset, metrics, mistakes)
     world.leave()
 
@@ -124,24 +142,38 @@ def write(
     write_report(
         args.output / "report.html",
         title=f"Run {args.run_id}",
-        command=["python", "-m", "training.train", *sys.argv[1:]],
+        command=command(args.threads, trainer.world),
         settings=settings,
         metrics=metrics,
         history=trainer.history,
         mistakes=mistakes,
     )
     write_tensors(args.output / "weights.pth", task.network.state_dict())
+    model = args.model_dir or args.output / "model"
     export_model(
         Counter(
             task.network.cpu(), metrics["temperature"], mirror=trainer.settings.mirror == "yes"
         ),
-        args.model_dir or args.output / "model",
+        model,
         dataset=dataset,
+        calibration=task.fitted,
+        validation=task.validation.photos,
         metrics=metrics,
         run_id=args.run_id,
         settings=settings,
+        int8=args.int8 == "auto",
     )
     (args.output / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    print(f"{args.output / 'report.html'} tells all; the model is in {model}", file=sys.stderr)
+
+
+def command(threads: int, world: World) -> list[str]:
+    """What repeats this run, on a machine of the same type to the same weights."""
+    start = ["python"]
+    if world.size > 1:
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        start = ["torchrun", "--nnodes", str(world.size // here), "--nproc-per-node", str(here)]
+    return [*start, "-m", "training.train", *sys.argv[1:], "--threads", str(threads)]
 
 
 def measure(
@@ -180,9 +212,9 @@ def main() -> None:
     try:
         train(args)
     except StoppedError:
-        print("stopped: the same command goes on from here", file=sys.stderr)
+        print(GOES_ON, file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except (DatasetError, WeightsError, PrecisionError, DivergedError) as error:
+    except (DatasetError, WeightsError, PrecisionError, DivergedError, ExportError) as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(disk_error_line(error))
