@@ -160,6 +160,9 @@ def _weights_settings(parser: argparse.ArgumentParser) -> None:
         help="resnet50 (the default) is downloaded from torchvision's server; the "
         "others come with installed packages",
     )
+    parser.add_argument(
+        "--local", action="store_true", help="leave them in DATA/weights, without our bucket"
+    )
 
 
 def _synthesize_settings(parser: argparse.ArgumentParser) -> None:
@@ -242,6 +245,9 @@ def run_all(options: argparse.Namespace) -> None:
 
 
 def run_weights(options: argparse.Namespace) -> None:
+    if options.local:
+        print(save_weights(options.arch, options.data / "weights"))
+        return
     bucket = options.bucket or stack_output("DataStack", "BucketName")
     file = save_weights(options.arch, options.data / "weights")
     print(upload.upload_weights(file, bucket))

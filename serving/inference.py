@@ -1,46 +1,32 @@
 """A photo → a count: SageMaker's four handlers, free of any server or framework.
 
     model_fn(folder) → model          once, at start
-    input_fn(body, content_type) → photo
-    predict_fn(photo, model) → prediction
-    output_fn(prediction, accept) → body, content type
+    input_fn(body, content_type) → questions
+    predict_fn(questions, model) → predictions
+    output_fn(predictions, accept) → body, content type
 
-Only ONNX Runtime, Pillow and NumPy are needed. The folder is what training
-exports: model.onnx (normalisation inside) and model.json (input size, labels).
+Only ONNX Runtime, Pillow and NumPy are needed.
 """
 
-import gzip
 import json
-import tarfile
-import tempfile
-import zlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
-from serving.decision import DECISIONS, Decision, decide
+from serving.artifact import Model, load_model
+from serving.decision import decide
 from serving.preprocess import PhotoError, to_pixels
+from serving.questions import Question, Questions, RequestError, of_photo, read_questions
 
-PHOTO_TYPES = ("image/jpeg", "image/png", "application/x-image")
 ANSWER_TYPES = ("application/json", "text/csv")
-LARGEST_INPUT = 2048  # pixels a side; a larger "size" in model.json is a slip, not a network
-
-
-class RequestError(ValueError):
-    """The client's request cannot be answered: an HTTP status and a message of one line."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class ModelError(ValueError):
-    """The model's files are missing or broken; the message is one line."""
+BATCH = 8  # photos of one request that the network sees at once; more only needs more memory
+# A record is doubted below this probability. The most probable of five counts never is: where that
+# is the answer, only somebody who sets a higher one is told to look at a photo without a record.
+REVIEW_BELOW = 0.1
 
 
 @dataclass(frozen=True)
@@ -53,153 +39,129 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Model:
-    """A loaded network; safe to use from several threads at once."""
+class Answer:
+    """A prediction, and what follows from it for the inventory."""
 
-    session: onnxruntime.InferenceSession
-    size: int  # pixels a side of the network's input
-    labels: tuple[str, ...]  # the count that each output stands for
-    decision: Decision = "argmax"  # from the probabilities to a count
-
-    def probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Pixels [N, size, size, 3] → probabilities [N, classes]."""
-        (answer,) = self.session.run(["probabilities"], {"pixels": pixels})
-        return np.asarray(answer, dtype=np.float32)
+    prediction: Prediction
+    agreement: float | None  # the probability that the record is right; None without a record
+    review: bool  # whether someone should look
 
 
-def model_fn(model_dir: str | Path, threads: int = 0) -> Model:
-    """Load the model folder and let the network answer a warm-up.
+@dataclass(frozen=True)
+class Answers:
+    """One for each photo of a request, in its order."""
 
-    `threads` is what one photo may use; 0 lets ONNX Runtime choose. Raises ModelError.
+    answers: Sequence[Answer]
+    many: bool  # a list was asked, so a list is answered
+
+
+def model_fn(model_dir: str | Path) -> Model:
+    """Load the model folder and let the network answer a warm-up. Raises ModelError."""
+    return load_model(model_dir)
+
+
+def input_fn(body: bytes, content_type: str | None, record: int | None = None) -> Questions:
+    """Parse the request; `record` is what the inventory says of photos without a record of their
+    own. Raises RequestError (400, 413, 415)."""
+    return read_questions(body, content_type, record)
+
+
+def predict_fn(questions: Questions, model: Model, review_below: float = REVIEW_BELOW) -> Answers:
+    """Count the items in each photo. Raises RequestError (400), which names the photo.
+
+    To be reviewed: a record, or without one a count, that is less probable than `review_below`.
     """
-    folder = Path(model_dir)
-    size, labels, decision = _read_description(folder / "model.json")
-    network = folder / "model.onnx"
-    if not network.is_file():
-        raise ModelError(f"{network}: no such file; train a model first")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # errors come as exceptions; the log would repeat them
-    try:
-        session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
-        model = Model(session, size, labels, decision)
-        # Two photos: the server relies on a free batch dimension.
-        answer = model.probabilities(np.zeros((2, size, size, 3), np.uint8))
-    except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise ModelError(f"{network}: not a usable network ({_one_line(error)})") from error
-    if answer.shape != (2, len(labels)):
-        raise ModelError(
-            f"{network}: the network's output is {list(answer.shape)} for two photos, "
-            f"but model.json names {len(labels)} labels"
+    asked, answers = questions.asked, []
+    for start in range(0, len(asked), BATCH):
+        batch = asked[start : start + BATCH]
+        pixels = []
+        for number, question in enumerate(batch, start=start + 1):
+            try:
+                pixels.append(to_pixels(question.photo, model.size))
+            except PhotoError as error:
+                if questions.many:
+                    raise of_photo(number, len(asked), error) from error
+                raise RequestError(400, str(error)) from error
+        for question, prediction in zip(batch, predict(np.stack(pixels), model), strict=True):
+            answers.append(_answer(question, prediction, review_below))
+    return Answers(answers, questions.many)
+
+
+def count_photo(photo: bytes, model: Model) -> Prediction:
+    """What the model says of one photo. Raises RequestError (400) when it is none."""
+    (answer,) = predict_fn(Questions([Question(photo)], many=False), model).answers
+    return answer.prediction
+
+
+def predict(pixels: NDArray[np.uint8], model: Model) -> list[Prediction]:
+    """Pixels [N, size, size, 3] → what the model says of each photo."""
+    probabilities = model.probabilities(pixels)
+    counts = decide(probabilities, model.counts, model.decision)
+    expected = probabilities @ np.array(model.counts, np.float32)
+    return [
+        Prediction(
+            count=int(counts[row]),
+            expected=round(float(expected[row]), 4),
+            probabilities={
+                label: round(share, 6)
+                for label, share in zip(model.labels, probabilities[row].tolist(), strict=True)
+            },
         )
-    if not np.allclose(answer.sum(axis=1), 1, atol=1e-3):
-        raise ModelError(f"{network}: the network's outputs are not probabilities")
-    return model
+        for row in range(len(pixels))
+    ]
 
 
-def load_model(source: str | Path, threads: int = 0) -> Model:
-    """Like model_fn, from a model folder or a model.tar.gz. Raises ModelError."""
-    path = Path(source)
-    if path.is_dir():
-        return model_fn(path, threads)
-    if not path.is_file():
-        raise ModelError(f"{path}: no such model folder or model.tar.gz")
-    with tempfile.TemporaryDirectory(prefix="model-") as folder:
-        try:
-            with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-                archive.extractall(folder, filter="data")  # refuses paths that climb out
-                while stream.read(1 << 20):  # gzip compares its checksum at the very end
-                    pass
-        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-            raise ModelError(f"{path}: not a usable model.tar.gz ({_one_line(error)})") from error
-        try:
-            return model_fn(folder, threads)
-        except ModelError as error:
-            raise ModelError(str(error).replace(folder, str(path))) from error
+def agreement(prediction: Prediction, record: int) -> float:
+    """The probability that `record` is right; 0 for a count that the model does not know."""
+    return prediction.probabilities.get(str(record), 0.0)
 
 
-def input_fn(body: bytes, content_type: str | None) -> bytes:
-    """Check the request and return the photo's bytes. Raises RequestError (400, 415)."""
-    media_type = (content_type or "").partition(";")[0].strip().lower()
-    if media_type not in PHOTO_TYPES:
-        raise RequestError(
-            415, f"content type {media_type[:80]!r} is not read, send one of {_listed(PHOTO_TYPES)}"
-        )
-    if not body:
-        raise RequestError(400, "the body is empty, send the bytes of a JPEG or PNG photo")
-    return body
+def _answer(question: Question, prediction: Prediction, review_below: float) -> Answer:
+    if question.record is None:
+        sure = prediction.probabilities[str(prediction.count)]
+        return Answer(prediction, None, sure < review_below)
+    agreed = agreement(prediction, question.record)
+    return Answer(prediction, agreed, agreed < review_below)
 
 
-def predict_fn(photo: bytes, model: Model) -> Prediction:
-    """Count the items in one photo (JPEG or PNG bytes). Raises RequestError (400)."""
-    try:
-        pixels = to_pixels(photo, model.size)
-    except PhotoError as error:
-        raise RequestError(400, str(error)) from error
-    probabilities = model.probabilities(pixels[np.newaxis])
-    counts = [int(label) for label in model.labels]
-    by_label = dict(zip(model.labels, probabilities[0].tolist(), strict=True))
-    return Prediction(
-        count=int(decide(probabilities, counts, model.decision)[0]),
-        expected=round(sum(int(label) * share for label, share in by_label.items()), 4),
-        probabilities={label: round(share, 6) for label, share in by_label.items()},
-    )
+def output_fn(answers: Answers, accept: str | None) -> tuple[str, str]:
+    """Write the answers as the client asked; returns the body and its content type.
 
-
-def output_fn(prediction: Prediction, accept: str | None) -> tuple[str, str]:
-    """Write the answer as the client asked; returns the body and its content type.
-
-    JSON, or one CSV row without header: count, expected, each label's probability.
+    JSON: {"count", "expected", "probabilities"}, with a record also "agreement" and "review", and
+    without one "review" where it is true; a list if a list was asked. CSV: a row for each photo,
+    without header: count, expected, each label's probability, with a record agreement and review.
     Raises RequestError (406).
     """
-    content_type = _answer_type(accept)
+    content_type = answer_type(accept)
     if content_type == "application/json":
-        return json.dumps(asdict(prediction)), content_type
-    row = [prediction.count, prediction.expected, *prediction.probabilities.values()]
-    return ",".join(map(str, row)) + "\n", content_type
+        found = [_object(answer) for answer in answers.answers]
+        return json.dumps(found if answers.many else found[0]), content_type
+    return "".join(f"{_row(answer)}\n" for answer in answers.answers), content_type
 
 
-def _answer_type(accept: str | None) -> str:
+def answer_type(accept: str | None) -> str:
     """The first of ANSWER_TYPES that suits an Accept header (RFC 9110, without q ranking)."""
     wanted = [part.partition(";")[0].strip().lower() for part in (accept or "*/*").split(",")]
     for pattern in wanted:
-        for answer_type in ANSWER_TYPES:
-            if pattern in (answer_type, answer_type.partition("/")[0] + "/*", "*/*"):
-                return answer_type
-    raise RequestError(
-        406, f"accept {accept!r:.80} cannot be answered, accept one of {_listed(ANSWER_TYPES)}"
-    )
+        for known in ANSWER_TYPES:
+            if pattern in (known, known.partition("/")[0] + "/*", "*/*"):
+                return known
+    allowed = ", ".join(ANSWER_TYPES)
+    raise RequestError(406, f"accept {accept!r:.80} cannot be answered, accept one of {allowed}")
 
 
-def _read_description(path: Path) -> tuple[int, tuple[str, ...], Decision]:
-    """The input size, the labels and the decision that model.json names."""
-    try:
-        description: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{path}: no such file; is this a model folder?") from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not readable as JSON ({_one_line(error)})") from error
-    if not isinstance(description, Mapping):
-        raise ModelError(f"{path}: holds no JSON object")
-    size, labels = description.get("size"), description.get("labels")
-    if type(size) is not int or not 1 <= size <= LARGEST_INPUT:
-        raise ModelError(f'{path}: "size" is {size!r}, must be 1 to {LARGEST_INPUT} pixels')
-    if (
-        not isinstance(labels, list)
-        or not labels
-        or not all(isinstance(label, str) and label.isdecimal() for label in labels)
-        or len(set(labels)) < len(labels)
-    ):
-        raise ModelError(f'{path}: "labels" is {labels!r}, must be counts such as ["1", "2"]')
-    decision = description.get("decision", "argmax")
-    if decision not in DECISIONS:
-        raise ModelError(f'{path}: "decision" is {decision!r}, must be one of {_listed(DECISIONS)}')
-    return size, tuple(labels), decision
+def _object(answer: Answer) -> dict[str, Any]:
+    found = dict(vars(answer.prediction))
+    if answer.agreement is not None:
+        found["agreement"] = answer.agreement
+    if answer.review or answer.agreement is not None:
+        found["review"] = answer.review
+    return found
 
 
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(names)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+def _row(answer: Answer) -> str:
+    said = answer.prediction
+    cells: list[Any] = [said.count, said.expected, *said.probabilities.values()]
+    if answer.agreement is not None:
+        cells += [answer.agreement, str(answer.review).lower()]
+    return ",".join(map(str, cells))

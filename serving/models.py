@@ -58,7 +58,7 @@ def trained_models(s3: "S3Client", bucket: str) -> list[TrainedModel]:
         if status["state"] != "succeeded":
             continue  # it ended between the upload and the last word
         request = record.request()
-        test = record.read("metrics.json")["test"]
+        judged = record.judged()
         models.append(
             TrainedModel(
                 run_id=run_id,
@@ -66,8 +66,8 @@ def trained_models(s3: "S3Client", bucket: str) -> list[TrainedModel]:
                 finished=status["updated"],
                 arch=request["arch"],
                 dataset=request["dataset"],
-                accuracy=test["accuracy"],
-                mae=test.get("mae"),
+                accuracy=judged["accuracy"],
+                mae=judged.get("mae"),
                 size=size,
             )
         )

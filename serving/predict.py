@@ -1,172 +1,172 @@
 """Count the items in photos, with a deployed endpoint or a model on this machine.
 
-    python -m serving.predict bin.jpg                       the endpoint of EndpointStack
-    python -m serving.predict bins/*.jpg --model model.tar.gz --format csv
+    python -m serving.predict bin.jpg                           the endpoint of EndpointStack
+    python -m serving.predict bins/ --model model.tar.gz        every photo of a folder
+    python -m serving.predict s3://bucket/bins/ --output counts.csv
+    python -m serving.predict bins/ --expected records.csv      which records are most likely wrong
 
-In Python: `ImagePredictor(model="model.tar.gz").predict("bin.jpg").count`.
+With --output, each row goes to the file at once, and the same command goes on where it was
+stopped. In Python: `ImagePredictor(model="model.tar.gz").predict("bin.jpg").count`.
 """
 
 import argparse
-import csv
-import io
-import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import boto3
 from botocore.exceptions import BotoCoreError, ClientError
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from costs.table import table
 from infra.command import in_one_line, interruptible
-from infra.outputs import NotDeployedError, stack_output
-from serving.inference import ModelError, Prediction, RequestError, load_model, predict_fn
+from infra.outputs import NotDeployedError
+from serving.artifact import ModelError
+from serving.counted import (
+    Counted,
+    FileError,
+    Output,
+    as_csv,
+    as_json,
+    as_table,
+    read_records,
+    with_records,
+)
+from serving.inference import Prediction
+from serving.places import NoPhotosError, photo_names
+from serving.predictor import STACK, ImagePredictor
+from serving.questions import RequestError
 
-if TYPE_CHECKING:
-    from mypy_boto3_sagemaker_runtime import SageMakerRuntimeClient
-
-STACK = "EndpointStack"
-
-Photo = str | Path | bytes | Image.Image
-
-
-class ImagePredictor:
-    """Counts items by asking an endpoint (its name) or a local model (folder or model.tar.gz).
-
-    With neither, the endpoint that EndpointStack names in its outputs is asked.
-    Raises ModelError, NotDeployedError or botocore's errors when that source is not there.
-    """
-
-    def __init__(self, *, endpoint: str | None = None, model: str | Path | None = None) -> None:
-        if endpoint and model:
-            raise ValueError("give an endpoint or a model, not both")
-        self._count: Callable[[bytes], Prediction]
-        if model:
-            loaded = load_model(model)
-            self._count = lambda photo: predict_fn(photo, loaded)
-        else:
-            name = endpoint or stack_output(STACK, "EndpointName")
-            client = boto3.client("sagemaker-runtime")
-            self._count = lambda photo: ask_endpoint(client, name, photo)
-
-    def predict(self, photo: Photo) -> Prediction:
-        """Count the items in a photo: a path, the bytes of a JPEG or PNG, or a Pillow image.
-
-        Raises OSError when a file cannot be read, RequestError when it is no photo.
-        """
-        if isinstance(photo, Image.Image):
-            buffer = io.BytesIO()
-            ImageOps.exif_transpose(photo).convert("RGB").save(buffer, "PNG")
-            photo = buffer.getvalue()
-        if not isinstance(photo, bytes):
-            photo = Path(photo).read_bytes()
-        return self._count(photo)
+FORMATS = {"table": as_table, "csv": as_csv, "json": as_json}
+MISSING = ("404", "NoSuchKey", "NoSuchBucket", "AccessDenied")  # of a photo in S3
 
 
-def ask_endpoint(client: "SageMakerRuntimeClient", name: str, photo: bytes) -> Prediction:
-    """Send one photo to a SageMaker endpoint; raises RequestError when it refuses the photo."""
-    try:
-        response = client.invoke_endpoint(
-            EndpointName=name,
-            ContentType="application/x-image",
-            Accept="application/json",
-            Body=photo,
-        )
-    except ClientError as error:
-        reply: dict[str, Any] = dict(error.response)
-        if reply["ResponseMetadata"]["HTTPStatusCode"] == 413:  # SageMaker's limit, not ours
-            raise RequestError(413, "the photo is larger than the endpoint takes") from error
-        # What the container answered is wrapped in a ModelError of SageMaker's own.
-        if 400 <= reply.get("OriginalStatusCode", 0) < 500:
-            message = json.loads(reply["OriginalMessage"])["error"]
-            raise RequestError(reply["OriginalStatusCode"], message) from error
-        raise
-    answer = json.load(response["Body"])
-    return Prediction(answer["count"], answer["expected"], answer["probabilities"])
-
-
-def columns(rows: Sequence[tuple[str, Prediction]]) -> str:
-    """A table for reading: file, count, expected, the probability of each count."""
-    if not rows:
-        return ""
-    header = ["file", "count", "expected", *(f"P({label})" for label in rows[0][1].probabilities)]
-    cells = [
-        [
-            file,
-            str(prediction.count),
-            f"{prediction.expected:.2f}",
-            *(f"{share:.2f}" for share in prediction.probabilities.values()),
-        ]
-        for file, prediction in rows
-    ]
-    return table(header, cells) + "\n"
-
-
-def comma_separated(rows: Sequence[tuple[str, Prediction]]) -> str:
-    """CSV with a header: file, count, expected, probability_1, …"""
-    labels = list(rows[0][1].probabilities) if rows else []
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "count", "expected", *(f"probability_{label}" for label in labels)])
-    for file, prediction in rows:
-        shares = prediction.probabilities.values()
-        writer.writerow([file, prediction.count, prediction.expected, *shares])
-    return text.getvalue()
-
-
-def json_list(rows: Sequence[tuple[str, Prediction]]) -> str:
-    """One JSON list of {"file", "count", "expected", "probabilities"}."""
-    return json.dumps([{"file": file, **vars(answer)} for file, answer in rows], indent=1) + "\n"
-
-
-FORMATS = {"table": columns, "csv": comma_separated, "json": json_list}
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m serving.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"Without --endpoint and --model, the endpoint that {STACK} deployed is asked.",
+    )
+    flag = parser.add_argument
+    flag(
+        "places",
+        nargs="+",
+        metavar="PHOTO",
+        help="JPEG or PNG: a file, a folder, a web address, or an S3 prefix (s3://bucket/prefix/)",
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--endpoint", metavar="NAME", help="SageMaker endpoint to ask")
+    source.add_argument("--model", metavar="PATH", help="local model folder or model.tar.gz")
+    flag(
+        "--expected",
+        type=Path,
+        metavar="CSV",
+        help="inventory records, columns `photo` and `count`: what is printed is ranked by how "
+        "likely the record is wrong, and has that of photos with a record alone",
+    )
+    flag(
+        "--output",
+        type=Path,
+        metavar="CSV",
+        help="write each row to this file at once, and go on with what is there; nothing is "
+        "printed but, with --expected, the ranking",
+    )
+    flag(
+        "--format",
+        choices=FORMATS,
+        default="table",
+        help="what is printed, in the order of the photos (default: %(default)s)",
+    )
+    return parser.parse_args(arguments)
 
 
 @interruptible()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the counts; exit code 1 when any photo, or the endpoint or model, failed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m serving.predict",
-        description="Count the items in photos of bins.",
-        epilog=f"Without --endpoint and --model, the endpoint that {STACK} deployed is asked.",
-    )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="JPEG or PNG photo")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--endpoint", metavar="NAME", help="SageMaker endpoint to ask")
-    source.add_argument("--model", metavar="PATH", help="local model folder or model.tar.gz")
-    parser.add_argument(
-        "--format",
-        choices=FORMATS,
-        default="table",
-        help="what is printed, in the order of the files (default: %(default)s)",
-    )
-    options = parser.parse_args(arguments)
+    options = parse_arguments(arguments)
     try:
+        records = read_records(options.expected) if options.expected else None
         predictor = ImagePredictor(endpoint=options.endpoint, model=options.model)
-        rows, failed = count_files(predictor, options.files)
-    except (ModelError, NotDeployedError, BotoCoreError, ClientError) as error:
-        parser.exit(1, f"error: {in_one_line(error)}\n")
-    sys.stdout.write(FORMATS[options.format](rows))
+        names = photo_names(options.places)
+        asked = str(options.model or options.endpoint or STACK)
+        output = Output(options.output, asked) if options.output else None
+        counted, failed = count(predictor, names, output)
+    except (
+        FileError,
+        ModelError,
+        NoPhotosError,
+        NotDeployedError,
+        BotoCoreError,
+        ClientError,
+    ) as error:
+        sys.exit(f"error: {in_one_line(error)}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}")
+    if records is not None:
+        counted, missing = with_records(counted, records)
+        if missing:
+            total = f"{len(missing)} photos have" if len(missing) > 1 else f"{missing[0]} has"
+            print(f"{total} no record in {options.expected}: not ranked", file=sys.stderr)
+    if records is not None or not options.output:
+        sys.stdout.write(FORMATS[options.format](counted))
     if failed:
-        parser.exit(1)
+        sys.exit(1)
 
 
-def count_files(
-    predictor: ImagePredictor, files: Sequence[str]
-) -> tuple[list[tuple[str, Prediction]], int]:
-    """The predictions in the order of the files, and how many files failed (named on stderr)."""
-    rows: list[tuple[str, Prediction]] = []
-    for file in tqdm(files, unit="photo", disable=len(files) == 1, delay=0.5):
+def count(
+    predictor: ImagePredictor, names: Sequence[str], output: Output | None
+) -> tuple[list[Counted], int]:
+    """The counted photos in the order of `names`, and how many failed (named on stderr).
+
+    Rows that are in `output` are taken from there, and each new one goes there at once.
+    """
+    counted = {each.file: each for each in output.counted} if output else {}
+    left = [name for name in names if name not in counted]
+    bar = tqdm(total=len(names), initial=len(names) - len(left), unit="photo", delay=0.5)
+    try:
+        for name, outcome in predictions(predictor, left):
+            bar.update()
+            if isinstance(outcome, Prediction):
+                counted[name] = Counted(name, outcome)
+                if output:
+                    output.add(counted[name])
+            else:
+                tqdm.write(f"{name}: {outcome}", file=sys.stderr)
+    finally:
+        bar.close()
+        if output:
+            output.close()
+    found = [counted[name] for name in names if name in counted]
+    return found, len(names) - len(found)
+
+
+def predictions(
+    predictor: ImagePredictor, names: Sequence[str]
+) -> Iterator[tuple[str, Prediction | str]]:
+    """Each name with what is counted there, or why nothing is; as many at once as pays."""
+    with ThreadPoolExecutor(predictor.at_once) as pool:
         try:
-            rows.append((file, predictor.predict(file)))
-        except OSError as error:
-            tqdm.write(f"{file}: {error.strerror}", file=sys.stderr)
-        except RequestError as error:
-            tqdm.write(f"{file}: {error}", file=sys.stderr)
-    return rows, len(files) - len(rows)
+            found = pool.map(lambda name: attempt(predictor, name), names)
+            yield from zip(names, found, strict=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def attempt(predictor: ImagePredictor, name: str) -> Prediction | str:
+    """Raises botocore's errors where they are not the photo's."""
+    try:
+        return predictor.predict(name)
+    except BotoCoreError:  # some of which are OSErrors, too
+        raise
+    except OSError as error:
+        return error.strerror or in_one_line(error)
+    except (RequestError, HTTPException, ValueError) as error:  # the last two of odd addresses
+        return in_one_line(error)
+    except ClientError as error:
+        if name.startswith("s3://") and error.response["Error"]["Code"] in MISSING:
+            return in_one_line(error)
+        raise
 
 
 if __name__ == "__main__":

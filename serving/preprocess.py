@@ -7,6 +7,8 @@ that a model cannot be fed with the wrong one.
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,12 +36,36 @@ class PhotoError(ValueError):
     """The bytes are not a photo that can be read; the message is one line."""
 
 
-def to_pixels(photo: bytes, size: int) -> NDArray[np.uint8]:
+def to_pixels(photo: bytes | NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Decode a JPEG or PNG and squash it to `size` × `size`, never cropping an item away.
 
-    Returns RGB pixels, uint8, [size, size, 3], turned upright by the EXIF orientation.
-    Raises PhotoError when the bytes cannot be decoded or hold more than MAX_PIXELS.
+    `photo` may also be decoded already: RGB pixels [height, width, 3]. Returns RGB pixels, uint8,
+    [size, size, 3], turned upright by the EXIF orientation. Raises PhotoError when the bytes
+    cannot be decoded or hold more than MAX_PIXELS.
     """
+    if isinstance(photo, np.ndarray):
+        return _squash(Image.fromarray(photo), size)
+    with _reading(photo) as image:
+        image.draft("RGB", (size, size))  # JPEG: decode at a fraction of the full size
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        if image.mode == "I;16":  # 16-bit grey, which convert() would clip instead of scaling
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image.load()
+        rgb = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    if orientation in UPRIGHT:
+        rgb = rgb.transpose(UPRIGHT[orientation])
+    return _squash(rgb, size)
+
+
+def area(photo: bytes) -> int:
+    """How many pixels a JPEG or PNG says that it has. Raises PhotoError as to_pixels does."""
+    with _reading(photo) as image:
+        return image.width * image.height
+
+
+@contextmanager
+def _reading(photo: bytes) -> Iterator[Image.Image]:
+    """The photo with its header read; what goes wrong within becomes a PhotoError."""
     try:
         image: Image.Image = Image.open(io.BytesIO(photo), formats=("JPEG", "PNG"))
         if image.width * image.height > MAX_PIXELS:
@@ -47,18 +73,17 @@ def to_pixels(photo: bytes, size: int) -> NDArray[np.uint8]:
                 f"the photo has {image.width} × {image.height} pixels, "
                 f"at most {MAX_PIXELS:,} are read"
             )
-        image.draft("RGB", (size, size))  # JPEG: decode at a fraction of the full size
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-        if image.mode == "I;16":  # 16-bit grey, which convert() would clip instead of scaling
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        image.load()
-        rgb = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+        yield image
     except (PhotoError, MemoryError):
         raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit, several times ours
+        message = f"the photo is too large, at most {MAX_PIXELS:,} pixels are read"
+        raise PhotoError(message) from error
     except Exception as error:  # for damaged files Pillow raises nearly anything, even asserts
         raise PhotoError(f"not a readable JPEG or PNG photo ({len(photo)} bytes)") from error
-    if orientation in UPRIGHT:
-        rgb = rgb.transpose(UPRIGHT[orientation])
+
+
+def _squash(rgb: Image.Image, size: int) -> NDArray[np.uint8]:
     if rgb.size != (size, size):
         rgb = rgb.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(rgb)

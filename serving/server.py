@@ -1,11 +1,10 @@
 """The model behind HTTP, as SageMaker asks for it: GET /ping and POST /invocations.
 
-    python -m serving.server --model runs/my-run/model.tar.gz
+    python -m serving.server --model runs/my-run/model.tar.gz --page
     curl --data-binary @bin.jpg -H 'Content-Type: image/jpeg' localhost:8080/invocations
 
-Starlette on uvicorn: pure Python, two small packages, no code of ours between a
-socket and a handler. One JSON line per request goes to stdout; SIGTERM answers
-what has arrived and ends with exit code 0.
+One JSON line per request goes to stdout; SIGTERM answers what has arrived and ends with exit
+code 0.
 """
 
 import argparse
@@ -14,137 +13,17 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from types import FrameType
 from typing import NoReturn
 
-import anyio.to_thread
 import uvicorn
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.inference import (
-    Model,
-    ModelError,
-    RequestError,
-    input_fn,
-    load_model,
-    output_fn,
-    predict_fn,
-)
+from serving.application import PAGE, QUEUE, create_app
+from serving.artifact import PRECISIONS, ModelError, load_model
+from serving.inference import REVIEW_BELOW
 
-MAX_BODY = 6 * 1024 * 1024  # bytes; SageMaker's own limit for a request
 DRAIN_SECONDS = 25  # SageMaker kills a container 30 s after SIGTERM
-
-
-def create_app(model: Model) -> ASGIApp:
-    """The web application around a model that has answered its warm-up."""
-    # More photos at once than cores would only hold more decoded photos in memory.
-    limiter = anyio.CapacityLimiter(os.cpu_count() or 1)
-
-    def answer(body: bytes, content_type: str | None, accept: str | None) -> tuple[str, str]:
-        return output_fn(predict_fn(input_fn(body, content_type), model), accept)
-
-    async def ping(request: Request) -> Response:
-        return JSONResponse({"status": "ready"})
-
-    async def invocations(request: Request) -> Response:
-        body = await read_body(request)
-        headers = request.headers
-        text, content_type = await anyio.to_thread.run_sync(
-            answer, body, headers.get("content-type"), headers.get("accept"), limiter=limiter
-        )
-        return Response(text, media_type=content_type)
-
-    app = Starlette(
-        routes=[
-            Route("/ping", ping, methods=["GET"]),
-            Route("/invocations", invocations, methods=["POST"]),
-        ],
-        exception_handlers={
-            RequestError: refuse_request,
-            HTTPException: refuse_route,
-            Exception: report_failure,
-        },
-    )
-    app.router.redirect_slashes = False
-    return RequestLog(app)
-
-
-async def read_body(request: Request) -> bytes:
-    """The request's body; raises RequestError (413) as soon as it exceeds MAX_BODY."""
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY:
-                raise RequestError(
-                    413, f"the photo is larger than {MAX_BODY} bytes, send a smaller one"
-                )
-    except ClientDisconnect as error:
-        raise RequestError(400, "the connection ended before the whole body came") from error
-    return bytes(body)
-
-
-async def refuse_request(request: Request, error: Exception) -> Response:
-    """A handler's RequestError, as its status and one line of JSON."""
-    assert isinstance(error, RequestError)
-    return error_response(request, error.status, str(error))
-
-
-async def refuse_route(request: Request, error: Exception) -> Response:
-    """An unknown path (404) or a wrong method (405)."""
-    assert isinstance(error, HTTPException)
-    message = f"{error.detail}: this server answers GET /ping and POST /invocations"
-    response = error_response(request, error.status_code, message)
-    response.headers.update(error.headers or {})
-    return response
-
-
-async def report_failure(request: Request, error: Exception) -> Response:
-    """Our own mistake (500): the traceback goes to stderr, never to the client."""
-    return error_response(request, 500, "the server failed on this request, see its log")
-
-
-def error_response(request: Request, status: int, message: str) -> Response:
-    """One line of JSON; the message is noted for the request's log line as well."""
-    request.scope["error"] = message
-    return JSONResponse({"error": message}, status_code=status)
-
-
-class RequestLog:
-    """ASGI application around another one; prints one JSON line for each request."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, then print when it came, what it was and how it ended."""
-        record: dict[str, str | int | float] = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "method": scope["method"],
-            "path": scope["path"],
-        }
-        start = time.perf_counter()
-
-        async def noting_send(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                record["status"] = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, noting_send)
-        finally:
-            record["milliseconds"] = round((time.perf_counter() - start) * 1000, 1)
-            if "error" in scope:
-                record["error"] = scope["error"]
-            print(json.dumps(record), flush=True)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -153,7 +32,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m serving.server",
         description="Serve a trained model over HTTP: GET /ping, POST /invocations.",
-        epilog="Each flag's environment variable is named in its help; a flag wins.",
+        epilog="The environment variable of a flag is named in its help; a flag wins.",
     )
     parser.add_argument(
         "--model",
@@ -168,18 +47,49 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--port",
-        type=_port,
+        type=port_number,
         default=environment.get("SAGEMAKER_BIND_TO_PORT", environment.get("SERVING_PORT", "8080")),
         help="port; 0 picks a free one, printed in the first line of output "
         "(SAGEMAKER_BIND_TO_PORT, SERVING_PORT; now %(default)s)",
     )
     parser.add_argument(
-        "--threads",
-        type=_threads,
-        default=environment.get("SERVING_THREADS", "0"),
-        help="ONNX Runtime threads; 0 is one per core (SERVING_THREADS; now %(default)s)",
+        "--precision",
+        choices=PRECISIONS,
+        default=environment.get("SERVING_PRECISION", "auto"),
+        help="auto: int8 where the model has it and the CPU has VNNI, else float32 "
+        "(SERVING_PRECISION; now %(default)s)",
     )
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--threads",
+        type=positive_number,
+        default=environment.get("SERVING_THREADS", "1"),
+        help="for one photo; as many photos are counted at once as the cores allow "
+        "(SERVING_THREADS; now %(default)s)",
+    )
+    parser.add_argument(
+        "--queue",
+        type=positive_number,
+        default=environment.get("SERVING_QUEUE", str(QUEUE)),
+        help="requests inside at most; further ones are answered 503 (SERVING_QUEUE; now "
+        "%(default)s)",
+    )
+    parser.add_argument(
+        "--review-below",
+        type=probability,
+        default=environment.get("SERVING_REVIEW_BELOW", str(REVIEW_BELOW)),
+        help='an answer says "review" when its count, or the inventory record that was sent along, '
+        "is less probable than this (SERVING_REVIEW_BELOW; now %(default)s)",
+    )
+    parser.add_argument(
+        "--page",
+        action="store_true",
+        help="also show a page at / where a photo can be dropped",
+    )
+    args = parser.parse_args(arguments)
+    # An environment variable passes argparse's choices unchecked.
+    if args.precision not in PRECISIONS:
+        parser.error(f"SERVING_PRECISION is {args.precision!r}, must be one of {PRECISIONS}")
+    return args
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -188,17 +98,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     settings = parse_arguments(arguments)
+    if settings.page and not PAGE.exists():
+        sys.exit("error: the image has no page: leave --page out")
     try:
-        model = load_model(settings.model, settings.threads)
+        model = load_model(settings.model, threads=settings.threads, precision=settings.precision)
         listener = socket.create_server((settings.host, settings.port))
     except ModelError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: cannot listen on {settings.host}:{settings.port}: {error.strerror}")
     host, port = listener.getsockname()[:2]
-    print(json.dumps({"listening": f"http://{host}:{port}", "model": settings.model}), flush=True)
+    started = {
+        "listening": f"http://{host}:{port}",
+        "model": settings.model,
+        "precision": model.precision,
+    }
+    print(json.dumps(started), flush=True)
+    app = create_app(
+        model,
+        at_once=max(1, (os.cpu_count() or 1) // settings.threads),
+        queue=settings.queue,
+        review_below=settings.review_below,
+        page=settings.page,
+    )
     config = uvicorn.Config(
-        create_app(model),
+        app,
         access_log=False,
         lifespan="off",
         log_config=None,
@@ -209,17 +133,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     uvicorn.Server(config).run(sockets=[listener])
 
 
-def _port(text: str) -> int:
+def port_number(text: str) -> int:
     number = int(text)
     if not 0 <= number <= 65535:
         raise argparse.ArgumentTypeError(f"{number} is not a port, 0 to 65535 are")
     return number
 
 
-def _threads(text: str) -> int:
+def positive_number(text: str) -> int:
     number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} is below 0")
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def probability(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no probability, 0 to 1")
     return number
 
 

@@ -1,6 +1,7 @@
 """The command line, as a user meets it."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -114,3 +115,12 @@ def test_every_command_explains_itself(command, capsys):
         main([command, "--help"])
     assert ended.value.code == 0
     assert "None" not in capsys.readouterr().out
+
+
+def test_weights_without_an_account_stay_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["weights", "--arch", "efficientnet_lite0", "--local", "--data", str(tmp_path)])
+    file = tmp_path / "weights" / "efficientnet_lite0.pth"
+    assert capsys.readouterr().out == f"{file}\n"
+    assert file.stat().st_size > 1e7

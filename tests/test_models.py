@@ -62,6 +62,14 @@ def test_one_model_can_be_both(two_models: list[str], capsys: pytest.CaptureFixt
     assert later.endswith("0.0")
 
 
+def test_a_model_that_was_not_tested_has_its_figures_on_validation(
+    client: "S3Client", two_models: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish_run(client, "e-last", accuracy=0.41, side="validation")
+    main([])
+    assert "41.0% (39.0 to 43.0)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("state", ["running", "failed", "stopped"])
 def test_a_run_that_has_not_succeeded_is_not_listed(
     client: "S3Client", two_models: list[str], capsys: pytest.CaptureFixture[str], state: str

@@ -1,22 +1,21 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError
+from fake_endpoint import FakeRuntime, put_before_boto3
 from moto import mock_aws
-from PIL import Image
-from starlette.testclient import TestClient
 from tiny_model import grey_photo, write_tiny_model
 
-from serving import predict
-from serving.inference import ModelError, RequestError, model_fn
-from serving.predict import ImagePredictor, main
-from serving.server import create_app
+from serving import predictor as predictor_module
+from serving.inference import Prediction
+from serving.predict import main
+from serving.predictor import ImagePredictor
 
 
 @pytest.fixture(scope="module")
@@ -33,104 +32,10 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["c.jpg", "a.jpg", "b.jpg"]
 
 
-def refusal(code: str, status: int, message: str = "", **details: object) -> ClientError:
-    reply: Any = {
-        "Error": {"Code": code, "Message": message},
-        "ResponseMetadata": {"HTTPStatusCode": status},
-        **details,
-    }
-    return ClientError(reply, "InvokeEndpoint")
-
-
-class FakeRuntime:
-    """boto3's sagemaker-runtime in front of our own server, wrapping refusals as SageMaker does."""
-
-    def __init__(self, folder: Path) -> None:
-        self.server = TestClient(create_app(model_fn(folder)))
-
-    def invoke_endpoint(self, **request: Any) -> dict[str, Any]:
-        name = request["EndpointName"]
-        if name != "bins":
-            raise refusal("ValidationError", 400, f"Endpoint {name} not found")
-        if len(request["Body"]) > 6_291_456:
-            raise refusal("413", 413)
-        response = self.server.post(
-            "/invocations",
-            content=request["Body"],
-            headers={"content-type": request["ContentType"], "accept": request["Accept"]},
-        )
-        if response.status_code != 200:
-            raise refusal(
-                "ModelError",
-                424,
-                OriginalStatusCode=response.status_code,
-                OriginalMessage=response.text,
-            )
-        return {"Body": io.BytesIO(response.content)}
-
-
 @pytest.fixture
 def endpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    runtime = FakeRuntime(folder)
-    fake = SimpleNamespace(client={"sagemaker-runtime": runtime}.__getitem__)
-    monkeypatch.setattr(predict, "boto3", fake)
+    put_before_boto3(FakeRuntime(folder), monkeypatch)
     return "bins"
-
-
-def test_a_path_bytes_and_a_pillow_image_give_the_same_count(
-    folder: Path, photos: list[str]
-) -> None:
-    predictor = ImagePredictor(model=folder)
-    forms: list[predict.Photo] = [
-        "a.jpg",
-        Path("a.jpg"),
-        Path("a.jpg").read_bytes(),
-        Image.open("a.jpg"),
-    ]
-    assert [predictor.predict(form).count for form in forms] == [5, 5, 5, 5]
-
-
-def test_the_orientation_of_a_pillow_image_is_honoured(folder: Path, tmp_path: Path) -> None:
-    image = Image.new("L", (8, 4))
-    image.paste(255, (4, 0, 8, 4))
-    sent: list[bytes] = []
-    predictor = ImagePredictor(model=folder)
-    predictor._count = sent.append  # type: ignore[assignment]
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image.save(tmp_path / "side.png", exif=exif)
-    predictor.predict(Image.open(tmp_path / "side.png"))
-    upright = Image.open(io.BytesIO(sent[0]))
-    assert upright.size == (4, 8)
-    assert upright.getpixel((0, 0)) == (0, 0, 0)
-    assert upright.getpixel((0, 7)) == (255, 255, 255)
-
-
-def test_an_endpoint_and_a_local_model_answer_alike(
-    folder: Path, photos: list[str], endpoint: str
-) -> None:
-    remote, local = ImagePredictor(endpoint=endpoint), ImagePredictor(model=folder)
-    assert [remote.predict(name) for name in photos] == [local.predict(name) for name in photos]
-
-
-@pytest.mark.parametrize(
-    ("photo", "status", "message"),
-    [(b"junk", 400, "not a readable JPEG"), (b"", 400, "empty"), (bytes(7_000_000), 413, "larger")],
-)
-def test_a_photo_that_the_endpoint_refuses_is_named_as_the_server_named_it(
-    endpoint: str, photo: bytes, status: int, message: str
-) -> None:
-    with pytest.raises(RequestError, match=message) as caught:
-        ImagePredictor(endpoint=endpoint).predict(photo)
-    assert caught.value.status == status
-    assert "{" not in str(caught.value)
-
-
-def test_a_source_that_is_not_there_is_reported_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no such model"):
-        ImagePredictor(model=tmp_path / "none")
-    with pytest.raises(ValueError, match="not both"):
-        ImagePredictor(model=tmp_path, endpoint="bins")
 
 
 @pytest.fixture
@@ -155,10 +60,9 @@ def test_without_a_deployed_endpoint_the_command_says_what_to_do(
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         main(photos)
-    assert caught.value.code == 1
-    error = capsys.readouterr().err
+    error = str(caught.value.code)
     assert error.startswith("error: EndpointStack is not deployed")
-    assert error.count("\n") == 1
+    assert "\n" not in error
 
 
 def test_an_unknown_endpoint_is_one_line(
@@ -166,8 +70,8 @@ def test_an_unknown_endpoint_is_one_line(
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["c.jpg", "--endpoint", "other"])
-    assert caught.value.code == 1
-    assert capsys.readouterr().err.count("\n") == 1
+    assert str(caught.value.code).startswith("error: ")
+    assert "\n" not in str(caught.value.code)
 
 
 def test_json_is_one_list_in_the_order_of_the_arguments(
@@ -233,3 +137,141 @@ def test_a_broken_file_is_one_line_on_stderr_and_the_others_go_on(
     assert "broken.jpg: not a readable JPEG or PNG photo" in error
     assert "gone.jpg: No such file" in error
     assert "Traceback" not in error
+
+
+def test_a_folder_gives_all_photos_below_it(
+    folder: Path, photos: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("more").mkdir()
+    Path("a.jpg").rename("more/A.JPEG")
+    Path("notes.txt").write_text("no photo")
+    main([".", "--model", str(folder), "--format", "json"])
+    answers = json.loads(capsys.readouterr().out)
+    assert [(each["file"], each["count"]) for each in answers] == [
+        ("b.jpg", 3),
+        ("c.jpg", 2),
+        ("more/A.JPEG", 5),
+    ]
+
+
+def test_a_folder_without_photos_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path), "--model", str(folder)])
+    assert str(caught.value.code).startswith(f"error: {tmp_path}: there is no photo")
+
+
+@pytest.mark.usefixtures("_aws")
+def test_an_s3_prefix_gives_its_photos_and_one_that_is_gone_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket="bins")
+    for name, count in (("new/b.png", 2), ("new/a.jpg", 4), ("old/c.jpg", 1), ("new/x.txt", 3)):
+        s3.put_object(Bucket="bins", Key=name, Body=grey_photo(count))
+    with pytest.raises(SystemExit) as caught:
+        main(["s3://bins/new/", "s3://bins/none.jpg", "--model", str(folder), "--format", "csv"])
+    assert caught.value.code == 1
+    output, error = capsys.readouterr()
+    rows = [(row["file"], row["count"]) for row in csv.DictReader(io.StringIO(output))]
+    assert rows == [("s3://bins/new/a.jpg", "4"), ("s3://bins/new/b.png", "2")]
+    assert "s3://bins/none.jpg: " in error
+
+
+def test_a_stopped_command_goes_on_where_it_was(
+    folder: Path, photos: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    stopping = [True]
+    ask = ImagePredictor.predict
+
+    def counting(self: ImagePredictor, photo: Any) -> Prediction:
+        asked.append(photo)
+        if stopping[0] and photo != photos[0]:
+            raise KeyboardInterrupt
+        return ask(self, photo)
+
+    monkeypatch.setattr(predictor_module, "os", SimpleNamespace(cpu_count=lambda: 1))
+    monkeypatch.setattr(ImagePredictor, "predict", counting)
+    arguments = [*photos, "--model", str(folder), "--output", "counts.csv"]
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 130
+    stopping.clear()
+    stopping.append(False)
+    asked.clear()
+    main(arguments)
+    assert asked == ["a.jpg", "b.jpg"]
+    with Path("counts.csv").open() as stream:
+        rows = [(row["file"], row["count"]) for row in csv.DictReader(stream)]
+    assert rows == [("c.jpg", "2"), ("a.jpg", "5"), ("b.jpg", "3")]
+
+
+def test_with_an_output_nothing_is_printed(
+    folder: Path, photos: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*photos, "--model", str(folder), "--output", "counts.csv"])
+    assert capsys.readouterr().out == ""
+
+
+RECORDS = "photo,count\nc.jpg,2\na,1\n/elsewhere/b.jpg,4\nb.jpg,3\n"
+
+
+@pytest.mark.parametrize("output", [[], ["--output", "counts.csv"]])
+def test_records_are_ranked_by_how_likely_they_are_wrong(
+    folder: Path, photos: list[str], output: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("records.csv").write_text(RECORDS)
+    flags = ["--model", str(folder), "--expected", "records.csv", "--format", "json", *output]
+    main([*photos, *flags])
+    answers = json.loads(capsys.readouterr().out)
+    assert (answers[0]["file"], answers[0]["record"]) == ("a.jpg", 1)
+    agreements = [each["agreement"] for each in answers]
+    assert agreements == sorted(agreements)
+    assert agreements[0] < 0.01 < 0.9 < agreements[1]
+
+
+def test_photos_without_a_record_are_left_out_and_said_to_be(
+    folder: Path, photos: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("records.csv").write_text("photo,count\nc.jpg,2\n")
+    main([*photos, "--model", str(folder), "--expected", "records.csv", "--format", "csv"])
+    output, error = capsys.readouterr()
+    assert [row["file"] for row in csv.DictReader(io.StringIO(output))] == ["c.jpg"]
+    assert "2 photos have no record in records.csv: not ranked" in error
+
+
+@pytest.mark.parametrize("flag", ["--expected", "--output"])
+def test_a_file_that_cannot_be_used_is_one_line(folder: Path, photos: list[str], flag: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*photos, "--model", str(folder), flag, "nowhere/file.csv"])
+    assert re.fullmatch(r"error: nowhere/\S+: No such file or directory", str(caught.value.code))
+
+
+def test_an_address_of_another_kind_is_named(
+    folder: Path, photos: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["ftp://host/a.jpg", "--model", str(folder)])
+    assert "ftp://host/a.jpg: an address begins with http://" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,number\na.jpg,1\n", "the first line must name"),
+        ("", "the first line must name"),
+        ("photo,count\na.jpg,many\n", "line 2: 'many' is no count"),
+        ("photo,count\na.jpg\n", "line 2: '' is no count"),
+        ("photo,count\na.jpg,\N{LATIN SMALL LETTER E WITH ACUTE}\n", "is no count"),
+    ],
+)
+def test_wrong_records_are_one_line(
+    folder: Path, photos: list[str], text: str, message: str
+) -> None:
+    Path("records.csv").write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        main([*photos, "--model", str(folder), "--expected", "records.csv"])
+    assert message in str(caught.value.code)
+    assert "\n" not in str(caught.value.code)

@@ -9,8 +9,10 @@ from deployed import choose, deploy_stacks, finish_run, serve
 from packed import write_packed
 from tiny_model import grey_photo, write_tiny_model
 
-from serving import predict, smoke_test
-from serving.inference import Prediction, RequestError, load_model, predict_fn
+from serving import predictor, smoke_test
+from serving.artifact import load_model
+from serving.inference import Prediction, count_photo
+from serving.questions import RequestError
 from serving.smoke_test import main
 from training.data import Photo
 
@@ -56,7 +58,7 @@ def answer_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], list[byte
             asked.append(photo)
             return answer(photo)
 
-        monkeypatch.setattr(predict, "ask_endpoint", ask)
+        monkeypatch.setattr(predictor, "ask_endpoint", ask)
         return asked
 
     return answer_with
@@ -82,7 +84,7 @@ def as_model(folder: Path, shift: float = 0) -> Answer:
     loaded = load_model(folder)
 
     def answer(photo: bytes) -> Prediction:
-        said = predict_fn(photo, loaded)
+        said = count_photo(photo, loaded)
         moved = {"4": -shift, "5": shift}
         shares = {label: p + moved.get(label, 0) for label, p in said.probabilities.items()}
         return Prediction(said.count, said.expected, shares)

@@ -13,15 +13,17 @@ LABELS = ["1", "2", "3", "4", "5"]
 SIZE = 24
 
 
-def write_tiny_model(folder: Path, labels: list[str] = LABELS, size: int = SIZE) -> Path:
-    """Write model.onnx, model.json and metrics.json; a grey of `k / 6 * 255` counts as k.
+def write_tiny_model(
+    folder: Path, labels: list[str] = LABELS, size: int = SIZE, scale: float = 1.0
+) -> Path:
+    """Write model.onnx, model.json and metrics.json; a grey of `k / 6 * 255` counts as scale · k.
 
     The network: mean over all pixels → one linear layer → softmax.
     """
     counts = np.array([int(label) for label in labels], np.float32)
     # softmax(-(6·mean - k)²·4), without the part of the square that all k share
     weights = {
-        "scale": np.float32(6 / 255),
+        "scale": np.float32(scale * 6 / 255),
         "slope": (8 * counts)[np.newaxis],
         "bias": -4 * counts**2,
     }

@@ -1,0 +1,110 @@
+"""ImagePredictor: a photo in any form → what the model says, here or at an endpoint."""
+
+import io
+import json
+import os
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import numpy as np
+from botocore.config import Config
+from botocore.exceptions import ClientError
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from infra.outputs import stack_output
+from serving.artifact import load_model
+from serving.inference import Prediction, count_photo
+from serving.questions import RequestError
+
+if TYPE_CHECKING:
+    from mypy_boto3_sagemaker_runtime import SageMakerRuntimeClient
+
+STACK = "EndpointStack"
+ENDPOINT_AT_ONCE = 5  # calls; the default limit of the serverless endpoint
+LARGEST_PHOTO = 64 << 20  # bytes that are read from a URL
+URL_SECONDS = 30
+
+Photo = str | Path | bytes | Image.Image | NDArray[np.uint8]
+
+
+class ImagePredictor:
+    """Counts items by asking an endpoint (its name) or a local model (folder or model.tar.gz).
+
+    With neither, the endpoint that EndpointStack names in its outputs is asked. May be used from
+    several threads; more than `at_once` at a time gain nothing.
+    Raises ModelError, NotDeployedError or botocore's errors when that source is not there.
+    """
+
+    def __init__(self, *, endpoint: str | None = None, model: str | Path | None = None) -> None:
+        if endpoint and model:
+            raise ValueError("give an endpoint or a model, not both")
+        self._s3 = boto3.client("s3")
+        self._count: Callable[[bytes], Prediction]
+        if model:
+            self.at_once = os.cpu_count() or 1
+            loaded = load_model(model, threads=1)
+            self._count = lambda photo: count_photo(photo, loaded)
+        else:
+            self.at_once = ENDPOINT_AT_ONCE
+            name = endpoint or stack_output(STACK, "EndpointName")
+            retries = Config(retries={"mode": "adaptive", "max_attempts": 8})
+            client = boto3.client("sagemaker-runtime", config=retries)
+            self._count = lambda photo: ask_endpoint(client, name, photo)
+
+    def predict(self, photo: Photo) -> Prediction:
+        """Count the items in a photo.
+
+        A path, a URL (http, https, s3), the bytes of a JPEG or PNG, a Pillow image, or RGB pixels
+        [height, width, 3]. Raises OSError when it cannot be read, botocore's errors when it is
+        not in S3, RequestError when it is no photo, ValueError for another kind of address.
+        """
+        return self._count(self._bytes_of(photo))
+
+    def _bytes_of(self, photo: Photo) -> bytes:
+        if isinstance(photo, np.ndarray):
+            photo = Image.fromarray(photo)
+        if isinstance(photo, Image.Image):
+            buffer = io.BytesIO()
+            upright = ImageOps.exif_transpose(photo)
+            if upright.mode != "I;16":  # which convert() would clip, and PNG can hold
+                upright = upright.convert("RGB")
+            upright.save(buffer, "PNG")
+            return buffer.getvalue()
+        if isinstance(photo, bytes):
+            return photo
+        if isinstance(photo, str) and photo.startswith(("http://", "https://")):
+            with urllib.request.urlopen(photo, timeout=URL_SECONDS) as response:
+                content: bytes = response.read(LARGEST_PHOTO)
+            return content
+        if isinstance(photo, str) and photo.startswith("s3://"):
+            bucket, _, key = photo.removeprefix("s3://").partition("/")
+            return self._s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+        if isinstance(photo, str) and "://" in photo:
+            raise ValueError("an address begins with http://, https:// or s3://")
+        return Path(photo).read_bytes()
+
+
+def ask_endpoint(client: "SageMakerRuntimeClient", name: str, photo: bytes) -> Prediction:
+    """Send one photo to a SageMaker endpoint; raises RequestError when it refuses the photo."""
+    try:
+        response = client.invoke_endpoint(
+            EndpointName=name,
+            ContentType="application/x-image",
+            Accept="application/json",
+            Body=photo,
+        )
+    except ClientError as error:
+        reply: dict[str, Any] = dict(error.response)
+        if reply["ResponseMetadata"]["HTTPStatusCode"] == 413:  # SageMaker's limit, not ours
+            raise RequestError(413, "the photo is larger than the endpoint takes") from error
+        # What the container answered is wrapped in a ModelError of SageMaker's own.
+        if 400 <= reply.get("OriginalStatusCode", 0) < 500:
+            message = json.loads(reply["OriginalMessage"])["error"]
+            raise RequestError(reply["OriginalStatusCode"], message) from error
+        raise
+    answer = json.load(response["Body"])
+    return Prediction(answer["count"], answer["expected"], answer["probabilities"])

@@ -1,0 +1,136 @@
+import io
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pytest
+from fake_endpoint import FakeRuntime, put_before_boto3
+from PIL import Image
+from tiny_model import grey_photo, write_tiny_model
+
+from serving.artifact import ModelError
+from serving.predictor import ImagePredictor, Photo
+from serving.questions import RequestError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Three photos, in the current folder, whose names are not in the order of their counts."""
+    monkeypatch.chdir(tmp_path)
+    for name, count in (("c.jpg", 2), ("a.jpg", 5), ("b.jpg", 3)):
+        Path(name).write_bytes(grey_photo(count))
+    return ["c.jpg", "a.jpg", "b.jpg"]
+
+
+@pytest.fixture
+def endpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    put_before_boto3(FakeRuntime(folder), monkeypatch)
+    return "bins"
+
+
+def test_a_photo_counts_the_same_in_any_form(folder: Path, photos: list[str]) -> None:
+    predictor = ImagePredictor(model=folder)
+    forms: list[Photo] = [
+        "a.jpg",
+        Path("a.jpg"),
+        Path("a.jpg").read_bytes(),
+        Image.open("a.jpg"),
+        np.asarray(Image.open("a.jpg")),
+    ]
+    assert [predictor.predict(form).count for form in forms] == [5] * 5
+
+
+def test_the_orientation_of_a_pillow_image_is_honoured(folder: Path, tmp_path: Path) -> None:
+    image = Image.new("L", (8, 4))
+    image.paste(255, (4, 0, 8, 4))
+    sent: list[bytes] = []
+    predictor = ImagePredictor(model=folder)
+    predictor._count = sent.append  # type: ignore[assignment]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "side.png", exif=exif)
+    predictor.predict(Image.open(tmp_path / "side.png"))
+    upright = Image.open(io.BytesIO(sent[0]))
+    assert upright.size == (4, 8)
+    assert upright.getpixel((0, 0)) == (0, 0, 0)
+    assert upright.getpixel((0, 7)) == (255, 255, 255)
+
+
+def test_an_endpoint_and_a_local_model_answer_alike(
+    folder: Path, photos: list[str], endpoint: str
+) -> None:
+    remote, local = ImagePredictor(endpoint=endpoint), ImagePredictor(model=folder)
+    assert [remote.predict(name) for name in photos] == [local.predict(name) for name in photos]
+
+
+@pytest.mark.parametrize(
+    ("photo", "status", "message"),
+    [(b"junk", 400, "not a readable JPEG"), (b"", 400, "empty"), (bytes(7_000_000), 413, "larger")],
+)
+def test_a_photo_that_the_endpoint_refuses_is_named_as_the_server_named_it(
+    endpoint: str, photo: bytes, status: int, message: str
+) -> None:
+    with pytest.raises(RequestError, match=message) as caught:
+        ImagePredictor(endpoint=endpoint).predict(photo)
+    assert caught.value.status == status
+    assert "{" not in str(caught.value)
+
+
+def test_a_source_that_is_not_there_is_reported_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such model"):
+        ImagePredictor(model=tmp_path / "none")
+    with pytest.raises(ValueError, match="not both"):
+        ImagePredictor(model=tmp_path, endpoint="bins")
+
+
+@pytest.fixture
+def web(photos: list[str]) -> Iterator[str]:
+    """The address of a server that has the photos."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_web_address_is_fetched(folder: Path, web: str) -> None:
+    predictor = ImagePredictor(model=folder)
+    assert predictor.predict(f"{web}/a.jpg").count == 5
+    with pytest.raises(OSError, match="404"):
+        predictor.predict(f"{web}/none.jpg")
+
+
+def test_a_photo_in_s3_is_fetched(folder: Path, aws: None) -> None:
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket="bins")
+    s3.put_object(Bucket="bins", Key="new/a b.jpg", Body=grey_photo(4))
+    assert ImagePredictor(model=folder).predict("s3://bins/new/a b.jpg").count == 4
+
+
+def test_it_may_be_asked_from_several_threads(folder: Path) -> None:
+    predictor = ImagePredictor(model=folder)
+    counts: dict[int, Any] = {}
+
+    def ask(count: int) -> None:
+        counts[count] = [predictor.predict(grey_photo(count)).count for _ in range(20)]
+
+    threads = [threading.Thread(target=ask, args=(count,)) for count in range(1, 6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counts == {count: [count] * 20 for count in range(1, 6)}
