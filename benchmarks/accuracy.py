@@ -30,6 +30,7 @@ from data_prep.split import split_folder
 from data_prep.synthetic import synthesize
 from data_prep.weights import save_weights
 from training.settings import whole_number
+from training.transfer import pack_files
 
 ROWS = Path(__file__).with_suffix(".jsonl")
 DATASET = "bins"
@@ -142,11 +143,8 @@ def final(args: argparse.Namespace) -> None:
         prepare(args.folder, args.photos)
     output = args.folder / "final"
     train(args.name, args.folder, output, "--train-on", "all", "--seed", str(args.seed))
-    archive, partial = output / "model.tar.gz", output / ".model.tar.gz.partial"
-    with tarfile.open(partial, "w:gz") as tar:
-        for file in sorted((output / "model").iterdir()):
-            tar.add(file, arcname=file.name)
-    partial.replace(archive)
+    archive = output / "model.tar.gz"
+    pack_files(archive, sorted((output / "model").iterdir()))
     print(archive)
 
 

@@ -35,7 +35,6 @@ from serving.counted import (
 from serving.inference import Prediction
 from serving.places import NoPhotosError, photo_names
 from serving.predictor import STACK, ImagePredictor
-from serving.questions import RequestError
 
 FORMATS = {"table": as_table, "csv": as_csv, "json": as_json}
 MISSING = ("404", "NoSuchKey", "NoSuchBucket", "AccessDenied")  # of a photo in S3
@@ -161,7 +160,7 @@ def attempt(predictor: ImagePredictor, name: str) -> Prediction | str:
         raise
     except OSError as error:
         return error.strerror or in_one_line(error)
-    except (RequestError, HTTPException, ValueError) as error:  # the last two of odd addresses
+    except (HTTPException, ValueError) as error:  # RequestError, or an odd address
         return in_one_line(error)
     except ClientError as error:
         if name.startswith("s3://") and error.response["Error"]["Code"] in MISSING:

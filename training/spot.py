@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import sys
-import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,7 +47,7 @@ from training.run_record import (
 )
 from training.settings import INTERRUPTED, seconds
 from training.signals import Signals
-from training.transfer import CheckpointStore, download_prefix
+from training.transfer import CheckpointStore, download_prefix, pack_files
 from training.upkeep import AWS_ERRORS, Background, Every, best_effort, patiently
 
 OVER, TRY_AGAIN = 0, INTERRUPTED
@@ -307,10 +306,8 @@ class SpotAttempt:
         for name in OUTPUTS:
             self.record.upload(self.output / name)
         traced = [self.output / name for name in TRACED if (self.output / name).exists()]
-        for name, members in ((TRACES, traced), (MODEL, sorted((self.output / "model").iterdir()))):
-            with tarfile.open(self.output / name, "w:gz") as tar:
-                for member in members:
-                    tar.add(member, arcname=member.name)
+        for name, files in ((TRACES, traced), (MODEL, sorted((self.output / "model").iterdir()))):
+            pack_files(self.output / name, files)
             self.record.upload(self.output / name)
         self.lease.renew()
         boto3.client("ssm").put_parameter(

@@ -1,6 +1,8 @@
 """Folders to and from the bucket."""
 
+import tarfile
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,16 @@ def download_prefix(s3: "S3Client", bucket: str, prefix: str, folder: Path) -> i
     for key in keys:
         _download(s3, bucket, key, folder / key.removeprefix(prefix))
     return len(keys)
+
+
+def pack_files(archive: Path, files: Iterable[Path]) -> None:
+    """Write a .tar.gz of `files`, folders with all that is in them, by their names: complete or
+    absent."""
+    partial = archive.with_name(f".{archive.name}.partial")
+    with tarfile.open(partial, "w:gz") as tar:
+        for file in files:
+            tar.add(file, arcname=file.name)
+    partial.replace(archive)
 
 
 class CheckpointStore:
