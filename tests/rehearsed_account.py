@@ -81,7 +81,7 @@ for name in ("loss.png", "report.html", "weights.pth"):
     (output / name).write_text("content")
 (output / "model" / "model.onnx").write_text("graph")
 if then == "leaves no room for the model":
-    (output / "model.tar.gz").symlink_to("/dev/full")
+    (output / ".model.tar.gz.partial").symlink_to("/dev/full")
 if then == "is stored slowly":
     (output / "loss.png").unlink()
     os.mkfifo(output / "loss.png")  # whoever reads it waits
