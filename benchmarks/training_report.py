@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.training_measure import Comparison, Range
 
 CPU_INFO = Path("/proc/cpuinfo")
@@ -24,6 +26,7 @@ def machine(threads: int) -> dict[str, Any]:
     return {
         "cpu": fields.get("model name", platform.processor()),
         "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "flags": [flag for flag in FLAGS if flag in present],
         "threads": threads,
         "load before": round(os.getloadavg()[0], 2),
@@ -56,8 +59,9 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 
 def describe_machine(found: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    gpu = f"{found['gpu']}; " if found["gpu"] else ""
     return (
-        f"{found['cpu']}, {found['cores']} cores ({', '.join(found['flags'])}), "
+        f"{gpu}{found['cpu']}, {found['cores']} cores ({', '.join(found['flags'])}), "
         f"{found['threads']} threads, load before {found['load before']}; {found['system']}; "
         f"{versions}."
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.training_finetune import CPU, OURS, ROWS, prepare
+from benchmarks.training_finetune import OURS, ROWS, prepare
 from benchmarks.training_measure import Comparison, Measured, Scale, Side, compare
 from training.loop import Saving
 from training.memory import keep_freed_memory
@@ -57,8 +57,11 @@ def run_steps(
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     longer = replace(scale, steps=MANY * scale.steps + 1)  # the last one is asked to leave
-    network, source, settings = prepare(data, weights, arch, ROWS[OURS], longer, threads=threads)
-    trainer, signals = Trainer(network, source, settings, CPU), Signals(signal.SIGTERM)
+    device = torch.device("cpu")
+    network, source, settings = prepare(
+        data, weights, arch, ROWS[OURS], longer, threads=threads, device=device
+    )
+    trainer, signals = Trainer(network, source, settings, device), Signals(signal.SIGTERM)
     steps = trainer.train_epoch()
     facts = {}
     with tempfile.TemporaryDirectory() as folder:

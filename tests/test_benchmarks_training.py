@@ -319,7 +319,13 @@ def packed(photos: Path) -> Path:
 @pytest.mark.parametrize("name", ["plain PyTorch, float32, NCHW", "our trainer", "+ channels_last"])
 def test_feature_maps_lie_in_memory_as_the_row_says(packed: Path, weights: Path, name: str) -> None:
     network, source, _ = training_finetune.prepare(
-        packed, weights, "efficientnet_lite0", ROWS[name], TINY, threads=1
+        packed,
+        weights,
+        "efficientnet_lite0",
+        ROWS[name],
+        TINY,
+        threads=1,
+        device=torch.device("cpu"),
     )
     wanted = torch.channels_last if ROWS[name].channels_last else torch.contiguous_format
     batch = next(iter(source.batches(0, 0)))
@@ -366,6 +372,7 @@ def test_fewer_photos_than_a_batch_are_one_line(packed: Path, weights: Path) -> 
             ROWS[OURS],
             replace(TINY, batch_size=100),
             threads=1,
+            device=torch.device("cpu"),
         )
 
 
@@ -380,8 +387,8 @@ class Grid(nn.Module):
 def work(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
     """Backbones that take no time."""
     monkeypatch.setattr(task, "load_backbone", lambda *_, **__: Grid())
-    as_it_is = lambda grid: lambda pixels: grid(torch.from_numpy(pixels)).numpy()  # noqa: E731
-    monkeypatch.setattr(features, "_in_bfloat16", as_it_is)
+    as_it_is = lambda grid, *_: lambda pixels: grid(torch.from_numpy(pixels)).numpy()  # noqa: E731
+    monkeypatch.setattr(features, "_in_torch", as_it_is)
     monkeypatch.setattr(training_recipe, "load_network", lambda *_: nn.Flatten())
     file = tmp_path / "weights.pth"
     file.write_bytes(b"none")

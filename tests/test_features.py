@@ -122,6 +122,7 @@ def compute(
         precision=precision,
         size=SIZE,
         threads=2,
+        device=torch.device("cpu"),
         should_stop=should_stop,
     )
 
@@ -412,6 +413,7 @@ def test_bfloat16_features_are_near_those_in_float32(
             precision=precision,
             size=SIZE,
             threads=2,
+            device=torch.device("cpu"),
             should_stop=never,
         ).views.astype(np.float32)
         for precision in ("float32", "bfloat16")

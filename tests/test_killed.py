@@ -25,6 +25,7 @@ FORK = multiprocessing.get_context("forkserver")  # PyTorch is imported once, no
 FORK.set_forkserver_preload(["training.train"])
 LIMIT = 120.0  # seconds
 LIFE = 2.5  # seconds, the longest before a process is killed; a run takes about ten
+GPU_LIFE = 12.0  # the first step on a GPU comes late
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +42,17 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def run(arguments: list[str], log: Path) -> None:
+def run(arguments: list[str], log: Path, gpu: bool) -> None:
     with log.open("a") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if not gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     sys.argv = ["training.train", *arguments]
     train_module.main()
 
 
-def train(mode: str, data: Path, weights: Path, output: Path, lives: list[float]) -> int:
+def train(mode: str, data: Path, weights: Path, output: Path, lives: list[float], gpu: bool) -> int:
     """Start a run until it ends by itself, killing it after each of `lives` seconds first.
 
     Returns how often it was killed.
@@ -63,7 +65,7 @@ def train(mode: str, data: Path, weights: Path, output: Path, lives: list[float]
     log = output.with_suffix(".log")
     killed = 0
     for life in [*lives, LIMIT]:
-        process = FORK.Process(target=run, args=(arguments, log))
+        process = FORK.Process(target=run, args=(arguments, log, gpu))
         process.start()
         process.join(life)
         if process.exitcode is None:
@@ -82,16 +84,20 @@ def outcome(output: Path) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
     return weights, timeless_history(output), (output / "metrics.json").read_text()
 
 
-def check_kills(mode: str, number: int, data: Path, weights: Path, tmp_path: Path) -> None:
+def check_kills(
+    mode: str, number: int, data: Path, weights: Path, tmp_path: Path, *, gpu: bool = False
+) -> None:
     """Kill runs `number` times in all and compare each with one that was left in peace."""
-    train(mode, data, weights, tmp_path / "peaceful", [])
+    train(mode, data, weights, tmp_path / "peaceful", [], gpu)
     expected_weights, *expected = outcome(tmp_path / "peaceful")
     generator = random.Random(f"{mode} {number}")
     killed = 0
     while killed < number:
         output = tmp_path / f"killed-{killed}"
-        lives = [generator.uniform(0, LIFE) for _ in range(min(8, number - killed))]
-        times = train(mode, data, weights, output, lives)
+        lives = [
+            generator.uniform(0, GPU_LIFE if gpu else LIFE) for _ in range(min(8, number - killed))
+        ]
+        times = train(mode, data, weights, output, lives, gpu)
         assert times > 0
         killed += times
         found_weights, *found = outcome(output)
@@ -114,3 +120,12 @@ def test_a_hundred_kills_leave_no_trace(
     mode: str, data: Path, weights: Path, tmp_path: Path
 ) -> None:
     check_kills(mode, 100, data, weights, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_on_a_gpu_that_is_killed_ends_in_the_same_weights(
+    mode: str, data: Path, weights: Path, tmp_path: Path
+) -> None:
+    check_kills(mode, 4, data, weights, tmp_path, gpu=True)

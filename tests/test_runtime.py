@@ -199,8 +199,9 @@ def test_other_wheels_go_to_another_prefix(s3: Any, wheels: Path) -> None:
     assert len(list_keys(s3, "bins", prefix)) == len(list_keys(s3, "bins", other))
 
 
+@pytest.mark.parametrize("gpu", [False, True])
 def test_wheels_are_fetched_for_the_machine_not_for_this_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
 ) -> None:
     commands: list[list[str]] = []
 
@@ -209,7 +210,7 @@ def test_wheels_are_fetched_for_the_machine_not_for_this_one(
         return subprocess.CompletedProcess(command, returncode=0)
 
     monkeypatch.setattr(subprocess, "run", run)
-    runtime.download_wheels(tmp_path)
+    runtime.download_wheels(tmp_path, gpu=gpu)
     [command] = commands
     flags = list(pairwise(command))
     assert ("--python-version", "3.11") in flags
@@ -217,6 +218,7 @@ def test_wheels_are_fetched_for_the_machine_not_for_this_one(
     assert ("--only-binary", ":all:") in flags
     assert ("--requirement", str(REQUIREMENTS)) in flags
     assert ("--dest", str(tmp_path)) in flags
+    assert (runtime.TORCH_CPU_INDEX in command) is not gpu
 
 
 def test_a_download_that_fails_uploads_nothing(

@@ -79,11 +79,12 @@ def compute_features(
     size: int,
     precision: Precision = "float32",
     threads: int,
+    device: torch.device,
     should_stop: Callable[[], bool],
     world: World = ALONE,
 ) -> Features:
-    """Run the backbone over the photos of one side: through ONNX Runtime, in bfloat16 through
-    PyTorch.
+    """Run the backbone over the photos of one side: through ONNX Runtime on the CPU, in bfloat16
+    or on a GPU through PyTorch. int8 is for CPUs in any case.
 
     Chunks already in `folder` are taken as they are, so that a second call goes on where the
     first was stopped. With int8 the backbone is quantised on the first photos of the training
@@ -106,8 +107,8 @@ def compute_features(
                 "int8 needs a CPU with VNNI (avx512_vnni or avx_vnni): use float32 on this one"
             )
         calibration = _Calibration(dataset, size, should_stop)
-        if precision == "bfloat16":
-            extract = _in_bfloat16(backbone)
+        if precision == "bfloat16" or (precision == "float32" and device.type != "cpu"):
+            extract = _in_torch(backbone, getattr(torch, precision), device)
         else:
             if world.local_rank == 0:  # makes the file that the others on its machine read
                 _in_onnx_runtime(backbone, folder, size, precision, threads, calibration)
@@ -156,16 +157,16 @@ class _Calibration:
             yield decode(self._photos, rows, self._size, pinned=False).numpy()
 
 
-def _in_bfloat16(backbone: Backbone) -> Extract:
+def _in_torch(backbone: Backbone, dtype: torch.dtype, device: torch.device) -> Extract:
     """A copy of the backbone as PyTorch runs it fastest; the caller sets the threads."""
     fast = copy.deepcopy(backbone).eval()
     fold_batch_norm(fast.network)
-    fast.network.to(torch.bfloat16, memory_format=torch.channels_last)
-    fast.dtype = torch.bfloat16
+    fast.to(device).network.to(dtype, memory_format=torch.channels_last)
+    fast.dtype = dtype
 
     def extract(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            features: NDArray[np.float32] = fast(torch.from_numpy(pixels)).numpy()
+            features: NDArray[np.float32] = fast(torch.from_numpy(pixels).to(device)).cpu().numpy()
         return features
 
     return extract

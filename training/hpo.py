@@ -38,6 +38,7 @@ from tqdm import tqdm
 from training.calibration import fit_temperature, softmax
 from training.checkpoint import disk_error_line, load_snapshot
 from training.data import Dataset, DatasetError, open_dataset
+from training.device import choose_device
 from training.features import PrecisionError
 from training.loop import Saving, measure_if_due
 from training.memory import keep_freed_memory
@@ -233,7 +234,7 @@ def search(args: argparse.Namespace, number: int, seconds: float, objective: str
     start = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
     if start.train_on == "all":
         raise SearchError("--train-on all would choose settings by the test photos")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device()
     checkpoints: Path = args.checkpoint_dir or args.output / "checkpoints"
     precision = settle_precision(start.precision, start.mode, device, checkpoints)
     start = replace(start, precision=precision)

@@ -1,9 +1,10 @@
 """Wheels for training machines, which install nothing from the internet.
 
-    python -m training.runtime
+    python -m training.runtime [--gpu]
 
 Downloads what training/requirements.txt needs on Amazon Linux (x86-64, Python 3.11), with
-PyTorch's CPU builds, and uploads it to runtime/<hash>/ in DataStack's bucket.
+PyTorch's CPU builds or, for machines with a GPU, its CUDA builds and 3 GB, and uploads it to
+runtime/<hash>/ in DataStack's bucket.
 """
 
 import argparse
@@ -29,20 +30,23 @@ if TYPE_CHECKING:
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 # The builds without CUDA, a tenth of the size; their "+cpu" versions sort above PyPI's.
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+# Amazon Linux 2023 has glibc 2.34; pip takes no wheel for an older one unless it is named.
+PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in range(34, 16, -1)]
+PLATFORMS += ["manylinux2014_x86_64"]  # is 2.17
 
 
 class RuntimeBuildError(RuntimeError):
     """The wheels could not be had; the message is one line."""
 
 
-def download_wheels(folder: Path) -> None:
+def download_wheels(folder: Path, *, gpu: bool) -> None:
     """Download all wheels for a training machine. Raises RuntimeBuildError when pip fails."""
+    builds = [] if gpu else ["--extra-index-url", TORCH_CPU_INDEX]  # PyPI's are the CUDA builds
     platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
     command = [
         *(sys.executable, "-m", "pip", "download", "--only-binary", ":all:"),
         *("--python-version", "3.11", "--implementation", "cp", *platforms),
-        *("--extra-index-url", TORCH_CPU_INDEX),
+        *builds,
         *("--requirement", str(REQUIREMENTS), "--dest", str(folder)),
     ]
     if subprocess.run(command).returncode:
@@ -82,13 +86,14 @@ def main() -> None:
     parser.add_argument(
         "--wheels", type=Path, help="folder of wheels to take instead of downloading them"
     )
+    parser.add_argument("--gpu", action="store_true", help="with CUDA, for the setting machine=gpu")
     args = parser.parse_args()
     try:
         bucket = stack_output("DataStack", "BucketName")
         with tempfile.TemporaryDirectory() as temporary:
             folder = args.wheels or Path(temporary)
             if not args.wheels:
-                download_wheels(folder)
+                download_wheels(folder, gpu=args.gpu)
             prefix = upload_runtime(boto3.client("s3"), bucket, folder)
     except (RuntimeBuildError, NotDeployedError) as error:
         sys.exit(f"error: {error}")

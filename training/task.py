@@ -84,6 +84,7 @@ def prepare_head(
             size=settings.size,
             precision=precision,
             threads=args.threads,
+            device=device,
             should_stop=lambda: signals.seen(signal.SIGTERM),
             world=world,
         )
@@ -101,7 +102,7 @@ def prepare_head(
     ]
     for each in heads:
         each.standardise(inputs[fit].flatten(0, 1))
-    head = together(heads)
+    head = together(heads).to(device)
     used = 2 if settings.mirror == "yes" else 1
     test = None
     if tests(args):
@@ -110,14 +111,14 @@ def prepare_head(
         test = Measured(
             photos=test_photos,
             classes=classes_of(dataset, test_photos),
-            views=[[seen[:, view]] for view in range(used)],
+            views=[[seen[:, view].to(device)] for view in range(used)],
         )
     return Task(
         network=Network(backbone, head),
         trained=head,
         source=FeatureBatches(
-            inputs[fit],
-            soft_targets(classes[fit], dataset.counts, settings.label_spread),
+            inputs[fit].to(device),
+            soft_targets(classes[fit], dataset.counts, settings.label_spread).to(device),
             batch_size=settings.batch_size,
             seed=settings.seed,
             world=world,
@@ -125,7 +126,7 @@ def prepare_head(
         validation=Measured(
             photos=photos.subset(held_out),
             classes=classes[held_out],
-            views=[[inputs[held_out, view]] for view in range(used)],
+            views=[[inputs[held_out, view].to(device)] for view in range(used)],
         ),
         test=test,
         fitted=photos.subset(fit),

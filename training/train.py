@@ -30,6 +30,7 @@ from training.checkpoint import (
     write_tensors,
 )
 from training.data import Dataset, DatasetError, open_dataset
+from training.device import choose_device
 from training.export import ExportError, export_model
 from training.features import PrecisionError, features_key
 from training.inventory_check import check_inventory
@@ -62,9 +63,7 @@ def train(args: argparse.Namespace) -> None:
     keep_freed_memory()
     torch.set_num_threads(args.threads)
     torch.manual_seed(settings.seed)
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", world.local_rank)
+    device = choose_device(world.local_rank)
     checkpoints: Path = args.checkpoint_dir or args.output / "checkpoints"
     precision = ""
     if world.first:

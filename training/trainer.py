@@ -246,7 +246,7 @@ class Trainer:
         Returns after how many epochs they were measured.
         """
         self._network.load_state_dict(self._best["network"])
-        self._average = self._best["network"]
+        self._average = self._network.state_dict()
         return self._best["epoch"]
 
     def snapshot(self) -> Snapshot:
@@ -268,8 +268,8 @@ class Trainer:
 
     def restore(self, snapshot: Snapshot) -> None:
         self._network.load_state_dict(snapshot["network"])
-        if self.settings.average:
-            self._average = snapshot["average"]
+        for name, tensor in snapshot["average"].items():
+            self._average[name].copy_(tensor)
         self._optimizer.load_state_dict(snapshot["optimizer"])
         self._schedule.load_state_dict(snapshot["schedule"])
         self._scaler.load_state_dict(snapshot["scaler"])
