@@ -30,6 +30,7 @@ from data_prep.split import SIDES, Photo, Side, Split, check_enough, read_split
 from serving.preprocess import PhotoError, to_pixels
 
 JPEG_QUALITY = 95
+FULL_COLOUR = 0  # Pillow's number for chroma that is not subsampled: benchmarks/SERVING.md says why
 PHOTOS_A_TASK = 32  # keeps the talk between the processes small beside the decoding
 TAR_BYTES_A_SAMPLE = 2048  # two headers, the label, and padding
 
@@ -102,7 +103,7 @@ def encode(path: Path, size: int) -> bytes | None:
         if (image.format, image.mode, image.size) == ("JPEG", "RGB", (size, size)) and upright:
             return photo
     squashed = io.BytesIO()
-    Image.fromarray(pixels).save(squashed, "JPEG", quality=JPEG_QUALITY)
+    Image.fromarray(pixels).save(squashed, "JPEG", quality=JPEG_QUALITY, subsampling=FULL_COLOUR)
     return squashed.getvalue()
 
 

@@ -168,3 +168,13 @@ def test_another_photo_is_squashed_to_the_same_pixels_as_serving_sees(tmp_path):
             assert (image.size, image.format, image.mode) == ((SIZE, SIZE), "JPEG", "RGB")
         difference = to_pixels(squashed, SIZE).astype(int) - to_pixels(photo, SIZE)
         assert np.abs(difference).mean() < 3
+
+
+def test_colours_are_kept_as_fine_as_brightness(tmp_path):
+    stripes = np.zeros((SIZE * 2, SIZE, 3), np.uint8)
+    stripes[:, ::2] = 255, 0, 0  # red beside blue, a pixel wide
+    stripes[:, 1::2] = 0, 0, 255
+    path = tmp_path / "1.png"
+    Image.fromarray(stripes).save(path)
+    packed = to_pixels(encode(path, SIZE), SIZE).astype(int)
+    assert np.abs(packed - to_pixels(path.read_bytes(), SIZE)).mean() < 8
