@@ -3,15 +3,15 @@
 Starlette: pure Python and small, no code of ours between a socket and a handler.
 """
 
+import asyncio
 import json
 import os
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
-import anyio
-import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -23,9 +23,10 @@ from serving.artifact import Model
 from serving.inference import REVIEW_BELOW, answer_type, input_fn, output_fn, predict_fn
 from serving.questions import RequestError, read_record
 
-MAX_BODY = 6 * 1024 * 1024  # bytes; SageMaker's own limit for a request
+MAX_BODY = 6 * 1024 * 1024  # bytes; SageMaker's own limit, of a serverless endpoint 4 MB
 BODY_SECONDS = 30  # for a whole body to come: a client that trickles holds a place in the queue
 QUEUE = 64  # requests inside at most; each may hold a body of MAX_BODY
+PATIENCE_SECONDS = 50  # after which nobody waits for an answer: SageMaker gives up after 60
 OPENAPI = Path(__file__).with_name("openapi.json")
 PAGE = Path(__file__).with_name("page.html")
 # The page talks to this server alone, and shows the photo that was dropped.
@@ -73,34 +74,44 @@ class Counting:
 
     def __init__(self, model: Model, at_once: int, queue: int, review_below: float) -> None:
         self._model, self._queue, self._review_below = model, queue, review_below
-        # More at once than cores would only hold more decoded photos in memory.
-        self._limiter = anyio.CapacityLimiter(at_once)
+        # A thread takes its next request by itself: no core waits for the event loop meanwhile.
+        # More threads than cores would only hold more decoded photos in memory.
+        self._pool = ThreadPoolExecutor(at_once)
         self._inside = 0
 
     async def answer(self, request: Request) -> Response:
         if self._inside >= self._queue:
             message = f"{self._queue} requests are waiting already, try again in a second"
-            return error_response(request, 503, message, {"Retry-After": "1"})
+            raise RequestError(503, message)
         self._inside += 1
+        arrived = time.monotonic()
         try:
             record = read_record(_expected(request))
             answer_type(request.headers.get("accept"))  # to be refused before any work is done
             body = await read_body(request)
-            text, content_type = await anyio.to_thread.run_sync(
+            text, content_type = await asyncio.get_running_loop().run_in_executor(
+                self._pool,
                 self._answer,
                 body,
                 request.headers.get("content-type"),
                 request.headers.get("accept"),
                 record,
-                limiter=self._limiter,
+                arrived,
             )
         finally:
             self._inside -= 1
         return Response(text, media_type=content_type)
 
     def _answer(
-        self, body: bytes, content_type: str | None, accept: str | None, record: int | None
+        self,
+        body: bytes,
+        content_type: str | None,
+        accept: str | None,
+        record: int | None,
+        arrived: float,
     ) -> tuple[str, str]:
+        if time.monotonic() - arrived > PATIENCE_SECONDS:
+            raise RequestError(503, f"it waited over {PATIENCE_SECONDS} s, try again later")
         questions = input_fn(body, content_type, record)
         return output_fn(predict_fn(questions, self._model, self._review_below), accept)
 
@@ -131,7 +142,7 @@ async def read_body(request: Request) -> bytes:
     takes too long (408)."""
     body = bytearray()
     try:
-        with anyio.fail_after(BODY_SECONDS):
+        async with asyncio.timeout(BODY_SECONDS):
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > MAX_BODY:
@@ -149,7 +160,8 @@ async def read_body(request: Request) -> bytes:
 async def refuse_request(request: Request, error: Exception) -> Response:
     """A handler's RequestError, as its status and one line of JSON."""
     assert isinstance(error, RequestError)
-    return error_response(request, error.status, str(error))
+    headers = {"Retry-After": "1"} if error.status == 503 else None
+    return error_response(request, error.status, str(error), headers)
 
 
 async def refuse_route(request: Request, error: Exception) -> Response:

@@ -11,7 +11,6 @@ import gzip
 import json
 import tarfile
 import tempfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +42,7 @@ class Description:
     labels: tuple[str, ...]  # the count that each output stands for
     decision: Decision  # from the probabilities to a count
     int8: bool  # whether training found int8 as good
+    run_id: str  # of the run that trained it
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Model:
     decision: Decision = "argmax"  # from the probabilities to a count
     precision: Precision = "float32"  # of the convolutions
     has_int8: bool = False  # whether another machine may serve it in int8
+    run_id: str = ""  # of the run that trained it
 
     @property
     def counts(self) -> list[int]:
@@ -109,7 +110,9 @@ def _unpack(archive: Path, folder: str) -> None:
             tar.extractall(folder, members, filter="data")  # refuses paths that climb out
             while stream.read(1 << 20):  # gzip compares its checksum at the very end
                 pass
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # for damaged headers tarfile raises nearly anything
         raise ModelError(f"{archive}: not a usable model.tar.gz ({_one_line(error)})") from error
 
 
@@ -124,7 +127,15 @@ def _load_folder(folder: Path, threads: int, precision: str) -> Model:
     options.log_severity_level = 4  # errors come as exceptions; the log would repeat them
     try:
         session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
-        model = Model(session, found.size, found.labels, found.decision, chosen, found.int8)
+        model = Model(
+            session=session,
+            size=found.size,
+            labels=found.labels,
+            decision=found.decision,
+            precision=chosen,
+            has_int8=found.int8,
+            run_id=found.run_id,
+        )
         # Two photos: the server relies on a free batch dimension.
         answer = model.probabilities(np.zeros((2, found.size, found.size, 3), np.uint8))
     except Exception as error:  # ONNX Runtime's exceptions share no base class
@@ -173,7 +184,13 @@ def _read_description(path: Path) -> Description:
     int8 = description.get("int8") or {}
     if not isinstance(int8, Mapping):
         raise ModelError(f'{path}: "int8" is {int8!r:.80}, must be an object')
-    return Description(size, tuple(labels), decision, int8.get("served") is True)
+    return Description(
+        size=size,
+        labels=tuple(labels),
+        decision=decision,
+        int8=int8.get("served") is True,
+        run_id=str(description.get("run_id", "")),
+    )
 
 
 def _is_count(label: str) -> bool:

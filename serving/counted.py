@@ -38,7 +38,7 @@ class Counted:
 
 def read_records(file: Path) -> dict[str, int]:
     """Photo → count, from a CSV with the columns `photo` and `count`. Raises FileError, OSError."""
-    records = {}
+    records: dict[str, int] = {}
     try:
         rows = csv.DictReader(io.StringIO(file.read_text("utf-8-sig"), newline=""))
         if not {"photo", "count"} <= set(rows.fieldnames or ()):
@@ -47,7 +47,9 @@ def read_records(file: Path) -> dict[str, int]:
             count = (row["count"] or "").strip()
             if not (count.isdecimal() and len(count) < 10):
                 raise FileError(f"{file}, line {rows.line_num}: {count!r:.40} is no count")
-            records[(row["photo"] or "").strip()] = int(count)
+            photo = (row["photo"] or "").strip()
+            if records.setdefault(photo, int(count)) != int(count):
+                raise FileError(f"{file}, line {rows.line_num}: {photo:.100} has two counts")
     except (UnicodeDecodeError, csv.Error) as error:
         raise FileError(f"{file} is not readable as CSV ({error})") from error
     return records
@@ -118,7 +120,8 @@ class Output:
     """A CSV file of counted photos that grows row by row; opened again, it knows its rows.
 
     Its last column has the model or endpoint that was asked, `asked`. Raises FileError when what
-    is there was not written by this class, or by asking another.
+    is there was not written by this class, or by asking another; so does `add` for other labels,
+    as an endpoint may have been deployed anew.
     """
 
     def __init__(self, file: Path, asked: str) -> None:
@@ -132,6 +135,9 @@ class Output:
 
     def add(self, counted: Counted) -> None:
         """Write one row, at once."""
+        labels = [list(each.prediction.probabilities) for each in (*self.counted[:1], counted)]
+        if labels[0] != labels[-1]:
+            raise FileError(f"{self._file} was counted by another model: name another file")
         text = self._text([counted])
         self._stream.write(text.partition("\n")[2] if self.counted else text)
         self._stream.flush()

@@ -129,7 +129,8 @@ def output_fn(answers: Answers, accept: str | None) -> tuple[str, str]:
 
     JSON: {"count", "expected", "probabilities"}, with a record also "agreement" and "review", and
     without one "review" where it is true; a list if a list was asked. CSV: a row for each photo,
-    without header: count, expected, each label's probability, with a record agreement and review.
+    without header: count, expected, each label's probability, agreement (empty without a record),
+    review.
     Raises RequestError (406).
     """
     content_type = answer_type(accept)
@@ -162,6 +163,5 @@ def _object(answer: Answer) -> dict[str, Any]:
 def _row(answer: Answer) -> str:
     said = answer.prediction
     cells: list[Any] = [said.count, said.expected, *said.probabilities.values()]
-    if answer.agreement is not None:
-        cells += [answer.agreement, str(answer.review).lower()]
-    return ",".join(map(str, cells))
+    agreed = "" if answer.agreement is None else answer.agreement
+    return ",".join(map(str, [*cells, agreed, str(answer.review).lower()]))

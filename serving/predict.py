@@ -68,8 +68,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--output",
         type=Path,
         metavar="CSV",
-        help="write each row to this file at once, and go on with what is there; nothing is "
-        "printed but, with --expected, the ranking",
+        help="write each row to this file at once, and go on with what is there, if the same model "
+        "or endpoint counted it; nothing is printed but, with --expected, the ranking",
     )
     flag(
         "--format",
@@ -88,8 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         records = read_records(options.expected) if options.expected else None
         predictor = ImagePredictor(endpoint=options.endpoint, model=options.model)
         names = photo_names(options.places)
-        asked = str(options.model or options.endpoint or STACK)
-        output = Output(options.output, asked) if options.output else None
+        output = Output(options.output, predictor.name) if options.output else None
         counted, failed = count(predictor, names, output)
     except (
         FileError,
@@ -101,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ) as error:
         sys.exit(f"error: {in_one_line(error)}")
     except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}")
+        place = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"error: {place}{error.strerror or in_one_line(error)}")
     if records is not None:
         counted, missing = with_records(counted, records)
         if missing:

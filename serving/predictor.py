@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import random
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 STACK = "EndpointStack"
 ENDPOINT_AT_ONCE = 5  # calls; the default limit of the serverless endpoint
 LARGEST_PHOTO = 64 << 20  # bytes that are read from a URL
+LARGEST_SENT = 4 << 20  # bytes; a serverless endpoint takes no larger request
+SENT_SIDE = 2048  # pixels at most, of a photo that is larger than that; a network sees far fewer
+BUSY_TRIES = 5  # for a photo while the endpoint says that it is busy
 URL_SECONDS = 30
 
 Photo = str | Path | bytes | Image.Image | NDArray[np.uint8]
@@ -35,7 +40,7 @@ class ImagePredictor:
     """Counts items by asking an endpoint (its name) or a local model (folder or model.tar.gz).
 
     With neither, the endpoint that EndpointStack names in its outputs is asked. May be used from
-    several threads; more than `at_once` at a time gain nothing.
+    several threads; more than `at_once` at a time gain nothing. `name` says who counts.
     Raises ModelError, NotDeployedError or botocore's errors when that source is not there.
     """
 
@@ -47,10 +52,12 @@ class ImagePredictor:
         if model:
             self.at_once = os.cpu_count() or 1
             loaded = load_model(model, threads=1)
+            self.name = f"{model} (run {loaded.run_id})" if loaded.run_id else str(model)
             self._count = lambda photo: count_photo(photo, loaded)
         else:
             self.at_once = ENDPOINT_AT_ONCE
             name = endpoint or stack_output(STACK, "EndpointName")
+            self.name = name
             retries = Config(retries={"mode": "adaptive", "max_attempts": 8})
             client = boto3.client("sagemaker-runtime", config=retries)
             self._count = lambda photo: ask_endpoint(client, name, photo)
@@ -89,22 +96,60 @@ class ImagePredictor:
 
 
 def ask_endpoint(client: "SageMakerRuntimeClient", name: str, photo: bytes) -> Prediction:
-    """Send one photo to a SageMaker endpoint; raises RequestError when it refuses the photo."""
+    """Send one photo to a SageMaker endpoint, a smaller copy where it takes none so large.
+
+    Raises RequestError when it refuses the photo, fails on it, or stays busy.
+    """
+    photo = smaller(photo) if len(photo) > LARGEST_SENT else photo
+    for left in reversed(range(BUSY_TRIES)):
+        try:
+            response = client.invoke_endpoint(
+                EndpointName=name,
+                ContentType="application/x-image",
+                Accept="application/json",
+                Body=photo,
+            )
+        except ClientError as error:
+            refused = _refusal(error)
+            if refused.status != 503 or not left:
+                raise refused from error
+            time.sleep(random.uniform(0.5, 1.5))
+        else:
+            break
     try:
-        response = client.invoke_endpoint(
-            EndpointName=name,
-            ContentType="application/x-image",
-            Accept="application/json",
-            Body=photo,
-        )
-    except ClientError as error:
-        reply: dict[str, Any] = dict(error.response)
-        if reply["ResponseMetadata"]["HTTPStatusCode"] == 413:  # SageMaker's limit, not ours
-            raise RequestError(413, "the photo is larger than the endpoint takes") from error
-        # What the container answered is wrapped in a ModelError of SageMaker's own.
-        if 400 <= reply.get("OriginalStatusCode", 0) < 500:
-            message = json.loads(reply["OriginalMessage"])["error"]
-            raise RequestError(reply["OriginalStatusCode"], message) from error
-        raise
-    answer = json.load(response["Body"])
-    return Prediction(answer["count"], answer["expected"], answer["probabilities"])
+        answer = json.load(response["Body"])
+        return Prediction(answer["count"], answer["expected"], answer["probabilities"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RequestError(502, f"endpoint {name} does not answer with a count") from error
+
+
+def _refusal(error: ClientError) -> RequestError:
+    """What the container answered, which is wrapped in a ModelError of SageMaker's own. Raises
+    `error` where it is not the container's."""
+    reply: dict[str, Any] = dict(error.response)
+    if reply["ResponseMetadata"]["HTTPStatusCode"] == 413:  # SageMaker's limit, not ours
+        return RequestError(413, "the photo is larger than the endpoint takes")
+    if "OriginalStatusCode" not in reply:
+        raise error
+    message = reply.get("OriginalMessage", "")
+    try:
+        message = json.loads(message)["error"]
+    except (KeyError, TypeError, ValueError):
+        message = " ".join(message.split())[:200]  # of another container than ours
+    return RequestError(reply["OriginalStatusCode"], message)
+
+
+def smaller(photo: bytes) -> bytes:
+    """The photo as a JPEG of SENT_SIDE pixels at most; as it is where it cannot be read, for the
+    endpoint to say why."""
+    try:
+        with Image.open(io.BytesIO(photo), formats=("JPEG", "PNG")) as image:
+            image.draft("RGB", (SENT_SIDE, SENT_SIDE))
+            orientation = {"exif": image.getexif()} if image.getexif() else {}
+            rgb = image.convert("RGB")
+    except Exception:  # for damaged files Pillow raises nearly anything
+        return photo
+    rgb.thumbnail((SENT_SIDE, SENT_SIDE), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    rgb.save(buffer, "JPEG", quality=95, **orientation)
+    return buffer.getvalue()

@@ -27,6 +27,9 @@ UPRIGHT = {
 }
 
 MAX_PIXELS = 50_000_000  # a 50-megapixel camera; beyond it a "photo" is a decompression bomb
+# A progressive JPEG has about ten; each costs a pass over all pixels, whatever its size in bytes.
+MAX_SCANS = 100
+START_OF_SCAN = b"\xff\xda"  # ITU T.81, table B.1; within a scan 0xff is followed by 0
 
 # A damaged photo would fill the log. Set once: catch_warnings is not safe in the server's threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -41,7 +44,7 @@ def to_pixels(photo: bytes | NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
     `photo` may also be decoded already: RGB pixels [height, width, 3]. Returns RGB pixels, uint8,
     [size, size, 3], turned upright by the EXIF orientation. Raises PhotoError when the bytes
-    cannot be decoded or hold more than MAX_PIXELS.
+    cannot be decoded or hold more than MAX_PIXELS or MAX_SCANS.
     """
     if isinstance(photo, np.ndarray):
         return _squash(Image.fromarray(photo), size)
@@ -52,9 +55,10 @@ def to_pixels(photo: bytes | NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         image.load()
         rgb = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
-    if orientation in UPRIGHT:
-        rgb = rgb.transpose(UPRIGHT[orientation])
-    return _squash(rgb, size)
+    squashed = _squash(rgb, size)
+    if orientation in UPRIGHT:  # last, when there is least to turn
+        squashed = np.asarray(Image.fromarray(squashed).transpose(UPRIGHT[orientation]))
+    return squashed
 
 
 def area(photo: bytes) -> int:
@@ -73,6 +77,8 @@ def _reading(photo: bytes) -> Iterator[Image.Image]:
                 f"the photo has {image.width} × {image.height} pixels, "
                 f"at most {MAX_PIXELS:,} are read"
             )
+        if photo.count(START_OF_SCAN) > MAX_SCANS:
+            raise PhotoError(f"the photo has over {MAX_SCANS} scans, save it again as a usual JPEG")
         yield image
     except (PhotoError, MemoryError):
         raise

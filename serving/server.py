@@ -3,17 +3,19 @@
     python -m serving.server --model runs/my-run/model.tar.gz --page
     curl --data-binary @bin.jpg -H 'Content-Type: image/jpeg' localhost:8080/invocations
 
-One JSON line per request goes to stdout; SIGTERM answers what has arrived and ends with exit
-code 0.
+One JSON line per request goes to stdout; SIGTERM answers the requests that have begun and ends
+with exit code 0.
 """
 
 import argparse
 import json
+import math
 import os
 import signal
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -22,8 +24,10 @@ import uvicorn
 from serving.application import PAGE, QUEUE, create_app
 from serving.artifact import PRECISIONS, ModelError, load_model
 from serving.inference import REVIEW_BELOW
+from serving.memory import give_back_large_blocks
 
 DRAIN_SECONDS = 25  # SageMaker kills a container 30 s after SIGTERM
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds, of so many
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -98,13 +102,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     settings = parse_arguments(arguments)
+    give_back_large_blocks()
     if settings.page and not PAGE.exists():
         sys.exit("error: the image has no page: leave --page out")
     try:
         model = load_model(settings.model, threads=settings.threads, precision=settings.precision)
-        listener = socket.create_server((settings.host, settings.port))
-    except ModelError as error:
+    except (ModelError, OSError) as error:
         sys.exit(f"error: {error}")
+    try:
+        listener = listen(settings.host, settings.port)
     except OSError as error:
         sys.exit(f"error: cannot listen on {settings.host}:{settings.port}: {error.strerror}")
     host, port = listener.getsockname()[:2]
@@ -116,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(json.dumps(started), flush=True)
     app = create_app(
         model,
-        at_once=max(1, (os.cpu_count() or 1) // settings.threads),
+        at_once=max(1, available_cores() // settings.threads),
         queue=settings.queue,
         review_below=settings.review_below,
         page=settings.page,
@@ -133,6 +139,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     uvicorn.Server(config).run(sockets=[listener])
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """A listening TCP socket whose connections send each piece of an answer at once.
+
+    Else the body waits 40 ms for the client to acknowledge the head (Nagle's algorithm), as
+    asyncio does not switch that off for a socket that was made by `create_server`.
+    """
+    listener = socket.create_server((host, port))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
+def available_cores() -> int:
+    """Cores that this process may use, on the machine and in its container."""
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # on Linux
+        cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = CPU_QUOTA.read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
+
+
 def port_number(text: str) -> int:
     number = int(text)
     if not 0 <= number <= 65535:
@@ -141,10 +170,9 @@ def port_number(text: str) -> int:
 
 
 def positive_number(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def probability(text: str) -> float:

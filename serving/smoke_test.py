@@ -96,11 +96,13 @@ def answers_here(archive: Path, photo: bytes) -> list[tuple[Prediction, float]]:
 
 
 def _dataset_of(archive: Path) -> str:
-    """Name of the data set that the packed model was trained on."""
-    with tarfile.open(archive) as tar:
-        description = tar.extractfile("model.json")
-        assert description, "model.json is a folder"
-        return str(json.load(description)["dataset"]["name"])
+    """Name of the data set that the packed model was trained on. Raises SmokeTestError."""
+    try:
+        with tarfile.open(archive) as tar:
+            description: Any = tar.extractfile("model.json")
+            return str(json.load(description)["dataset"]["name"])
+    except Exception as error:  # for a damaged archive tarfile raises nearly anything
+        raise SmokeTestError(f"the model does not say its data set ({error!r:.100})") from error
 
 
 def first_test_photo(s3: "S3Client", bucket: str, dataset: str) -> Photo:

@@ -28,12 +28,17 @@ class FakeRuntime:
 
     def __init__(self, folder: Path) -> None:
         self.server = TestClient(create_app(load_model(folder)))
+        self.bodies: list[bytes] = []
+        self.failures: list[ClientError] = []  # of the next calls
 
     def invoke_endpoint(self, **request: Any) -> dict[str, Any]:
+        self.bodies.append(request["Body"])
+        if self.failures:
+            raise self.failures.pop(0)
         name = request["EndpointName"]
         if name != "bins":
             raise refusal("ValidationError", 400, f"Endpoint {name} not found")
-        if len(request["Body"]) > 6_291_456:
+        if len(request["Body"]) > 4_194_304:
             raise refusal("413", 413)
         response = self.server.post(
             "/invocations",

@@ -271,6 +271,16 @@ def test_above_the_queue_requests_are_told_to_come_back_and_later_ones_are_answe
     assert statuses == [503, 200, 200, 200]
 
 
+def test_who_has_waited_too_long_is_told_to_come_back(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(application, "PATIENCE_SECONDS", -1)
+    response = client.post("/invocations", content=grey_photo(1), headers=JPEG)
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
+    assert "it waited over" in response.json()["error"]
+
+
 def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(application, "BODY_SECONDS", 0.01)
 

@@ -113,6 +113,16 @@ def test_a_tar_with_a_wrong_byte_anywhere_is_refused(folder: Path) -> None:
             load_model(archive)
 
 
+def test_a_tar_with_a_header_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
+    archive = tmp_path / "model.tar.gz"
+    with tarfile.open(archive, "w:gz", format=tarfile.PAX_FORMAT) as tar:
+        odd = tarfile.TarInfo("model.json")
+        odd.pax_headers = {"GNU.sparse.size": "many"}
+        tar.addfile(odd, io.BytesIO())
+    with pytest.raises(ModelError, match="not a usable model"):
+        load_model(archive)
+
+
 def test_a_tar_that_lacks_a_file_is_named_by_its_own_path(folder: Path) -> None:
     (folder / "model.onnx").unlink()
     archive = packed(folder, folder.parent / "model.tar.gz")

@@ -36,7 +36,7 @@ def encode(image: Image.Image, form: str, **options: Any) -> bytes:
 
 def picture(mode: str, size: tuple[int, int]) -> Image.Image:
     if mode == "I;16":
-        return Image.fromarray(np.full(size[::-1], 40_000, np.uint16))
+        return Image.fromarray(np.full(size[::-1], 90 * 257, np.uint16))
     return Image.new("RGB", size, (90, 90, 90)).convert(mode)
 
 
@@ -159,6 +159,15 @@ def check_many(client: TestClient, number: int) -> None:
         "/invocations", content=grey_photo(3), headers={"content-type": "image/jpeg"}
     )
     assert response.json()["count"] == 3
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(good_photos())
+def test_generated_photos_are_counted(client: TestClient, photo: bytes) -> None:
+    response = client.post("/invocations", content=photo, headers={"content-type": "image/png"})
+    assert response.status_code == 200
+    # Black and white has another grey on average, and so has a JPEG of the lowest quality.
+    assert response.json()["count"] in {1, 2, 3}
 
 
 def test_generated_bodies_are_answered_or_refused(client: TestClient) -> None:

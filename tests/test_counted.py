@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.counted import Counted, FileError, Output
+from serving.counted import Counted, FileError, Output, read_records
 from serving.inference import Prediction
 
 ROWS = [
@@ -70,3 +70,21 @@ def test_rows_of_another_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="was counted by model, not by other: name another file"):
         Output(tmp_path / "counts.csv", "other")
     assert (tmp_path / "counts.csv").read_text() == WHOLE
+
+
+def test_a_model_with_other_labels_is_noticed(tmp_path: Path) -> None:
+    write(tmp_path / "counts.csv", ROWS)
+    output = Output(tmp_path / "counts.csv", "model")
+    with pytest.raises(FileError, match="was counted by another model"):
+        output.add(Counted("new.jpg", Prediction(9, 9.0, {"9": 1.0})))
+    output.close()
+    assert (tmp_path / "counts.csv").read_text() == WHOLE
+
+
+def test_a_photo_with_two_records_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "records.csv"
+    file.write_text("photo,count\na.jpg,2\nb.jpg,1\na.jpg,2\n")
+    assert read_records(file) == {"a.jpg": 2, "b.jpg": 1}
+    file.write_text("photo,count\na.jpg,2\na.jpg,3\n")
+    with pytest.raises(FileError, match=r"line 3: a\.jpg has two counts"):
+        read_records(file)

@@ -119,7 +119,7 @@ def test_json_is_the_default_answer(accept: str | None) -> None:
 
 @pytest.mark.parametrize("accept", ["text/csv", "text/*", "Text/CSV;q=1", "text/csv, */*"])
 def test_csv_is_one_row(accept: str) -> None:
-    assert output_fn(ONE, accept) == ("2,1.9,0.1,0.9\n", "text/csv")
+    assert output_fn(ONE, accept) == ("2,1.9,0.1,0.9,,false\n", "text/csv")
 
 
 def test_csv_has_a_row_for_each_photo_and_what_follows_from_its_record() -> None:

@@ -8,12 +8,13 @@ from typing import Any
 import boto3
 import numpy as np
 import pytest
-from fake_endpoint import FakeRuntime, put_before_boto3
+from fake_endpoint import FakeRuntime, put_before_boto3, refusal
 from PIL import Image
 from tiny_model import grey_photo, write_tiny_model
 
+from serving import predictor as predictor_module
 from serving.artifact import ModelError
-from serving.predictor import ImagePredictor, Photo
+from serving.predictor import LARGEST_SENT, ImagePredictor, Photo
 from serving.questions import RequestError
 
 
@@ -32,8 +33,13 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def endpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    put_before_boto3(FakeRuntime(folder), monkeypatch)
+def runtime(folder: Path) -> FakeRuntime:
+    return FakeRuntime(folder)
+
+
+@pytest.fixture
+def endpoint(runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> str:
+    put_before_boto3(runtime, monkeypatch)
     return "bins"
 
 
@@ -134,3 +140,58 @@ def test_it_may_be_asked_from_several_threads(folder: Path) -> None:
     for thread in threads:
         thread.join()
     assert counts == {count: [count] * 20 for count in range(1, 6)}
+
+
+def test_a_photo_too_large_for_the_endpoint_is_sent_smaller_and_upright(
+    runtime: FakeRuntime, endpoint: str
+) -> None:
+    noise = np.random.default_rng(0).integers(100, 104, (3000, 2000, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG", exif=exif, compress_level=0)
+    assert len(buffer.getvalue()) > LARGEST_SENT
+    answer = ImagePredictor(endpoint=endpoint).predict(buffer.getvalue())
+    assert answer.count == 2
+    (sent,) = runtime.bodies
+    assert len(sent) < LARGEST_SENT
+    with Image.open(io.BytesIO(sent)) as image:
+        assert max(image.size) == 2048
+        assert image.getexif()[0x0112] == 6
+
+
+def test_a_busy_endpoint_is_asked_again(
+    runtime: FakeRuntime, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(predictor_module.time, "sleep", waits.append)
+    busy = refusal("ModelError", 424, OriginalStatusCode=503, OriginalMessage='{"error": "full"}')
+    runtime.failures = [busy, busy]
+    assert ImagePredictor(endpoint=endpoint).predict(grey_photo(4)).count == 4
+    assert len(waits) == 2
+    runtime.failures = [busy] * 100
+    with pytest.raises(RequestError, match="full"):
+        ImagePredictor(endpoint=endpoint).predict(grey_photo(4))
+    assert len(waits) == 2 + predictor_module.BUSY_TRIES - 1
+
+
+def test_a_container_that_fails_on_a_photo_fails_that_photo_alone(
+    runtime: FakeRuntime, endpoint: str
+) -> None:
+    runtime.failures = [
+        refusal("ModelError", 424, OriginalStatusCode=500, OriginalMessage="<html>\nno</html>")
+    ]
+    predictor = ImagePredictor(endpoint=endpoint)
+    with pytest.raises(RequestError, match="<html> no</html>") as caught:
+        predictor.predict(grey_photo(4))
+    assert caught.value.status == 500
+    assert predictor.predict(grey_photo(4)).count == 4
+
+
+def test_an_endpoint_that_answers_something_else_is_named(
+    runtime: FakeRuntime, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = {"Body": io.BytesIO(b'{"predictions": []}')}
+    monkeypatch.setattr(runtime, "invoke_endpoint", lambda **_: answer)
+    with pytest.raises(RequestError, match="endpoint bins does not answer with a count"):
+        ImagePredictor(endpoint=endpoint).predict(grey_photo(4))

@@ -146,3 +146,19 @@ def test_a_damaged_photo_is_read_or_refused(photo: bytes, data: st.DataObject) -
 def test_a_photo_cut_short_is_refused(photo: bytes, kept: float) -> None:
     with pytest.raises(PhotoError):
         to_pixels(photo[: int(len(photo) * kept)], 16)
+
+
+def with_scans(number: int) -> bytes:
+    """A progressive JPEG whose last scan comes so many times."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), (90, 90, 90)).save(buffer, "JPEG", progressive=True)
+    photo, scan, end = buffer.getvalue(), b"\xff\xda", b"\xff\xd9"
+    begun = photo.rindex(scan)
+    last = photo[begun : photo.rindex(end)]
+    return photo[:begun] + last * number + end
+
+
+def test_a_photo_with_a_thousand_scans_is_refused_before_it_is_decoded() -> None:
+    assert to_pixels(with_scans(2), 24).shape == (24, 24, 3)
+    with pytest.raises(PhotoError, match="over 100 scans"):
+        to_pixels(with_scans(1_000), 24)

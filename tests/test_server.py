@@ -1,10 +1,13 @@
+import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
 from tiny_model import write_tiny_model
 
-from serving.server import main, parse_arguments
+from serving import server
+from serving.server import available_cores, listen, main, parse_arguments
 
 
 @pytest.mark.parametrize(
@@ -38,8 +41,8 @@ def test_it_listens_on_this_machine_alone_unless_told_otherwise(
     [
         (["--port", "70000"], "70000 is not a port"),
         (["--port", "http"], "invalid"),
-        (["--threads", "0"], "0 is less than 1"),
-        (["--queue", "0"], "0 is less than 1"),
+        (["--threads", "0"], "'0' is no whole number above 0"),
+        (["--queue", "0"], "'0' is no whole number above 0"),
         (["--review-below", "2"], "2 is no probability"),
         (["--precision", "int4"], "invalid choice: 'int4'"),
     ],
@@ -56,7 +59,7 @@ def test_a_wrong_setting_is_named(
     ("name", "value", "message"),
     [
         ("SERVING_PORT", "70000", "70000 is not a port"),
-        ("SERVING_QUEUE", "many", "invalid positive_number value: 'many'"),
+        ("SERVING_QUEUE", "many", "--queue: 'many' is no whole number above 0"),
         ("SERVING_REVIEW_BELOW", "2", "2 is no probability"),
         ("SERVING_PRECISION", "int4", "SERVING_PRECISION is 'int4'"),
     ],
@@ -110,3 +113,22 @@ def test_an_address_that_is_not_ours_ends_the_start_with_one_line(tmp_path: Path
     folder = write_tiny_model(tmp_path)
     with pytest.raises(SystemExit, match=r"^error: cannot listen on 192\.0\.2\.1:0: .+$"):
         main(["--model", str(folder), "--host", "192.0.2.1", "--port", "0"])
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("max 100000", 4), ("150000 100000", 2), ("50000 100000", 1), ("odd", 4)]
+)
+def test_no_more_cores_are_used_than_a_container_may(
+    quota: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(server, "CPU_QUOTA", tmp_path / "cpu.max")
+    (tmp_path / "cpu.max").write_text(quota)
+    assert available_cores() == cores
+
+
+def test_each_piece_of_an_answer_is_sent_at_once() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from tiny_model import grey_photo, write_tiny_model
 
 SERVING = Path(__file__).parent.parent / "serving"
@@ -93,7 +94,12 @@ def test_the_pins_are_the_versions_that_the_tests_run_with() -> None:
 
 def test_each_pin_has_its_reason() -> None:
     for line in (SERVING / "requirements.txt").read_text().splitlines():
-        assert "# " in line
+        assert "# " in line or not line
+
+
+def test_what_the_pins_need_is_pinned_as_well() -> None:
+    names = [canonicalize_name(requirement.name) for requirement in requirements()]
+    assert closure(list(names)) == set(names)
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +135,9 @@ def test_the_server_imports_only_what_requirements_name(image: Path) -> None:
 class Serving:
     """A running `serve`, its address taken from its first line of output."""
 
-    def __init__(self, image: Path, model: Path) -> None:
+    def __init__(self, image: Path, model: Path, python: Path = Path(sys.executable)) -> None:
         environment = {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
             "SERVING_MODEL_DIR": str(model),
             "SAGEMAKER_BIND_TO_PORT": "0",
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -220,3 +226,31 @@ def test_serve_without_a_model_says_so_in_one_line(image: Path, tmp_path: Path) 
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: ")
     assert ended.stderr.count("\n") == 1
+
+
+def test_the_image_has_no_page(image: Path, tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [image / "serving" / "serve", "--model", write_tiny_model(tmp_path), "--page"],
+        cwd=tmp_path,
+        env={"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == "error: the image has no page: leave --page out\n"
+
+
+@pytest.mark.slow
+def test_serve_runs_from_what_the_dockerfile_installs(image: Path, tmp_path: Path) -> None:
+    """With pip from the package index, in a fresh virtual environment."""
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    (install,) = (run for run in arguments_of("RUN") if run.startswith("pip install"))
+    subprocess.run(
+        f"{python} -m {install}".replace("/app/", f"{image}/"), shell=True, check=True, cwd=tmp_path
+    )
+    running = Serving(image, write_tiny_model(tmp_path / "model"), python)
+    assert running.post(grey_photo(4), "image/jpeg")[1]["count"] == 4
+    code, _, errors = running.stop()
+    assert (code, errors) == (0, "")

@@ -37,19 +37,24 @@ def export_int8(
     Returns what model.json says of it; where `served` is False, the file is gone again. To be
     called on a CPU with VNNI, where int8 is exact.
     """
-    chosen = range(min(len(calibration), CALIBRATED_ON))
-    batches = [
-        decode(calibration, chosen[start : start + BATCH], size, pinned=False).numpy()
-        for start in chosen[::BATCH]
-    ]
+    batches = calibration_batches(calibration, size)
     quantize_onnx(float_model, int8_model, batches)
     in_float, in_int8 = (
-        _probabilities(file, validation, size) for file in (float_model, int8_model)
+        probabilities_of(file, validation, size) for file in (float_model, int8_model)
     )
     evidence = compare(in_float, in_int8, validation.counts, counts, decision)
     if not evidence["served"]:
         int8_model.unlink()
-    return {"calibrated_on": len(chosen), "photos": len(validation), **evidence}
+    return {"calibrated_on": sum(map(len, batches)), "photos": len(validation), **evidence}
+
+
+def calibration_batches(photos: PhotoIndex, size: int) -> list[NDArray[np.uint8]]:
+    """The first CALIBRATED_ON of `photos`, pixels [BATCH, size, size, 3] each."""
+    chosen = range(min(len(photos), CALIBRATED_ON))
+    return [
+        decode(photos, chosen[start : start + BATCH], size, pinned=False).numpy()
+        for start in chosen[::BATCH]
+    ]
 
 
 def compare(
@@ -82,7 +87,8 @@ def compare(
     }
 
 
-def _probabilities(file: Path, photos: PhotoIndex, size: int) -> NDArray[np.float32]:
+def probabilities_of(file: Path, photos: PhotoIndex, size: int) -> NDArray[np.float32]:
+    """What an exported model answers, [photos, classes]."""
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
     def answers() -> Iterator[NDArray[np.float32]]:

@@ -1,7 +1,6 @@
-"""How the C library hands out memory on Linux."""
+"""Memory that is freed is used again."""
 
-import ctypes
-import sys
+from serving.memory import mallopt
 
 # malloc.h of glibc
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -15,10 +14,6 @@ def keep_freed_memory() -> None:
     of training on a CPU gets its feature maps from the kernel anew, zeroed page by page: a third
     of the time. Elsewhere than on glibc nothing happens.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-        mallopt(M_TOP_PAD, 2**28)
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+    mallopt(M_TOP_PAD, 2**28)
