@@ -13,6 +13,7 @@ every single run to a JSON file. Let nothing else run meanwhile.
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -43,6 +44,8 @@ ORIGINAL_PHOTOS = 10_441  # of the original project
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
+    # The process that is measured ends with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run(args)
     except (BenchmarkError, DataError, DatasetError, WeightsError, OSError) as error:
