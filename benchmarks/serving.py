@@ -161,7 +161,6 @@ def run(args: argparse.Namespace) -> None:
     found = machine(os.cpu_count() or 1)
     args.json.parent.mkdir(parents=True, exist_ok=True)
     print(describe_machine(found), flush=True)
-    install_rivals()
     scale = QUICK if args.quick else FULL
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -170,6 +169,7 @@ def run(args: argparse.Namespace) -> None:
         else:
             draw_photos(folder / "photos", scale.photos, scale.sides)
         photos = [entry.file.read_bytes() for entry in native_entries(folder / "photos")]
+        install_rivals()
         models = make_models(folder, photos)
         list_sides, reference = COMPARED[args.compared]
         sides = list_sides(models, folder)
@@ -186,11 +186,17 @@ def run(args: argparse.Namespace) -> None:
             )
             runs[clients][name].append(measured)
         disk = {side.name: installed_megabytes(side) for side in sides if isinstance(side, Server)}
-        model_disk = {file.name: file.stat().st_size / 1e6 for file in models.folder.iterdir()}
+        model_disk = {file.name: file.stat().st_size / 1e6 for file in models.folder.glob("*.onnx")}
     result = Result(runs=runs, reference=reference, disk=disk, models=model_disk)
     print(f"\n{describe(result)}")
     content = {"arguments": vars(args), "machine": found, **asdict(result)}
     args.json.write_text(json.dumps(content, indent=1, default=str) + "\n")
+
+
+def seconds(text: str) -> float:
+    if not 0 < float(text) < 3600:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and an hour")
+    return float(text)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -216,7 +222,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     flag("--repeats", type=whole_number, help="rounds (default: 3; --quick: 1)")
     flag(
         "--seconds",
-        type=float,
+        type=seconds,
         help="of each measurement, after two of warm-up (default: 15; --quick: 2)",
     )
     flag("--quick", action="store_true", help="try the command out: few, small photos")

@@ -8,6 +8,7 @@ Nothing in it is run as code.
 """
 
 import gzip
+import hashlib
 import json
 import tarfile
 import tempfile
@@ -42,7 +43,7 @@ class Description:
     labels: tuple[str, ...]  # the count that each output stands for
     decision: Decision  # from the probabilities to a count
     int8: bool  # whether training found int8 as good
-    run_id: str  # of the run that trained it
+    digest: str  # of model.json
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Model:
     decision: Decision = "argmax"  # from the probabilities to a count
     precision: Precision = "float32"  # of the convolutions
     has_int8: bool = False  # whether another machine may serve it in int8
-    run_id: str = ""  # of the run that trained it
+    digest: str = ""  # of model.json, which no two trainings share
 
     @property
     def counts(self) -> list[int]:
@@ -134,7 +135,7 @@ def _load_folder(folder: Path, threads: int, precision: str) -> Model:
             decision=found.decision,
             precision=chosen,
             has_int8=found.int8,
-            run_id=found.run_id,
+            digest=found.digest,
         )
         # Two photos: the server relies on a free batch dimension.
         answer = model.probabilities(np.zeros((2, found.size, found.size, 3), np.uint8))
@@ -189,7 +190,7 @@ def _read_description(path: Path) -> Description:
         labels=tuple(labels),
         decision=decision,
         int8=int8.get("served") is True,
-        run_id=str(description.get("run_id", "")),
+        digest=hashlib.sha256(path.read_bytes()).hexdigest()[:12],
     )
 
 

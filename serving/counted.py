@@ -64,14 +64,23 @@ def with_records(
     """
     ranked, missing = [], []
     for each in counted:
-        name = each.file.rpartition("/")[2]
-        keys = [each.file, name, name.rpartition(".")[0]]
-        found = next((records[key] for key in keys if key in records), None)
+        found = next((records[key] for key in _keys(each.file) if key in records), None)
         if found is None:
             missing.append(each.file)
         else:
             ranked.append(Counted(each.file, each.prediction, found))
     return sorted(ranked, key=lambda each: each.agreement or 0.0), missing
+
+
+def without_photo(files: Sequence[str], records: Mapping[str, int]) -> list[str]:
+    """Records that belong to none of `files`."""
+    keys = {key for file in files for key in _keys(file)}
+    return [photo for photo in records if photo not in keys]
+
+
+def _keys(file: str) -> list[str]:
+    name = file.rpartition("/")[2]
+    return [file, name, name.rpartition(".")[0]]
 
 
 def as_table(counted: Sequence[Counted]) -> str:
@@ -125,6 +134,8 @@ class Output:
     """
 
     def __init__(self, file: Path, asked: str) -> None:
+        if not file.parent.is_dir():
+            raise FileError(f"{file.parent}: no such folder")
         self._file, self._asked = file, asked
         self.counted = self._read() if file.exists() else []
         # Again as a whole: the last row may have been cut off.

@@ -31,6 +31,7 @@ from serving.counted import (
     as_table,
     read_records,
     with_records,
+    without_photo,
 )
 from serving.inference import Prediction
 from serving.places import NoPhotosError, photo_names
@@ -77,7 +78,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="table",
         help="what is printed, in the order of the photos (default: %(default)s)",
     )
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.output and not args.expected and args.format != "table":
+        parser.error("--output is a CSV file, and nothing is printed: leave --format out")
+    return args
 
 
 @interruptible()
@@ -107,6 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if missing:
             total = f"{len(missing)} photos have" if len(missing) > 1 else f"{missing[0]} has"
             print(f"{total} no record in {options.expected}: not ranked", file=sys.stderr)
+        if unused := without_photo(names, records):
+            named = ", ".join(unused[:3]) + (", …" if len(unused) > 3 else "")
+            print(f"records without a photo here: {len(unused)} ({named})", file=sys.stderr)
     if records is not None or not options.output:
         sys.stdout.write(FORMATS[options.format](counted))
     if failed:
@@ -122,7 +129,8 @@ def count(
     """
     counted = {each.file: each for each in output.counted} if output else {}
     left = [name for name in names if name not in counted]
-    bar = tqdm(total=len(names), initial=len(names) - len(left), unit="photo", delay=0.5)
+    done = len(names) - len(left)
+    bar = tqdm(total=len(names), initial=done, unit="photo", delay=0.5, leave=False)
     try:
         for name, outcome in predictions(predictor, left):
             bar.update()

@@ -52,7 +52,7 @@ class ImagePredictor:
         if model:
             self.at_once = os.cpu_count() or 1
             loaded = load_model(model, threads=1)
-            self.name = f"{model} (run {loaded.run_id})" if loaded.run_id else str(model)
+            self.name = f"model {loaded.digest}"
             self._count = lambda photo: count_photo(photo, loaded)
         else:
             self.at_once = ENDPOINT_AT_ONCE

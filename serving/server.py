@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import os
+import re
 import signal
 import socket
 import sys
@@ -90,10 +91,21 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="also show a page at / where a photo can be dropped",
     )
     args = parser.parse_args(arguments)
+    warn_of_unknown_variables(parser.format_help())
     # An environment variable passes argparse's choices unchecked.
     if args.precision not in PRECISIONS:
         parser.error(f"SERVING_PRECISION is {args.precision!r}, must be one of {PRECISIONS}")
+    if args.threads > (os.cpu_count() or 1):
+        parser.error(f"--threads {args.threads}: this machine has {os.cpu_count()} cores")
     return args
+
+
+def warn_of_unknown_variables(help_text: str) -> None:
+    """A slip in the name of a variable would go unseen."""
+    known = set(re.findall(r"SERVING_\w+", help_text))
+    for name in sorted(os.environ):
+        if name.startswith("SERVING_") and name not in known:
+            print(f"warning: {name} is no setting of this server", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -163,10 +175,9 @@ def available_cores() -> int:
 
 
 def port_number(text: str) -> int:
-    number = int(text)
-    if not 0 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"{number} is not a port, 0 to 65535 are")
-    return number
+    if not (text.isdecimal() and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535 are")
+    return int(text)
 
 
 def positive_number(text: str) -> int:
@@ -176,9 +187,12 @@ def positive_number(text: str) -> int:
 
 
 def probability(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no probability, 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is no probability, 0 to 1")
     return number
 
 

@@ -246,7 +246,35 @@ def test_photos_without_a_record_are_left_out_and_said_to_be(
 def test_a_file_that_cannot_be_used_is_one_line(folder: Path, photos: list[str], flag: str) -> None:
     with pytest.raises(SystemExit) as caught:
         main([*photos, "--model", str(folder), flag, "nowhere/file.csv"])
-    assert re.fullmatch(r"error: nowhere/\S+: No such file or directory", str(caught.value.code))
+    said = str(caught.value.code)
+    assert re.fullmatch(r"error: nowhere(/file\.csv)?: [Nn]o such (file or directory|folder)", said)
+
+
+def test_a_record_without_a_photo_is_named(
+    folder: Path, photos: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("records.csv").write_text("photo,count\nc.jpg,2\nd.jpg,1\n")
+    main([*photos, "--model", str(folder), "--expected", "records.csv"])
+    assert "records without a photo here: 1 (d.jpg)" in capsys.readouterr().err
+
+
+def test_another_model_at_the_same_place_does_not_go_on(photos: list[str], tmp_path: Path) -> None:
+    command = [*photos, "--model", str(tmp_path / "m"), "--output", "counts.csv"]
+    write_tiny_model(tmp_path / "m")
+    main(command)
+    main([*photos, "--model", f"{tmp_path}/./m/", "--output", "counts.csv"])
+    write_tiny_model(tmp_path / "m", size=32)
+    with pytest.raises(SystemExit) as caught:
+        main(command)
+    assert "was counted by model" in str(caught.value.code)
+
+
+def test_a_format_that_nothing_is_printed_in_is_refused(
+    photos: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*photos, "--model", "m", "--output", "counts.json", "--format", "json"])
+    assert "leave --format out" in capsys.readouterr().err
 
 
 def test_an_address_of_another_kind_is_named(

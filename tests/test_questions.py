@@ -52,6 +52,12 @@ def test_an_empty_body_is_refused(content_type: str) -> None:
     assert caught.value.status == 400
 
 
+def test_base64_may_be_broken_into_lines() -> None:
+    lines = base64.encodebytes(PHOTO).decode()
+    assert "\n" in lines.strip()
+    assert read(lines) == read(TEXT)
+
+
 def test_base64_is_a_photo() -> None:
     found = read(TEXT)
     assert (found.asked[0].photo, found.many) == (PHOTO, False)

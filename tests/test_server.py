@@ -39,11 +39,13 @@ def test_it_listens_on_this_machine_alone_unless_told_otherwise(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--port", "70000"], "70000 is not a port"),
-        (["--port", "http"], "invalid"),
+        (["--port", "70000"], "'70000' is not a port"),
+        (["--port", "http"], "'http' is not a port"),
         (["--threads", "0"], "'0' is no whole number above 0"),
         (["--queue", "0"], "'0' is no whole number above 0"),
-        (["--review-below", "2"], "2 is no probability"),
+        (["--review-below", "2"], "'2' is no probability"),
+        (["--review-below", "10%"], "'10%' is no probability"),
+        (["--threads", "1000000"], "this machine has"),
         (["--precision", "int4"], "invalid choice: 'int4'"),
     ],
 )
@@ -58,9 +60,9 @@ def test_a_wrong_setting_is_named(
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("SERVING_PORT", "70000", "70000 is not a port"),
+        ("SERVING_PORT", "70000", "'70000' is not a port"),
         ("SERVING_QUEUE", "many", "--queue: 'many' is no whole number above 0"),
-        ("SERVING_REVIEW_BELOW", "2", "2 is no probability"),
+        ("SERVING_REVIEW_BELOW", "2", "'2' is no probability"),
         ("SERVING_PRECISION", "int4", "SERVING_PRECISION is 'int4'"),
     ],
 )
@@ -75,6 +77,15 @@ def test_a_wrong_variable_is_named(
     with pytest.raises(SystemExit):
         parse_arguments([])
     assert message in capsys.readouterr().err
+
+
+def test_a_slip_in_the_name_of_a_variable_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SERVING_QEUE", "3")
+    monkeypatch.setenv("SERVING_QUEUE", "3")
+    parse_arguments([])
+    assert capsys.readouterr().err == "warning: SERVING_QEUE is no setting of this server\n"
 
 
 def test_every_setting_has_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
