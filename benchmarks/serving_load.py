@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,13 +79,12 @@ def load(
 
     def client(number: int) -> None:
         try:
-            connection = Connection(target)
-            while (sent := time.perf_counter()) < counts_to and not failures:
-                connection.send(photos[number % len(photos)])
-                answered = time.perf_counter()
-                found.append((answered, answered - sent))
-                number += clients
-            connection.close()
+            with closing(Connection(target)) as connection:
+                while (sent := time.perf_counter()) < counts_to and not failures:
+                    connection.send(photos[number % len(photos)])
+                    answered = time.perf_counter()
+                    found.append((answered, answered - sent))
+                    number += clients
         except (OSError, BenchmarkError) as error:
             failures.append(error)
 

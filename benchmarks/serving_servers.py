@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
@@ -185,9 +185,8 @@ def wait_for_answer(
     deadline = time.perf_counter() + START_SECONDS
     while time.perf_counter() < deadline:
         try:
-            connection = Connection(server.target)
-            connection.send(photo)
-            return connection.close()
+            with closing(Connection(server.target)) as connection:
+                return connection.send(photo)
         except (OSError, BenchmarkError):
             time.sleep(0.02)
         if started.poll() is not None:

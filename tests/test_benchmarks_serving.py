@@ -4,6 +4,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -66,8 +67,11 @@ def test_a_refusal_under_load_is_no_answer(models: Models, tmp_path: Path) -> No
 
 
 def test_half_an_answer_is_no_answer(silent_server: Target) -> None:
-    with pytest.raises(BenchmarkError, match="closed the connection"):
-        Connection(silent_server).send(PHOTOS[0])
+    with (
+        closing(Connection(silent_server)) as connection,
+        pytest.raises(BenchmarkError, match="closed the connection"),
+    ):
+        connection.send(PHOTOS[0])
 
 
 def test_a_server_that_ends_is_told_with_its_last_words(tmp_path: Path) -> None:
