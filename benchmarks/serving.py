@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.serving_load import load
+from benchmarks.serving_load import load, percentiles
 from benchmarks.serving_models import Models, make_models
 from benchmarks.serving_report import Result, describe
 from benchmarks.serving_servers import (
@@ -90,9 +90,8 @@ def bare(
     deadline = begun + seconds
     with ThreadPoolExecutor(threads) as pool:
         taken = [each for found in pool.map(work, range(threads)) for each in found]
-    middle, late = np.percentile(taken, [50, 99]).tolist()
-    facts = {"p50 ms": middle, "p99 ms": late}
-    return Measured(photos=len(taken), seconds=time.perf_counter() - begun, facts=facts)
+    elapsed = time.perf_counter() - begun
+    return Measured(photos=len(taken), seconds=elapsed, facts=percentiles(taken))
 
 
 def rivals(models: Models, folder: Path) -> list[Server | Bare]:

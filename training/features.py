@@ -24,7 +24,7 @@ from training.photos import AHEAD, decode, map_ahead
 from training.quantize import quantize_onnx
 from training.settings import CHUNK_PHOTOS
 from training.signals import StoppedError
-from training.trainer import ALONE
+from training.trainer import ALONE, DTYPES
 from training.world import World
 
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -108,7 +108,7 @@ def compute_features(
             )
         calibration = _Calibration(dataset, size, should_stop)
         if precision == "bfloat16" or (precision == "float32" and device.type != "cpu"):
-            extract = _in_torch(backbone, getattr(torch, precision), device)
+            extract = _in_torch(backbone, DTYPES[precision], device)
         else:
             if world.local_rank == 0:  # makes the file that the others on its machine read
                 _in_onnx_runtime(backbone, folder, size, precision, threads, calibration)
