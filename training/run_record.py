@@ -37,18 +37,21 @@ class Request(TypedDict):
     chunks: int  # of features, both sides of the data set; 0 when every layer is trained
     runtime: str  # prefix of the wheels, "runtime/<hash>/"
     earlier_attempts: NotRequired[int]  # before `launch resume`; their failures no longer count
+    service: NotRequired[Literal["sagemaker"]]  # that runs it; without it, EC2
 
 
 class Attempt(TypedDict):
-    """One machine's share of a run."""
+    """One machine's share of a run, or one training job's on SageMaker."""
 
-    instance_id: str
+    instance_id: str  # or the training job's name
     instance_type: str
-    zone: str
+    zone: str  # or the region
     purchase: Purchase
     started: str
     ended: NotRequired[str]
     outcome: NotRequired[Outcome]
+    machines: NotRequired[int]  # of a training job; without it, 1
+    billed_seconds: NotRequired[float]  # of each of them, by SageMaker
 
 
 class Status(TypedDict):
@@ -118,7 +121,7 @@ def utc_now() -> str:
 
 
 def billed_seconds(attempts: list[Attempt], request: Request) -> list[float]:
-    """Seconds that each machine is paid for.
+    """Seconds that each machine is paid for, of a training job its machines together.
 
     One that never reported its end counts until the next one's start, and the last until now or,
     at most, the deadline. Never below 0, though the clocks that wrote the times may differ.
@@ -130,7 +133,9 @@ def billed_seconds(attempts: list[Attempt], request: Request) -> list[float]:
         for attempt, following in zip(attempts, [*starts, last_end][1:], strict=True)
     ]
     return [
-        max((end - start).total_seconds(), 0.0) for start, end in zip(starts, ends, strict=True)
+        attempt.get("machines", 1)
+        * attempt.get("billed_seconds", max((end - start).total_seconds(), 0.0))
+        for attempt, start, end in zip(attempts, starts, ends, strict=True)
     ]
 
 
