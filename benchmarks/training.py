@@ -4,7 +4,8 @@
 
 head: head mode against the course's recipe, from photos on disk to a trained head. finetune:
 steps of fine-tuning against plain PyTorch. loader: the loader against processes that only decode.
-snapshots: steps of fine-tuning with snapshots against the same without. accuracy: head mode and
+snapshots: steps of fine-tuning with snapshots against the same without. processes: two processes
+that train together against one. accuracy: head mode and
 the course's recipe on many photos, once, which takes long.
 Every side runs in a process of its own, in turn with the others. Tables in Markdown go to stdout,
 every single run to a JSON file. Let nothing else run meanwhile.
@@ -27,6 +28,7 @@ from benchmarks.training_head import FIXED_PARTS, compare_head
 from benchmarks.training_loader import compare_loader
 from benchmarks.training_measure import FULL, QUICK, BenchmarkError, Comparison
 from benchmarks.training_photos import draw_photos, unpack_photos
+from benchmarks.training_processes import compare_processes
 from benchmarks.training_recipe import Work
 from benchmarks.training_report import describe, describe_machine, extrapolate, machine, to_json
 from benchmarks.training_snapshots import compare_snapshots
@@ -38,7 +40,7 @@ from training.data import DatasetError
 from training.model import WeightsError, load_backbone
 from training.settings import whole_number
 
-COMPARED = ("head", "finetune", "loader", "snapshots", "accuracy")
+COMPARED = ("head", "finetune", "loader", "snapshots", "processes", "accuracy")
 ORIGINAL_PHOTOS = 10_441  # of the original project
 
 
@@ -138,7 +140,7 @@ def comparisons(args: argparse.Namespace, folder: Path) -> Iterator[Comparison]:
     if "loader" in chosen:
         yield compare_loader(photos, scale, args.repeats)
     data = dataset_path(photos, "finetune")
-    if not {"finetune", "snapshots"}.isdisjoint(chosen):
+    if not {"finetune", "snapshots", "processes"}.isdisjoint(chosen):
         pack(photos, "finetune", size=scale.size)
     if "finetune" in chosen:
         for arch in GOALS:
@@ -156,6 +158,9 @@ def comparisons(args: argparse.Namespace, folder: Path) -> Iterator[Comparison]:
         yield compare_snapshots(
             data, weights[arch], arch, scale, args.repeats, threads=args.threads
         )
+    if "processes" in chosen:
+        for arch in GOALS:
+            yield compare_processes(data, weights[arch], arch, scale, args.repeats)
     if "head" in chosen:
         work = Work(
             photos=photos,

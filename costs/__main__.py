@@ -57,19 +57,20 @@ def estimate(options: argparse.Namespace) -> None:
 
 def compare(options: argparse.Namespace) -> None:
     from costs.chart import draw_chart
-    from costs.compare import Machine, PastRun, past_run, print_run
+    from costs.compare import Machine, PastRun, measured_runs, past_run, print_run
     from costs.endpoint import print_endpoint
     from costs.runs import find_run
     from costs.settings import read_settings
 
+    settings, prices, measured = read_settings(), load_prices(), []
     if options.seconds is None:
-        run = past_run(find_run(options.bucket, options.run_id))
+        record = find_run(options.bucket, options.run_id)
+        run, measured = past_run(record, prices), measured_runs(record)
     elif options.run_id:
         raise ValueError("give --run-id or --seconds, not both")
     else:
         run = PastRun([Machine(options.instance_type, options.seconds)], options.volume_gib)
-    settings, prices = read_settings(), load_prices()
-    print_run(run, prices)
+    print_run(run, prices, measured)
     print()
     memory_mb = options.memory_mb or settings.endpoint_memory_mb
     instance_type = options.endpoint_instance_type or settings.endpoint_instance_type
@@ -83,6 +84,7 @@ def compare(options: argparse.Namespace) -> None:
         draw_chart(
             options.chart,
             run,
+            measured=measured,
             call_seconds=options.call_seconds,
             memory_mb=memory_mb,
             instance_type=instance_type,
@@ -98,7 +100,6 @@ def actual(options: argparse.Namespace) -> None:
         options.bucket,
         options.run_id,
         load_prices(),
-        training_job=options.training_job,
         cost_explorer=options.cost_explorer,
     )
 
@@ -153,8 +154,9 @@ def command_line() -> argparse.ArgumentParser:
 
     flag = add(
         "compare",
-        "One run on spot, on demand and on SageMaker, beside the original project; then the "
-        "endpoint, serverless and real-time, by calls a day.",
+        "One run on spot, on demand and on SageMaker, by the record of a run there with the same "
+        "work where there is one, beside the original project; then the endpoint, serverless and "
+        "real-time, by calls a day.",
     ).add_argument
     flag("--run-id", help="a finished run (default: the newest model's run)")
     _add_bucket(flag)
@@ -177,7 +179,6 @@ def command_line() -> argparse.ArgumentParser:
     ).add_argument
     flag("run_id", nargs="?", help="a run that is over (default: the newest model's run)")
     _add_bucket(flag)
-    flag("--training-job", metavar="NAME", help="the SageMaker training job that did the run")
     flag(
         "--cost-explorer",
         action="store_true",

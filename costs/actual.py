@@ -9,9 +9,7 @@ import boto3
 from costs.cost_explorer import billed
 from costs.estimate import (
     DEFAULT_VOLUME_GIB,
-    HOURS_PER_MONTH,
     CostLine,
-    cost_line,
     format_bill,
     machine_bill,
     total,
@@ -20,13 +18,12 @@ from costs.prices import Price, Prices
 from costs.runs import find_run, read
 from costs.spot_prices import mean_price, spot_history
 from costs.table import money, table
-from training.bill import run_bill
+from training.bill import job_lines, run_bill
 from training.run_record import ENDED, Attempt, RunRecord, billed_seconds, utc_now
 from training.transfer import list_keys
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
-    from mypy_boto3_sagemaker import SageMakerClient
 
 FREE_HOUR = timedelta(hours=1)
 FREE_HOUR_SOURCE = (
@@ -86,34 +83,7 @@ def _machine_hour(ec2: "EC2Client", attempt: Attempt, seconds: float, prices: Pr
     )
 
 
-def training_job_bill(sagemaker: "SageMakerClient", name: str, prices: Prices) -> Bill:
-    """A SageMaker training job by its billable seconds, which a managed spot job has fewer of.
-
-    The disk counts for the whole training time. Raises ValueError while the job runs, PriceError
-    for a machine without a price. Source: SageMaker's DescribeTrainingJob.
-    """
-    job = sagemaker.describe_training_job(TrainingJobName=name)
-    if "BillableTimeInSeconds" not in job:
-        raise ValueError(f"training job {name} is {job['TrainingJobStatus']}: not billed yet")
-    cluster = job["ResourceConfig"]
-    count, instance_type = cluster["InstanceCount"], cluster["InstanceType"]
-    hours = count * job["BillableTimeInSeconds"] / 3600
-    seconds = job.get("TrainingTimeInSeconds", job["BillableTimeInSeconds"])
-    volume_gib = cluster["VolumeSizeInGB"]
-    gib_months = count * volume_gib * seconds / 3600 / HOURS_PER_MONTH
-    spot = ", managed spot" if job.get("EnableManagedSpotTraining") else ""
-    machine = prices.sagemaker_hour(instance_type, "training")
-    disk = prices.other["sagemaker_volume_gib_month"]
-    return Bill(
-        seconds,
-        [
-            cost_line(f"{count} × {instance_type}{spot}, billable", hours, "hour", machine),
-            cost_line(f"disk, {count} × {volume_gib} GiB", gib_months, "GiB-month", disk),
-        ],
-    )
-
-
-def find_actual(record: RunRecord, prices: Prices, training_job: str | None) -> dict[str, Any]:
+def find_actual(record: RunRecord, prices: Prices) -> dict[str, Any]:
     """cost.json of a run that is over, with what it did cost under `actual`.
 
     Raises ValueError for a run that is not over, or that never had a machine.
@@ -122,18 +92,17 @@ def find_actual(record: RunRecord, prices: Prices, training_job: str | None) -> 
     attempts = status["attempts"]
     if status["state"] not in ENDED:
         raise ValueError(f"run {record.run_id} is {status['state']}: its bill comes with its end")
-    if not attempts and training_job is None:
+    if not attempts:
         raise ValueError(f"no machine ever worked on run {record.run_id}: it cost nothing")
+    request = record.request()
     cost = _cost_record(record, attempts, prices)
-    if training_job:
-        bill = training_job_bill(boto3.client("sagemaker"), training_job, prices)
+    seconds = billed_seconds(attempts, request)
+    if request.get("service") == "sagemaker":
+        lines = job_lines(attempts, volume_gib=cost["volume_gib"], prices=prices)
+        bill = Bill(sum(seconds), lines)
     else:
         bill = machines_bill(
-            boto3.client("ec2"),
-            attempts,
-            billed_seconds(attempts, record.request()),
-            volume_gib=cost["volume_gib"],
-            prices=prices,
+            boto3.client("ec2"), attempts, seconds, volume_gib=cost["volume_gib"], prices=prices
         )
     dollars = total(bill.lines)
     estimate = cost.get("estimate") or record.request()["estimate"]
@@ -156,7 +125,7 @@ def _cost_record(record: RunRecord, attempts: list[Attempt], prices: Prices) -> 
     made = run_bill(
         attempts,
         record.request(),
-        instance_type=attempts[-1]["instance_type"] if attempts else "",
+        instance_type=attempts[-1]["instance_type"],
         volume_gib=DEFAULT_VOLUME_GIB,
         prices=prices,
     )
@@ -168,12 +137,11 @@ def print_actual(
     run_id: str | None,
     prices: Prices,
     *,
-    training_job: str | None = None,
     cost_explorer: bool = False,
 ) -> None:
     """What `python -m costs actual` shows; it is kept in the run's cost.json."""
     record = find_run(bucket, run_id)
-    cost = find_actual(record, prices, training_job)
+    cost = find_actual(record, prices)
     record.write("cost.json", cost)
     actual = cost["actual"]
     print(f"run {record.run_id}\n")
@@ -205,9 +173,6 @@ def describe_error(percent: float | None) -> str:
 
 def _print_bill_of_days(attempts: list[Attempt], seconds: float) -> None:
     """Cost Explorer's days from the first machine's start to the last one's end."""
-    if not attempts:
-        print("\nCost Explorer: the run's record has no machine, so no days to ask about")
-        return
     first, last = (datetime.fromisoformat(attempts[index]["started"]) for index in (0, -1))
     # Cost Explorer has one address for all regions.
     client = boto3.client("ce", region_name="us-east-1")

@@ -1,11 +1,13 @@
 """The chart of `python -m costs compare --chart FILE`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from costs.compare import PastRun, compare_run
 from costs.endpoint import CALLS_A_DAY, EndpointCosts
 from costs.prices import Prices
+from costs.twin import Measured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +19,7 @@ def draw_chart(
     file: Path,
     run: PastRun,
     *,
+    measured: Sequence[Measured] = (),
     call_seconds: float,
     memory_mb: int,
     instance_type: str,
@@ -35,7 +38,7 @@ def draw_chart(
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     figure.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr, call-arg]
     left, right = figure.subplots(1, 2)
-    _draw_run(left, run, prices)
+    _draw_run(left, run, prices, measured)
     _draw_endpoint(right, endpoint)
     _title(left, "One training run", f"{run.seconds / 60:.1f} minutes of machine time")
     _title(
@@ -61,16 +64,17 @@ def _title(axes: "Axes", title: str, subtitle: str) -> None:
     axes.text(0, 1.03, subtitle, transform=axes.transAxes, color=QUIET)
 
 
-def _draw_run(axes: "Axes", run: PastRun, prices: Prices) -> None:
+def _draw_run(axes: "Axes", run: PastRun, prices: Prices, measured: Sequence[Measured]) -> None:
     rows = [
         row
-        for row in compare_run(run, prices)
+        for row in compare_run(run, prices, measured)
         if not row.where.startswith("original project")  # another training: another scale
     ][::-1]
     colours = [OURS if row.where == "EC2 spot" else QUIET for row in rows]
     cents = [row.dollars * 100 for row in rows]
     labels = [
         f"{row.where}\n{row.instance_type}{', assumed' * row.note.startswith('assumed')}"
+        f"{', measured' * row.measured}"
         for row in rows
     ]
     bars = axes.barh(labels, cents, color=colours)

@@ -8,6 +8,7 @@ from costs.estimate import HOURS_PER_MONTH, run_cost, total
 from costs.prices import PriceError, Prices, Purchase
 from costs.runs import read
 from costs.table import money, table
+from costs.twin import Measured, find_twin, measure
 from training.run_record import Request, RunRecord, billed_seconds
 
 
@@ -38,23 +39,31 @@ class PastRun:
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """What the same training costs at one place; `hours` is None where nobody wrote them down."""
+    """What the same training costs at one place; `hours` is None where nobody wrote them down.
+
+    Measured: by the record of a run there.
+    """
 
     where: str
     instance_type: str
     hours: float | None
     dollars: float
     note: str
+    measured: bool = False
 
 
-def past_run(record: RunRecord) -> PastRun:
-    """A run by its record. Raises ValueError when that is damaged, or names no machine."""
+def past_run(record: RunRecord, prices: Prices) -> PastRun:
+    """A run by its record; of one on SageMaker, EC2's machines in place of SageMaker's.
+
+    Raises ValueError when the record is damaged, or names no machine.
+    """
+    ec2_type_for = {ml: ec2 for ec2, ml in reversed([*prices.sagemaker_type_for.items()])}
     request, status, cost = (read(record, f"{name}.json") for name in ("request", "status", "cost"))
     try:
         attempts = status["attempts"]
         seconds = billed_seconds(attempts, cast(Request, request))
         machines = [
-            Machine(attempt["instance_type"], paid)
+            Machine(ec2_type_for.get(attempt["instance_type"], attempt["instance_type"]), paid)
             for attempt, paid in zip(attempts, seconds, strict=True)
         ]
         run = PastRun(machines, int(cost["volume_gib"]))
@@ -65,9 +74,22 @@ def past_run(record: RunRecord) -> PastRun:
     return run
 
 
-def compare_run(run: PastRun, prices: Prices) -> list[ComparisonRow]:
-    """The same machine time on EC2 and on SageMaker, spot and on demand.
+def measured_runs(record: RunRecord) -> list[Measured]:
+    """The run, and the newest one with the same work at the other place, as their records have
+    them; none without one there."""
+    twin = find_twin(record)
+    if twin is None:
+        return []
+    found = [measure(each) for each in (record, twin)]
+    return sorted((each for each in found if each), key=lambda each: each.where)
 
+
+def compare_run(
+    run: PastRun, prices: Prices, measured: Sequence[Measured] = ()
+) -> list[ComparisonRow]:
+    """The same training on EC2 and on SageMaker, spot and on demand.
+
+    `measured` are runs that were there; for the other places the machine time is `run`'s.
     AWS states no price for managed spot, only "up to 90 %" less than on demand on machines that
     are EC2 spot ones (docs.aws.amazon.com/sagemaker/latest/dg/model-managed-spot-training.html),
     so the row assumes EC2's discount. The last two rows are what the original project paid for
@@ -87,6 +109,7 @@ def compare_run(run: PastRun, prices: Prices) -> list[ComparisonRow]:
         dollars = machine.seconds / 3600 * hour.dollars
         sagemaker += dollars
         managed_spot += dollars * paid_share[machine.instance_type]
+    seen = {each.where for each in measured}
     ec2_types = ", ".join(run.instance_types)
     sagemaker_types = ", ".join(_sagemaker_types(run, prices))
     discounts = ", ".join(f"{1 - share:.0%}" for share in paid_share.values())
@@ -108,6 +131,7 @@ def compare_run(run: PastRun, prices: Prices) -> list[ComparisonRow]:
             f"assumed: the discount of {ec2_types} on EC2 spot, {discounts}",
         ),
     ]
+    rows = [_measured_row(each) for each in measured] + [r for r in rows if r.where not in seen]
     labels = {"spot": "EC2 spot", "sagemaker": "SageMaker"}
     for place, past in prices.original_project.items():
         rows.append(
@@ -120,6 +144,11 @@ def compare_run(run: PastRun, prices: Prices) -> list[ComparisonRow]:
             )
         )
     return rows
+
+
+def _measured_row(run: Measured) -> ComparisonRow:
+    note = f"measured: run {run.run_id}, {run.judged}"
+    return ComparisonRow(run.where, run.instance_type, run.hours, run.dollars, note, measured=True)
 
 
 def _on_ec2(run: PastRun, purchase: Purchase, prices: Prices) -> float:
@@ -141,7 +170,7 @@ def _sagemaker_types(run: PastRun, prices: Prices) -> list[str]:
     return list(dict.fromkeys(_sagemaker_type(type, prices) for type in run.instance_types))
 
 
-def print_run(run: PastRun, prices: Prices) -> None:
+def print_run(run: PastRun, prices: Prices, measured: Sequence[Measured] = ()) -> None:
     """The first half of what `python -m costs compare` shows."""
     rows = [
         [
@@ -151,11 +180,13 @@ def print_run(run: PastRun, prices: Prices) -> None:
             money(row.dollars),
             row.note,
         ]
-        for row in compare_run(run, prices)
+        for row in compare_run(run, prices, measured)
     ]
     types = run.instance_types
     print(f"This run: {run.seconds / 60:.1f} minutes on {', '.join(types)}\n")
     print(table(["where", "machine", "hours", "$", "note"], rows))
+    if len(measured) == 2:
+        print(f"\n{_dearer(*measured)}")
     for name, price in (
         *((f"{type} spot", prices.machine_hour(type, "spot")) for type in types),
         *((f"{type} on demand", prices.machine_hour(type, "on_demand")) for type in types),
@@ -167,3 +198,10 @@ def print_run(run: PastRun, prices: Prices) -> None:
     ):
         print(f"source: {name} {price.dollars:g}: {price.basis}")
     print(f"source: original project: {prices.original_project['spot'].source}")
+
+
+def _dearer(one: Measured, other: Measured) -> str:
+    """How the two that were measured compare, in a sentence."""
+    less, more = sorted((one, other), key=lambda each: each.dollars)
+    times = more.dollars / less.dollars if less.dollars else float("inf")
+    return f"The same training cost {times:.1f} times as much on {more.where} as on {less.where}."

@@ -16,9 +16,11 @@ from infra.acknowledge import AWS_KEY, acknowledge, acknowledge_objects
 from infra.budget_action import BudgetAction
 from infra.config import Config
 from infra.dashboard import Dashboard
+from infra.launcher_role import REQUEST, LauncherRole
 from infra.network import TrainingNetwork
 from infra.spot_trainer import GROUP_NAME, SpotTrainer
 from infra.statements import allow, list_prefixes, on_objects, use_key
+from infra.training_job_role import TrainingJobRole
 from training.run_record import RESULTS
 
 MODEL_PARAMETER = "/bin-counter/model-uri"
@@ -40,18 +42,6 @@ MACHINE_WRITES = [
     "control/lease.json",
     *(f"runs/*/{name}" for name in ("logs/*", "status.json", *RESULTS)),
 ]
-LAUNCHER_LISTS = ["checkpoints/*", "control/*", "datasets/*", "runs/*", "runtime/*", "weights/*"]
-RECORD = ("logs/*", "metrics.json", "metrics.jsonl", "request.json", "status.json")
-LAUNCHER_READS = [
-    "control/current.json",
-    "datasets/*/manifest.json",
-    *(f"runs/*/{name}" for name in RECORD),
-]
-REQUEST = ("code.tar.gz", "request.json")
-LAUNCHER_WRITES = [
-    "control/current.json",
-    *(f"runs/*/{name}" for name in (*REQUEST, "status.json")),
-]
 GROUP_WILDCARD = (
     "IAM5[Resource::arn:<AWS::Partition>:autoscaling:<AWS::Region>:<AWS::AccountId>"
     f":autoScalingGroup:*:autoScalingGroupName/{GROUP_NAME}]"
@@ -72,7 +62,7 @@ class TrainStack(Stack):
         alerts: sns.ITopic,
         key: kms.IKey | None,
     ) -> None:
-        super().__init__(scope, id, description="Bin counter: spot machines that train")
+        super().__init__(scope, id, description="Bin counter: machines that train")
         # CloudFormation writes NO_MODEL again if a property of it ever changes.
         self.model = ssm.StringParameter(
             self,
@@ -109,21 +99,25 @@ class TrainStack(Stack):
                 }
             ),
         )
-        launcher = iam.Role(
-            self,
-            "LauncherRole",
-            assumed_by=iam.AccountRootPrincipal(),
-            description="Starts training runs",
-        )
         self._grant_machine(trainer.role, bucket, alerts)
-        self._grant_launcher(launcher, bucket)
+        jobs = TrainingJobRole(self, "TrainingJob", bucket=bucket, key=key).role
+        launcher = LauncherRole(
+            self,
+            "Launcher",
+            bucket=bucket,
+            key=key,
+            group_arn=self._group_arn,
+            group_wildcard=GROUP_WILDCARD,
+            training_job_role=jobs,
+            model=self.model,
+        ).role
         if key:
             trainer.role.add_to_policy(use_key(key, ["s3", "sns"]))
-            launcher.add_to_policy(use_key(key, ["s3"]))
         else:
             acknowledge(self.log_group, ["CloudWatchLogGroupEncrypted", "CKV_AWS_158"], AWS_KEY)
-        for role in (trainer.role, launcher):
-            acknowledge(role, "IAMNoInlinePolicy", "The policy is only this role's, goes with it.")
+        acknowledge(
+            trainer.role, "IAMNoInlinePolicy", "The policy is only this role's, goes with it."
+        )
         acknowledge(
             trainer.role.node.find_child("DefaultPolicy"),
             "CKV_AWS_111",
@@ -144,6 +138,7 @@ class TrainStack(Stack):
 
         CfnOutput(self, "GroupName", value=trainer.group.auto_scaling_group_name)
         CfnOutput(self, "LauncherRoleArn", value=launcher.role_arn)
+        CfnOutput(self, "TrainingJobRoleArn", value=jobs.role_arn)
         CfnOutput(self, "ModelParameterName", value=self.model.parameter_name)
 
     def _grant_machine(self, role: iam.Role, bucket: s3.IBucket, alerts: sns.ITopic) -> None:
@@ -180,63 +175,6 @@ class TrainStack(Stack):
         )
         acknowledge(role, GROUP_WILDCARD, "AWS makes up the middle of the ARN; the name is fixed.")
         acknowledge(role, "IAM5[Resource::*]", "Session Manager's actions know no resource.")
-
-    def _grant_launcher(self, role: iam.Role, bucket: s3.IBucket) -> None:
-        # A booking can change the group's limits as well: never to more than one machine.
-        book_the_end = allow(
-            "BookTheEnd", ["autoscaling:PutScheduledUpdateGroupAction"], [self._group_arn]
-        )
-        book_the_end.add_condition(
-            "NumericLessThanEqualsIfExists",
-            {"autoscaling:MinSize": "0", "autoscaling:MaxSize": "1"},
-        )
-        for statement in (
-            list_prefixes(bucket, LAUNCHER_LISTS),
-            on_objects("Read", "s3:GetObject", bucket, LAUNCHER_READS),
-            on_objects("Request", "s3:PutObject", bucket, LAUNCHER_WRITES),
-            on_objects("Cancel", "s3:DeleteObject", bucket, ["control/current.json"]),
-            allow(
-                "Steer",
-                ["autoscaling:SetDesiredCapacity", "autoscaling:SuspendProcesses"],
-                [self._group_arn],
-            ),
-            book_the_end,
-            allow(
-                "Watch",
-                [
-                    "autoscaling:DescribeAutoScalingGroups",
-                    "autoscaling:DescribeScalingActivities",
-                    "autoscaling:DescribeScheduledActions",
-                ],
-                ["*"],
-            ),
-            allow(
-                "CheckTheAccount",
-                [
-                    "ec2:DescribeInstanceTypes",
-                    "freetier:GetAccountPlanState",
-                    "servicequotas:GetServiceQuota",
-                ],
-                ["*"],
-            ),
-            allow("CheckBudgets", ["budgets:ViewBudget"], [self._budgets_arn]),
-            allow("FindTheModel", ["ssm:GetParameter"], [self.model.parameter_arn]),
-        ):
-            role.add_to_policy(statement)
-        acknowledge_objects(
-            role, bucket, LAUNCHER_READS + LAUNCHER_WRITES, "Run ids and data sets are made later."
-        )
-        acknowledge(role, GROUP_WILDCARD, "AWS makes up the middle of the ARN; the name is fixed.")
-        acknowledge(role, "IAM5[Resource::*]", "Actions that describe know no resource.")
-        acknowledge(
-            role,
-            "IAM5[Resource::arn:<AWS::Partition>:budgets::<AWS::AccountId>:budget/*]",
-            "AWS makes up the names of the budgets; there is nothing in them but sums.",
-        )
-
-    @property
-    def _budgets_arn(self) -> str:
-        return self.format_arn(service="budgets", region="", resource="budget", resource_name="*")
 
     @property
     def _group_arn(self) -> str:

@@ -51,7 +51,7 @@ def write_page(
         minutes=seconds / 60,
         loss_plot=base64.b64encode(plot.read_bytes()).decode(),
         cost=cost,
-        comparison=compare_run(past_run(record), prices),
+        comparison=compare_run(past_run(record, prices), prices),
         prices=prices,
     )
     plot.unlink()

@@ -36,7 +36,7 @@ HERE = f"{REGION}:{ACCOUNT}"
 ROLE = re.compile(r"(?:Budget|Data|Train|Endpoint)Stack-(\w+?)[0-9A-F]{8}-\w+")
 SIGNED_AS = {"monitoring": "cloudwatch"}  # services that sign by another name than IAM's
 ACTIONS = {"budgets:DescribeBudget": "budgets:ViewBudget"}  # operations that IAM names otherwise
-NO_RESOURCE = re.compile(r"(autoscaling|ec2):Describe\w+|freetier:\w+")
+NO_RESOURCE = re.compile(r"(autoscaling|ec2):Describe\w+|freetier:\w+|servicequotas:List\w+")
 # The ARN of what a call is about, from the call's parameters.
 RESOURCES = {
     "autoscaling": f"arn:aws:autoscaling:{HERE}:autoScalingGroup:<id>"
@@ -44,6 +44,7 @@ RESOURCES = {
     "budgets": f"arn:aws:budgets::{ACCOUNT}:budget/<budget>",
     "logs": f"arn:aws:logs:{HERE}:log-group:{{logGroupName}}:log-stream:<stream>",
     "servicequotas": f"arn:aws:servicequotas:{HERE}:{{ServiceCode}}/{{QuotaCode}}",
+    "sagemaker": f"arn:aws:sagemaker:{HERE}:<kind>/bin-counter-<job>",
     "sns": f"arn:aws:sns:{HERE}:<topic>",
     "ssm": f"arn:aws:ssm:{HERE}:parameter{{Name}}",
 }
@@ -52,6 +53,8 @@ KEYS = [
     (re.compile(pattern), name)
     for pattern, name in (
         (r"^(runs|checkpoints)/[^/]+", r"\1/<run>"),
+        (r"^(runs/<run>)/(bin-counter|tuning)-[^/]+", r"\1/<job>"),
+        (r"(/input/sm_drivers)/.+", r"\1/<file>"),
         (r"^(runs/<run>/logs)/[^/]+", r"\1/<instance>.log"),
         (r"^(checkpoints/<run>)/.+", r"\1/<attempt>/<file>"),
         (r"^datasets/[^/]+", "datasets/<name>"),
@@ -139,7 +142,13 @@ def _questions(request: Any, resource: str) -> Iterator[tuple[str, str, str]]:
         yield action, "*", ""
     else:
         arn = RESOURCES.get(service, f"{__name__} knows no ARN for this")
+        arn = arn.replace("<kind>", _kind(action))
         yield action, re.sub(r"{(\w+)}", lambda name: request._get_param(name[1]), arn), ""
+
+
+def _kind(action: str) -> str:
+    """Of SageMaker's resources, the one that an action is about."""
+    return "hyper-parameter-tuning-job" if "HyperParameterTuningJob" in action else "training-job"
 
 
 def _s3_questions(request: Any, action: str, resource: str) -> Iterator[tuple[str, str, str]]:

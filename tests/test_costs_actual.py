@@ -9,8 +9,10 @@ import pytest
 from botocore.stub import Stubber
 
 from costs.__main__ import main
-from costs.actual import Bill, error_percent, machines_bill, training_job_bill
+from costs.actual import Bill, error_percent, machines_bill
+from costs.estimate import total
 from costs.prices import load_prices
+from training.bill import job_lines
 from training.run_record import Attempt, RunRecord
 
 if TYPE_CHECKING:
@@ -132,47 +134,41 @@ def test_a_run_resumed_on_demand_is_billed_as_each_machine_was_bought(
     assert on_demand.dollars == PRICES.machine_hour("c7i.large", "on_demand").dollars
 
 
-def job(**more: Any) -> dict[str, Any]:
-    """An answer of DescribeTrainingJob, as botocore's model wants it."""
-    arn = "arn:aws:sagemaker:us-east-1:123456789012:training-job/job"
-    return {
-        "TrainingJobName": "job",
-        "TrainingJobArn": arn,
-        "ModelArtifacts": {"S3ModelArtifacts": "s3://ours/model.tar.gz"},
-        "TrainingJobStatus": "Completed",
-        "SecondaryStatus": "Completed",
-        "AlgorithmSpecification": {"TrainingInputMode": "File"},
-        "ResourceConfig": {
-            "InstanceType": "ml.m5.large",
-            "InstanceCount": 2,
-            "VolumeSizeInGB": 73,
-        },
-        "StoppingCondition": {},
-        "CreationTime": START,
-    } | more
+def job(**more: Any) -> Attempt:
+    """A training job on two machines that was interrupted for a while."""
+    usual: dict[str, Any] = {
+        "instance_id": "job",
+        "instance_type": "ml.m5.large",
+        "machines": 2,
+        "ended": (START + HOUR).isoformat(),
+        "billed_seconds": 900.0,
+        "outcome": "succeeded",
+    }
+    return attempt(START, **usual | more)
 
 
-def test_a_training_job_costs_its_billable_seconds_on_each_machine() -> None:
-    client = boto3.client("sagemaker", region_name="us-east-1")
-    with Stubber(client) as stub:
-        times = {"TrainingTimeInSeconds": 3600, "BillableTimeInSeconds": 900}
-        stub.add_response("describe_training_job", job(**times, EnableManagedSpotTraining=True))
-        bill = training_job_bill(client, "job", PRICES)
-    machine, disk = bill.lines
+def test_a_training_job_costs_its_billed_seconds_on_each_machine() -> None:
+    machine, disk = job_lines([job()], volume_gib=73, prices=PRICES)
     assert "2 × ml.m5.large, managed spot" in machine.name
     hour = PRICES.sagemaker_training["ml.m5.large"].dollars
     assert machine.dollars == pytest.approx(2 * 900 / 3600 * hour)
     month = PRICES.other["sagemaker_volume_gib_month"].dollars
     assert disk.dollars == pytest.approx(2 * 73 / 730 * month)
-    assert bill.seconds == 3600
+    (on_demand, _) = job_lines([job(purchase="on_demand")], volume_gib=73, prices=PRICES)
+    assert "spot" not in on_demand.name
 
 
-def test_a_training_job_at_work_has_no_bill_yet() -> None:
-    client = boto3.client("sagemaker", region_name="us-east-1")
-    with Stubber(client) as stub:
-        stub.add_response("describe_training_job", job(TrainingJobStatus="InProgress"))
-        with pytest.raises(ValueError, match="job is InProgress: not billed yet"):
-            training_job_bill(client, "job", PRICES)
+def test_a_run_on_sagemaker_is_billed_from_its_own_record(
+    client: "S3Client", capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = put_run(client, "r1", "succeeded", job(), **COST)
+    record.write("request.json", record.request() | {"service": "sagemaker"})
+    main(["actual", "r1", "--bucket", "ours"])
+    actual = record.read("cost.json")["actual"]
+    bill = total(job_lines([job()], volume_gib=COST["volume_gib"], prices=PRICES))
+    assert actual["dollars"] == pytest.approx(bill)
+    assert actual["seconds"] == 2 * 900
+    assert "2 × ml.m5.large, managed spot, billed" in capsys.readouterr().out
 
 
 def test_the_error_is_how_much_too_high_the_estimate_was() -> None:
@@ -246,16 +242,6 @@ def test_a_run_without_a_bill_is_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
-
-
-@pytest.mark.usefixtures("aws")
-def test_a_training_job_that_is_not_there_is_one_line(
-    client: "S3Client", capsys: pytest.CaptureFixture[str]
-) -> None:
-    put_run(client, "r1", "succeeded")
-    with pytest.raises(SystemExit):
-        main(["actual", "r1", "--bucket", "ours", "--training-job", "gone"])
-    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_cost_explorer_is_asked_only_on_request(

@@ -21,7 +21,13 @@ RECORDED = read_calls(TABLES / "recorded_calls.csv")
 TEMPTING = sorted(read_calls(TABLES / "tempting_calls.csv"))
 DEFAULT = {"endpoint": "serverless", "kms": "aws", "over_budget": "alert"}
 OTHERWISE = {"endpoint": "realtime", "kms": "customer", "over_budget": "deny"}
-ROLES = ("ExecutionRole", "LauncherRole", "OverBudgetExecutor", "TrainerMachineRole")
+ROLES = (
+    "ExecutionRole",
+    "LauncherRole",
+    "OverBudgetExecutor",
+    "TrainerMachineRole",
+    "TrainingJobRole",
+)
 STRANGER = "999999999999"  # somebody else's account
 
 
@@ -226,6 +232,7 @@ def test_a_service_takes_a_role_for_this_account_alone(
         "ExecutionRole": "sagemaker.amazonaws.com",
         "OverBudgetExecutor": "budgets.amazonaws.com",
         "TrainerMachineRole": "ec2.amazonaws.com",
+        "TrainingJobRole": "sagemaker.amazonaws.com",
     }
 
 

@@ -332,7 +332,7 @@ def race(account: Account, monkeypatch: pytest.MonkeyPatch) -> Race:
         estimate=Estimate(1, 0.01, "a guess"),
     )
     monkeypatch.setattr(start_module, "make_plan", lambda *_, **__: plan)
-    monkeypatch.setattr(start_module, "_pack_code", lambda: b"code")
+    monkeypatch.setattr(start_module, "pack_code", lambda: b"code")
     return Race(account, deployment)
 
 

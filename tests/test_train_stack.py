@@ -28,6 +28,7 @@ def test_outputs_and_fixed_names(template: Template, group: dict[str, Any]) -> N
         "GroupName",
         "LauncherRoleArn",
         "ModelParameterName",
+        "TrainingJobRoleArn",
     }
     assert group["AutoScalingGroupName"] == "bin-trainer"
     assert template.only("AWS::Logs::LogGroup")["LogGroupName"] == "/bin-counter/training"
@@ -171,6 +172,7 @@ def test_who_takes_which_role(template: Template) -> None:
     }
     assert principals == {
         "TrainerMachineRole": {"Service": "ec2.amazonaws.com"},
+        "TrainingJobRole": {"Service": "sagemaker.amazonaws.com"},
         "LauncherRole": {"AWS": "arn:<AWS::Partition>:iam::<AWS::AccountId>:root"},
     }
 

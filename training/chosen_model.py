@@ -24,5 +24,5 @@ def chosen_model(session: boto3.Session | None = None) -> str:
 
 
 def run_of(uri: str) -> str:
-    """Id of the run that made the model at `uri`."""
-    return uri.split("/")[-2]
+    """Id of the run that made the model at `uri`, in our bucket or SageMaker's part of it."""
+    return uri.split("/runs/")[1].split("/")[0]

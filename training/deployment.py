@@ -61,13 +61,17 @@ class Deployment:
         return RunRecord(self.s3, self.bucket, run_id)
 
     def run_ids(self) -> list[str]:
-        """Every run that has a record, the newest first."""
+        """Every run that has a record, the newest first.
+
+        Their ids begin with the date; beside them are the logs of machines without a run, and what
+        the searches on SageMaker left.
+        """
         pages = self.s3.get_paginator("list_objects_v2").paginate(
             Bucket=self.bucket, Prefix="runs/", Delimiter="/"
         )
         prefixes = (item["Prefix"] for page in pages for item in page.get("CommonPrefixes", []))
         runs = {prefix.split("/")[1] for prefix in prefixes}
-        return sorted(runs - {"none"}, reverse=True)  # none: logs of machines without a run
+        return sorted((run for run in runs if run[0].isdigit()), reverse=True)
 
     def group(self) -> Group:
         """Raises LaunchError when the group is gone."""

@@ -5,7 +5,7 @@ import sys
 import time
 from datetime import UTC, datetime
 
-from training.deployment import Deployment
+from training.deployment import Deployment, LaunchError
 from training.status import Run, cost_words, duration, format_run, look, progress
 
 POLL_SECONDS = 10.0
@@ -33,7 +33,12 @@ class StatusLine:
 
 
 def follow(deployment: Deployment, run_id: str) -> bool:
-    """Show the run until it ends; returns whether it succeeded. Ctrl-C leaves the run alone."""
+    """Show the run until it ends; returns whether it succeeded. Ctrl-C leaves the run alone.
+
+    Raises LaunchError for a run on SageMaker, whose end only training.sagemaker takes up.
+    """
+    if look(deployment, run_id).request.get("service") == "sagemaker":
+        raise LaunchError(f"run {run_id} is on SageMaker: `python -m training.sagemaker follow`")
     line = StatusLine()
     try:
         while (run := look(deployment, run_id)).standing.at_work:

@@ -17,7 +17,6 @@ RUN is the active run, or else the newest, unless it is named.
 """
 
 import argparse
-import math
 import sys
 from datetime import UTC, datetime
 
@@ -29,16 +28,14 @@ from infra.outputs import NotDeployedError
 from training.control import RunActiveError
 from training.deployment import Deployment, LaunchError
 from training.follow import follow
+from training.launch_arguments import add_start_flags, add_what, parse_start
 from training.list_runs import list_runs
 from training.logs import print_logs
-from training.settings import ARCHITECTURES, expand_settings
-from training.settings import parse_arguments as parse_train_arguments
 from training.start import resume, start
 from training.status import choose_run, format_run, look
 from training.stop import stop
 
 PROGRAM = "python -m training.launch"
-LONGEST_HOURS = 7 * 24
 DENIED = (
     "; if the budget is spent (over_budget=deny), TrainStack's output LiftDeny is the command "
     "that lifts it"
@@ -49,22 +46,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """The flags of a start, or of a command if the first word is one; `command` says which."""
     if arguments and not arguments[0].startswith("-"):
         return _commands().parse_args(arguments)
-    divider = arguments.index("--") if "--" in arguments else len(arguments)
-    parser = _start_flags()
-    args = parser.parse_args(arguments[:divider])
-    try:
-        args.train_arguments = expand_settings(arguments[divider + 1 :])
-    except ValueError as error:
-        parser.error(str(error))
-    # What training.train would refuse is refused here, by its own parser.
-    set_by_machine = ["--data", "-", "--weights", "-", "--output", "-", "--arch", args.arch]
-    expected = parse_train_arguments(set_by_machine)
-    asked = parse_train_arguments([*set_by_machine, *args.train_arguments])
-    for name in ("data", "weights", "output", "model_dir", "arch", "checkpoint_dir", "run_id"):
-        if getattr(asked, name) != getattr(expected, name):
-            parser.error(f"--{name.replace('_', '-')} is set by the machine, not after --")
-    args.epochs, args.mode, args.members = asked.epochs, asked.mode, asked.members
-    return args
+    return parse_start(_start_flags(), arguments)
 
 
 def _start_flags() -> argparse.ArgumentParser:
@@ -75,15 +57,8 @@ def _start_flags() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(command="start")
-    flag = parser.add_argument
-    flag("--dataset", default="bins", help="name of an uploaded data set (default: %(default)s)")
-    flag(
-        "--arch",
-        choices=sorted(ARCHITECTURES),
-        default="resnet50",
-        help="pretrained backbone (default: %(default)s)",
-    )
-    _add_start_flags(parser)
+    add_what(parser)
+    add_start_flags(parser)
     return parser
 
 
@@ -104,32 +79,10 @@ def _commands() -> argparse.ArgumentParser:
     explanation = "go on with a run that was stopped or has failed: same code, new deadline"
     command = commands.add_parser("resume", help=explanation, description=explanation)
     command.add_argument("run", metavar="RUN", help="its id, see list")
-    _add_start_flags(command)
+    add_start_flags(command)
     explanation = "the newest runs, and whose model is the newest"
     commands.add_parser("list", help=explanation, description=explanation)
     return parser
-
-
-def _add_start_flags(parser: argparse.ArgumentParser) -> None:
-    flag = parser.add_argument
-    flag(
-        "--max-hours",
-        type=_hours,
-        default=3,
-        help="no machine runs after this, whatever happens (default: %(default)s)",
-    )
-    flag("--yes", action="store_true", help="start without asking")
-    flag("--follow", action="store_true", help="show the progress until the run ends")
-
-
-def _hours(text: str) -> float:
-    try:
-        hours = float(text)
-    except ValueError:
-        hours = math.nan
-    if not 0 < hours <= LONGEST_HOURS:
-        raise argparse.ArgumentTypeError(f"must be above 0, at most {LONGEST_HOURS}, not {text}")
-    return hours
 
 
 def run_command(args: argparse.Namespace) -> bool:

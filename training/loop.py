@@ -4,7 +4,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from training.checkpoint import SnapshotWriter
 from training.events import write_events
 from training.loss_warnings import warnings_of
+from training.metric_line import metric_line
 from training.profile import profiled
 from training.signals import Signals, StoppedError
 from training.trainer import Examples, Trainer
@@ -94,6 +95,8 @@ class Progress:
         self._begun, self._measured = started, time.monotonic()
         self._before = self._so_far()
         self._told: set[str] = set()
+        # On a terminal the bar says enough.
+        self._in_log = trainer.world.first and not sys.stderr.isatty()
 
     def after_step(self, loss: float) -> None:
         words = {"loss": f"{loss:.3f}"}
@@ -136,8 +139,10 @@ class Progress:
         before = self._before
         return loading - before[0], computing - before[1], photos - before[2]
 
-    def warn(self) -> None:
-        """Tell what the losses warn of, once."""
+    def tell(self, line: Mapping[str, Any]) -> None:
+        """Write the measurement, the last one, to a log, and what the losses warn of, once."""
+        if self._in_log:
+            tqdm.write(metric_line([*self._trainer.history[:-1], line]), file=sys.stderr)
         for warning in warnings_of(self._trainer.history):
             if warning not in self._told and self._trainer.world.first:
                 self._told.add(warning)
@@ -186,7 +191,7 @@ def train(
             if line := measure_if_due(trainer, validation, saving):
                 line |= progress.times()
                 record.add(line)
-                progress.warn()
+                progress.tell(line)
 
         measure()
         while not trainer.finished:

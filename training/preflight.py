@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
@@ -102,8 +102,8 @@ def make_plan(
     checks = Checklist()
     group = deployment.group()
     checks.require("group", lambda: _group_idle(deployment, group, at_work))
-    photos = checks.require("data set", lambda: _dataset(deployment, dataset))
-    checks.require("weights", lambda: _weights(deployment, arch))
+    photos = checks.require("data set", lambda: check_dataset(deployment, dataset))
+    checks.require("weights", lambda: check_weights(deployment, arch))
     wheels = checks.require("wheels", lambda: _wheels(deployment, runtime))
     types = checks.look("types", lambda: _instance_types(deployment, group))
     if types:
@@ -113,7 +113,7 @@ def make_plan(
     if photos:
         estimate = _estimate(sum(photos), arch, epochs, mode, members, group)
         dollars = estimate.dollars
-        checks.look("budget", lambda: _budget(deployment, dollars))
+        checks.look("budget", lambda: check_budget(deployment, dollars, "training"))
     if checks.failed or not (photos and wheels and estimate):
         raise LaunchError(f"not started, see above: {', '.join(checks.failed)}")
     return Plan(
@@ -154,7 +154,7 @@ def _group_idle(deployment: Deployment, group: Group, at_work: str | None) -> tu
     return f"{deployment.group_name} is idle", None
 
 
-def _dataset(deployment: Deployment, name: str) -> tuple[str, list[int]]:
+def check_dataset(deployment: Deployment, name: str) -> tuple[str, list[int]]:
     """Photos of the training and of the test side."""
     key = f"datasets/{name}/manifest.json"
     if not _exists(deployment, key):
@@ -165,7 +165,7 @@ def _dataset(deployment: Deployment, name: str) -> tuple[str, list[int]]:
     return f"{name}, {sum(photos):,} photos", photos
 
 
-def _weights(deployment: Deployment, arch: str) -> tuple[str, None]:
+def check_weights(deployment: Deployment, arch: str) -> tuple[str, None]:
     key = f"weights/{arch}.pth"
     if not _exists(deployment, key):
         raise CheckFailedError(f"{key} is missing: run `python -m data_prep weights --arch {arch}`")
@@ -264,19 +264,20 @@ def _account_plan(deployment: Deployment, types: list[Any]) -> tuple[str, None]:
     return "free, which allows these types", None
 
 
-def _budget(deployment: Deployment, dollars: float) -> tuple[str, None]:
+def check_budget(
+    deployment: Deployment, dollars: float, part: Literal["training", "sagemaker"]
+) -> tuple[str, None]:
     """Whether the run fits into what is left this month of the budgets it counts to.
 
     AWS updates what is spent some hours late.
     """
-    total, training, _ = stack_output("BudgetStack", "BudgetNames").split(",")
+    names = stack_output("BudgetStack", "BudgetNames").split(",")
+    name_of = dict(zip(("month", "training", "sagemaker"), names, strict=True))
     account = stack_output("TrainStack", "LauncherRoleArn").split(":")[4]
     budgets = deployment.session.client("budgets", config=BRIEF)
     notes = []
-    for kind, setting, name in (
-        ("month", "monthly_budget_usd", total),
-        ("training", "training_budget_usd", training),
-    ):
+    for kind, setting in (("month", "monthly_budget_usd"), (part, f"{part}_budget_usd")):
+        name = name_of[kind]
         budget = budgets.describe_budget(AccountId=account, BudgetName=name)["Budget"]
         limit = float(budget["BudgetLimit"]["Amount"])
         if "CalculatedSpend" not in budget:  # optional in the API

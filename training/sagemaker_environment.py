@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-CHECKPOINTS = Path("/opt/ml/checkpoints")  # kept in step with S3 by managed spot training
 PLACES = {
     "SM_CHANNEL_DATA": "data",
     "SM_OUTPUT_DATA_DIR": "output",
@@ -29,12 +28,14 @@ def sagemaker_defaults(environment: Mapping[str, str]) -> dict[str, Any]:
     defaults: dict[str, Any] = {
         name.replace("-", "_"): value
         for name, value in hyperparameters.items()
-        if not name.startswith("sagemaker_")  # for the toolkit itself
+        if not name.startswith(("sagemaker_", "_"))  # for the toolkit itself, and the tuner's
     }
     defaults |= {
         flag: environment[variable] for variable, flag in PLACES.items() if variable in environment
     }
-    defaults["checkpoint_dir"] = str(CHECKPOINTS)
+    # SageMaker keeps this folder in step with S3. Trials of a tuning job share it: they find the
+    # features there, and each its own snapshots, by its settings.
+    defaults["checkpoint_dir"] = str(Path(environment["SM_MODEL_DIR"]).with_name("checkpoints"))
     if "SM_CHANNEL_WEIGHTS" in environment:
         arch = defaults.get("arch", "resnet50")
         defaults["weights"] = str(Path(environment["SM_CHANNEL_WEIGHTS"]) / f"{arch}.pth")

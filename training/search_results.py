@@ -68,8 +68,9 @@ def write_best(study: optuna.Study, start: Settings, file: Path) -> bool:
     if not complete_trials(study):
         return False
     settings = asdict(replace(start, **study.best_params))
+    given = {name: value for name, value in settings.items() if value is not None}
     partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(settings, indent=1) + "\n")
+    partial.write_text(json.dumps(given, indent=1) + "\n")
     partial.replace(file)
     return True
 

@@ -5,7 +5,7 @@ import dataclasses
 import io
 import secrets
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -60,7 +60,7 @@ def start(deployment: Deployment, args: argparse.Namespace) -> str:
         chunks=plan.chunks,
         runtime=plan.runtime,
     )
-    record.s3.put_object(Bucket=record.bucket, Key=record.key("code.tar.gz"), Body=_pack_code())
+    record.s3.put_object(Bucket=record.bucket, Key=record.key("code.tar.gz"), Body=pack_code())
     record.write("request.json", request)
     # Before the run is the active one: other launches see by its age that it is being started.
     record.set_status("requested", f"requested {utc_now()}", [])
@@ -92,6 +92,8 @@ def resume(deployment: Deployment, args: argparse.Namespace) -> str:
     if record.key("code.tar.gz") not in list_keys(record.s3, record.bucket, record.key("code")):
         raise LaunchError(f"{record.uri('code.tar.gz')} is missing: start a new run")
     request = record.request()
+    if request.get("service") == "sagemaker":
+        raise LaunchError(f"run {args.run} was on SageMaker: start a new one, there or here")
     print(f"run {args.run}, {standing.state} after {len(status['attempts'])} attempts")
     plan = make_plan(
         deployment,
@@ -128,14 +130,19 @@ def _deadline(hours: float) -> str:
 
 
 def _ask(run_id: str, plan: Plan, args: argparse.Namespace) -> None:
-    """State time and cost. Raises LaunchError unless the user, or --yes, says to start."""
+    """State time and cost. Raises LaunchError like `confirm`."""
     estimate, purchase = plan.estimate, plan.group.purchase.replace("_", "-")
     print(
         f"run {run_id}: about {estimate.seconds / 60:.0f} minutes and ${estimate.dollars:.3f} on a "
         f"{plan.instance_type}, {purchase}; ended by force after {args.max_hours:g} hours\n"
         f"  basis: {estimate.basis}"
     )
-    if args.yes:
+    confirm(args.yes)
+
+
+def confirm(yes: bool) -> None:
+    """Raises LaunchError unless the user, or --yes, says to start."""
+    if yes:
         return
     try:
         reply = input("Start it? [y/N] ")
@@ -222,12 +229,19 @@ def _check_still_active(deployment: Deployment, run: CurrentRun) -> None:
         raise RunActiveError(f"run {run['run_id']} was stopped or replaced while it was starting")
 
 
-def _pack_code() -> bytes:
-    """The packages that a machine of this run executes, whatever is deployed or edited later."""
+def pack_code(at_root: Mapping[str, bytes] | None = None) -> bytes:
+    """The packages that a machine of this run executes, whatever is deployed or edited later.
+
+    A tar.gz, with the files `at_root` beside the packages.
+    """
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as tar:
         for package in CODE:
             for file in sorted((ROOT / package).iterdir()):
                 if file.suffix in {".py", ".json", ".j2"}:
                     tar.add(file, arcname=f"{package}/{file.name}")
+        for name, body in (at_root or {}).items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(body)
+            tar.addfile(entry, io.BytesIO(body))
     return content.getvalue()

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from botocore.exceptions import ClientError
 
 from costs.estimate import DEFAULT_VOLUME_GIB, run_cost, total
-from costs.prices import PriceError, load_prices
+from costs.prices import PriceError, Prices, load_prices
 from costs.table import money
 from training.control import CurrentRun, current_run
 from training.deployment import Deployment, Group, LaunchError
@@ -74,7 +74,14 @@ def find_standing(
         raise LaunchError(
             f"there is no run {run_id}: see `python -m training.launch list`"
         ) from error
+    if status["state"] not in ENDED and _on_sagemaker(deployment, run_id):
+        message = f"on SageMaker, see `python -m training.sagemaker follow {run_id}`"
+        return Standing(state=status["state"], message=message), status
     return _judge(deployment, run_id, status, active, group), status
+
+
+def _on_sagemaker(deployment: Deployment, run_id: str) -> bool:
+    return deployment.record(run_id).request().get("service") == "sagemaker"
 
 
 def _judge(
@@ -133,15 +140,17 @@ def attempt_dollars(attempts: list[Attempt], seconds: list[float]) -> float | No
     prices = load_prices()
     try:
         return sum(
-            total(
-                run_cost(
-                    paid, attempt["instance_type"], attempt["purchase"], DEFAULT_VOLUME_GIB, prices
-                )
-            )
-            for attempt, paid in zip(attempts, seconds, strict=True)
+            _dollars(attempt, paid, prices) for attempt, paid in zip(attempts, seconds, strict=True)
         )
     except PriceError:
         return None
+
+
+def _dollars(attempt: Attempt, paid: float, prices: Prices) -> float:
+    instance_type = attempt["instance_type"]
+    if instance_type.startswith("ml."):  # billed by SageMaker, whose disk is a hundredth of it
+        return paid / 3600 * prices.sagemaker_hour(instance_type, "training").dollars
+    return total(run_cost(paid, instance_type, attempt["purchase"], DEFAULT_VOLUME_GIB, prices))
 
 
 def _last_epoch(deployment: Deployment, run_id: str) -> dict[str, Any] | None:

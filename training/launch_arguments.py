@@ -1,0 +1,75 @@
+"""The command line of a start, on EC2 or on SageMaker: its own flags, -- and training.train's."""
+
+import argparse
+import math
+from typing import Any
+
+from training.settings import ARCHITECTURES, expand_settings
+from training.settings import parse_arguments as parse_train_arguments
+
+LONGEST_HOURS = 7 * 24
+SET_BY_MACHINE = ("data", "weights", "output", "model_dir", "arch", "checkpoint_dir", "run_id")
+
+
+def parse_start(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Flags of `parser`, which has --arch, and after -- those of training.train.
+
+    They come as `train_arguments`, with `--settings FILE` expanded; as `train_settings`, by name,
+    those that are not the usual; and `epochs`, `mode`, `members`. What training.train would
+    refuse is refused here, by its own parser.
+    """
+    divider = arguments.index("--") if "--" in arguments else len(arguments)
+    args = parser.parse_args(arguments[:divider])
+    try:
+        args.train_arguments = expand_settings(arguments[divider + 1 :])
+    except ValueError as error:
+        parser.error(str(error))
+    set_by_machine = ["--data", "-", "--weights", "-", "--output", "-", "--arch", args.arch]
+    usual = parse_train_arguments(set_by_machine)
+    asked = parse_train_arguments([*set_by_machine, *args.train_arguments])
+    for name in SET_BY_MACHINE:
+        if getattr(asked, name) != getattr(usual, name):
+            parser.error(f"--{name.replace('_', '-')} is set by the machine, not after --")
+    args.train_settings = _differences(asked, usual)
+    args.epochs, args.mode, args.members = asked.epochs, asked.mode, asked.members
+    return args
+
+
+def _differences(asked: argparse.Namespace, usual: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name, value in vars(asked).items() if value != getattr(usual, name)}
+
+
+def add_what(parser: argparse.ArgumentParser) -> None:
+    """--dataset and --arch: what is trained, and on what."""
+    flag = parser.add_argument
+    flag("--dataset", default="bins", help="name of an uploaded data set (default: %(default)s)")
+    flag(
+        "--arch",
+        choices=sorted(ARCHITECTURES),
+        default="resnet50",
+        help="pretrained backbone (default: %(default)s)",
+    )
+
+
+def add_start_flags(parser: argparse.ArgumentParser) -> None:
+    """--max-hours, --yes and --follow."""
+    flag = parser.add_argument
+    flag(
+        "--max-hours",
+        type=hours,
+        default=3,
+        help="no machine runs after this, whatever happens (default: %(default)s)",
+    )
+    flag("--yes", action="store_true", help="start without asking")
+    flag("--follow", action="store_true", help="show the progress until the run ends")
+
+
+def hours(text: str) -> float:
+    """A flag's value: above 0, a week at most."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number <= LONGEST_HOURS:
+        raise argparse.ArgumentTypeError(f"must be above 0, at most {LONGEST_HOURS}, not {text}")
+    return number

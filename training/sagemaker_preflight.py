@@ -1,0 +1,97 @@
+"""What is looked at before SageMaker is asked for a job, a line on the screen for each check."""
+
+from dataclasses import dataclass
+
+from costs.estimate import BOOT_SECONDS, Estimate, estimate_training
+from costs.prices import PriceError, load_prices
+from training.deployment import Deployment, LaunchError
+from training.preflight import (
+    BRIEF,
+    CheckFailedError,
+    Checklist,
+    NotCheckedError,
+    check_budget,
+    check_dataset,
+    check_weights,
+)
+from training.sagemaker_request import Job, training_image
+from training.settings import parse_arguments
+
+EC2_TYPE = "c7i.large"  # whose rates are taken
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobPlan:
+    """What a job is expected to take; `failed` names the checks that say no."""
+
+    estimate: Estimate
+    failed: list[str]
+
+
+def make_job_plan(
+    deployment: Deployment, job: Job, train_arguments: list[str], *, trials: int, parallel: int
+) -> JobPlan:
+    """Make all checks for `trials` trainings, `parallel` at once.
+
+    Raises LaunchError without a data set, for nothing can be said about time then.
+    """
+    checks = Checklist()
+    photos = checks.require("data set", lambda: check_dataset(deployment, job.dataset))
+    checks.require("weights", lambda: check_weights(deployment, job.arch))
+    checks.require("image", lambda: _image(deployment, job))
+    checks.look("quota", lambda: _quota(deployment, job, parallel))
+    if not photos:
+        raise LaunchError("not started, see above: data set")
+    estimate = estimate_job(job, train_arguments, sum(photos), trials)
+    checks.look("budget", lambda: check_budget(deployment, estimate.dollars, "sagemaker"))
+    return JobPlan(estimate=estimate, failed=checks.failed)
+
+
+def estimate_job(job: Job, train_arguments: list[str], photos: int, trials: int) -> Estimate:
+    """Time of one training after the other, and dollars without what managed spot saves.
+
+    Raises LaunchError for a machine type without a known price.
+    """
+    places = ["--data", "-", "--weights", "-", "--output", "-", "--arch", job.arch]
+    args = parse_arguments([*places, *train_arguments])
+    prices = load_prices()
+    alone = estimate_training(
+        photos, job.arch, args.epochs, EC2_TYPE, prices, mode=args.mode, members=args.members
+    )
+    try:
+        hour = prices.sagemaker_hour(job.instance_type, "training").dollars
+    except PriceError as error:
+        raise LaunchError(f"{error}: choose one of them with --instance-type") from error
+    seconds = trials * (BOOT_SECONDS + (alone.seconds - BOOT_SECONDS) / job.instances)
+    basis = alone.basis
+    if job.instances > 1:
+        basis += f"; shared by {job.instances} machines as if nothing were lost"
+    return Estimate(seconds, seconds / 3600 * job.instances * hour, basis)
+
+
+def _image(deployment: Deployment, job: Job) -> tuple[str, str]:
+    try:
+        image = training_image(job.instance_type, deployment.session.region_name)
+    except ValueError as error:
+        raise CheckFailedError(f"none for {job.instance_type}: {error}") from error
+    return image, image
+
+
+def _quota(deployment: Deployment, job: Job, parallel: int) -> tuple[str, None]:
+    """Whether so many machines may train at once, by the quota that has the type in its name."""
+    needed = job.instances * parallel
+    kind = "spot training job" if job.spot else "training job"
+    name = f"{job.instance_type} for {kind} usage"
+    quotas = deployment.session.client("service-quotas", config=BRIEF)
+    pages = quotas.get_paginator("list_service_quotas").paginate(ServiceCode="sagemaker")
+    found = [quota for page in pages for quota in page["Quotas"] if quota["QuotaName"] == name]
+    if not found:
+        raise NotCheckedError(f"no quota is called {name}")
+    (quota,) = found
+    if quota["Value"] < needed:
+        raise CheckFailedError(
+            f"{quota['Value']:g} of {name}, {needed} needed: run `aws service-quotas "
+            f"request-service-quota-increase --service-code sagemaker --quota-code "
+            f"{quota['QuotaCode']} --desired-value {needed}` and wait for the answer"
+        )
+    return f"{quota['Value']:g} of {name}, {needed} needed", None
