@@ -71,6 +71,8 @@ def join(environment: Mapping[str, str] = os.environ) -> World:
     size = int(environment.get("WORLD_SIZE", "1"))
     if size == 1:
         return World()
+    if "SM_NETWORK_INTERFACE_NAME" in environment:  # else gloo asks what a host's name means
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", environment["SM_NETWORK_INTERFACE_NAME"])
     # What is not on a GPU goes over gloo in any case.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, timeout=TIMEOUT)
