@@ -65,9 +65,9 @@ def compare(options: argparse.Namespace) -> None:
     settings, prices, measured = read_settings(), load_prices(), []
     if options.seconds is None:
         record = find_run(options.bucket, options.run_id)
-        run, measured = past_run(record, prices), measured_runs(record)
-    elif options.run_id:
-        raise ValueError("give --run-id or --seconds, not both")
+        run, measured = past_run(record, prices), measured_runs(record, prices, options.twin)
+    elif options.run_id or options.twin:
+        raise ValueError("give --seconds or runs by name, not both")
     else:
         run = PastRun([Machine(options.instance_type, options.seconds)], options.volume_gib)
     print_run(run, prices, measured)
@@ -159,6 +159,12 @@ def command_line() -> argparse.ArgumentParser:
         "real-time, by calls a day.",
     ).add_argument
     flag("--run-id", help="a finished run (default: the newest model's run)")
+    flag(
+        "--with",
+        dest="twin",
+        metavar="RUN",
+        help="a run at the other place (default: the newest there with the same work)",
+    )
     _add_bucket(flag)
     flag("--seconds", type=positive, help="instead of a run: how long it took")
     _add_machine(flag)

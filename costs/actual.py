@@ -18,8 +18,16 @@ from costs.prices import Price, Prices
 from costs.runs import find_run, read
 from costs.spot_prices import mean_price, spot_history
 from costs.table import money, table
-from training.bill import job_lines, run_bill
-from training.run_record import ENDED, Attempt, RunRecord, billed_seconds, utc_now
+from training.bill import job_lines, run_bill, training_job_bill
+from training.run_record import (
+    ENDED,
+    Attempt,
+    Request,
+    RunRecord,
+    billed_seconds,
+    closed,
+    utc_now,
+)
 from training.transfer import list_keys
 
 if TYPE_CHECKING:
@@ -95,7 +103,7 @@ def find_actual(record: RunRecord, prices: Prices) -> dict[str, Any]:
     if not attempts:
         raise ValueError(f"no machine ever worked on run {record.run_id}: it cost nothing")
     request = record.request()
-    cost = _cost_record(record, attempts, prices)
+    cost = _cost_record(record, attempts, request, prices)
     seconds = billed_seconds(attempts, request)
     if request.get("service") == "sagemaker":
         lines = job_lines(attempts, volume_gib=cost["volume_gib"], prices=prices)
@@ -105,30 +113,40 @@ def find_actual(record: RunRecord, prices: Prices) -> dict[str, Any]:
             boto3.client("ec2"), attempts, seconds, volume_gib=cost["volume_gib"], prices=prices
         )
     dollars = total(bill.lines)
-    estimate = cost.get("estimate") or record.request()["estimate"]
+    estimate = cost.get("estimate") or request["estimate"]
+    machines = attempts[-1].get("machines", 1)
     actual = {
         "computed": utc_now(),
         "seconds": bill.seconds,
         "dollars": dollars,
         "lines": [asdict(line) for line in bill.lines],
-        "estimate": {name: estimate[name] for name in ("seconds", "dollars")},
+        # As the actual seconds: those of all machines together.
+        "estimate": {
+            "seconds": machines * estimate["seconds"],
+            "dollars": estimate["dollars"],
+        },
         "error_percent": error_percent(estimate["dollars"], dollars),
     }
     return cost | {"actual": actual}
 
 
-def _cost_record(record: RunRecord, attempts: list[Attempt], prices: Prices) -> dict[str, Any]:
+def _cost_record(
+    record: RunRecord, attempts: list[Attempt], request: Request, prices: Prices
+) -> dict[str, Any]:
     """cost.json; where the last machine could not write it, made here with what is usual."""
     key = record.key("cost.json")
     if key in list_keys(record.s3, record.bucket, key):
         return read(record, "cost.json")
-    made = run_bill(
-        attempts,
-        record.request(),
-        instance_type=attempts[-1]["instance_type"],
-        volume_gib=DEFAULT_VOLUME_GIB,
-        prices=prices,
-    )
+    if request.get("service") == "sagemaker":
+        made = training_job_bill(attempts, request, volume_gib=DEFAULT_VOLUME_GIB, prices=prices)
+    else:
+        made = run_bill(
+            attempts,
+            request,
+            instance_type=attempts[-1]["instance_type"],
+            volume_gib=DEFAULT_VOLUME_GIB,
+            prices=prices,
+        )
     return made | {"note": f"no machine wrote this: a disk of {DEFAULT_VOLUME_GIB} GiB is assumed"}
 
 
@@ -157,7 +175,7 @@ def print_actual(
     ]
     print("\n" + table(["", "minutes", "$", "error"], rows))
     if cost_explorer:
-        _print_bill_of_days(record.status()["attempts"], actual["seconds"])
+        _print_bill_of_days(closed(record.status()["attempts"], record.request(), "lost"))
     print(f"\nkept in {record.uri('cost.json')}")
 
 
@@ -171,12 +189,13 @@ def describe_error(percent: float | None) -> str:
     return "" if percent is None else f"{percent:+.0f} %"
 
 
-def _print_bill_of_days(attempts: list[Attempt], seconds: float) -> None:
+def _print_bill_of_days(attempts: list[Attempt]) -> None:
     """Cost Explorer's days from the first machine's start to the last one's end."""
-    first, last = (datetime.fromisoformat(attempts[index]["started"]) for index in (0, -1))
+    first, last = attempts[0]["started"], attempts[-1]["ended"]
     # Cost Explorer has one address for all regions.
     client = boto3.client("ce", region_name="us-east-1")
-    services, remark = billed(client, first.date(), (last + timedelta(seconds=seconds)).date())
+    days = (datetime.fromisoformat(moment).date() for moment in (first, last))
+    services, remark = billed(client, *days)
     print(f"\n{remark}")
     if services:
         rows = [[name, money(dollars)] for name, dollars in sorted(services.items())]

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from costs.compare import PastRun, compare_run
+from costs.compare import Measured, PastRun, compare_run
 from costs.endpoint import CALLS_A_DAY, EndpointCosts
 from costs.prices import Prices
-from costs.twin import Measured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +39,9 @@ def draw_chart(
     left, right = figure.subplots(1, 2)
     _draw_run(left, run, prices, measured)
     _draw_endpoint(right, endpoint)
-    _title(left, "One training run", f"{run.seconds / 60:.1f} minutes of machine time")
+    by_records = "measured by the records of runs there, or assumed"
+    minutes = f"{run.seconds / 60:.1f} minutes of machine time"
+    _title(left, "One training run", by_records if measured else minutes)
     _title(
         right,
         "The endpoint, by calls a day",

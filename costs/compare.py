@@ -1,15 +1,21 @@
 """One run on EC2 and on SageMaker, spot and on demand, beside the original project."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
+
+from botocore.exceptions import ClientError
 
 from costs.estimate import HOURS_PER_MONTH, run_cost, total
 from costs.prices import PriceError, Prices, Purchase
 from costs.runs import read
 from costs.table import money, table
-from costs.twin import Measured, find_twin, measure
-from training.run_record import Request, RunRecord, billed_seconds
+from costs.twin import differences, find_twin
+from training.run_record import Attempt, Request, RunRecord, billed_seconds
+
+Places = Mapping[Purchase, str]
+EC2: Places = {"spot": "EC2 spot", "on_demand": "EC2 on demand"}
+SAGEMAKER: Places = {"on_demand": "SageMaker training", "spot": "SageMaker managed spot"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,20 @@ class PastRun:
         return list(dict.fromkeys(machine.instance_type for machine in self.machines))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A run as it was, by its own record; `hours` are those paid for, of all its machines."""
+
+    run_id: str
+    where: str
+    instance_type: str
+    hours: float
+    dollars: float
+    judged: str  # how good its model is
+    request: Mapping[str, Any]
+    run: PastRun  # its machine time, for what is not measured
+
+
 @dataclass(frozen=True)
 class ComparisonRow:
     """What the same training costs at one place; `hours` is None where nobody wrote them down.
@@ -60,28 +80,74 @@ def past_run(record: RunRecord, prices: Prices) -> PastRun:
     ec2_type_for = {ml: ec2 for ec2, ml in reversed([*prices.sagemaker_type_for.items()])}
     request, status, cost = (read(record, f"{name}.json") for name in ("request", "status", "cost"))
     try:
-        attempts = status["attempts"]
-        seconds = billed_seconds(attempts, cast(Request, request))
+        # The time that passed: of that, managed spot bills a part, and nobody else does.
+        attempts = [
+            {name: value for name, value in attempt.items() if name != "billed_seconds"}
+            for attempt in status["attempts"]
+        ]
+        seconds = billed_seconds(cast(list[Attempt], attempts), cast(Request, request))
         machines = [
-            Machine(ec2_type_for.get(attempt["instance_type"], attempt["instance_type"]), paid)
-            for attempt, paid in zip(attempts, seconds, strict=True)
+            Machine(ec2_type_for.get(attempt["instance_type"], attempt["instance_type"]), passed)
+            for attempt, passed in zip(attempts, seconds, strict=True)
         ]
         run = PastRun(machines, int(cost["volume_gib"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{record.uri('')} is damaged: {error!r}") from error
     if not machines:
         raise ValueError(f"no machine ever worked on run {record.run_id}: it cost nothing")
     return run
 
 
-def measured_runs(record: RunRecord) -> list[Measured]:
-    """The run, and the newest one with the same work at the other place, as their records have
-    them; none without one there."""
-    twin = find_twin(record)
-    if twin is None:
-        return []
-    found = [measure(each) for each in (record, twin)]
-    return sorted((each for each in found if each), key=lambda each: each.where)
+def measured_runs(record: RunRecord, prices: Prices, named: str | None = None) -> list[Measured]:
+    """The run, and one at the other place: the one `named`, or the newest with the same work.
+
+    Without one there, a run on SageMaker alone, and none of EC2: what that cost is worked out
+    from its machine time anyway. Raises ValueError for a damaged record, and for a run without
+    dollars when one is named.
+    """
+    twin = find_twin(record, named)
+    found = [measure(each, prices) for each in (record, twin) if each]
+    known = sorted((each for each in found if each), key=lambda each: each.where)
+    if named and len(known) < 2:
+        raise ValueError(f"no price of run {record.run_id} or of {named}: see `costs actual`")
+    on_ec2 = any(each.where in EC2.values() for each in known)
+    return [] if len(known) < 2 and on_ec2 else known
+
+
+def measure(record: RunRecord, prices: Prices) -> Measured | None:
+    """A run as it was; None without dollars. Raises ValueError for a damaged record."""
+    run = past_run(record, prices)
+    request, status, cost = (read(record, f"{name}.json") for name in ("request", "status", "cost"))
+    try:
+        attempts = status["attempts"]
+        dollars = cost.get("actual", cost).get("dollars")
+        if dollars is None:
+            return None
+        places = SAGEMAKER if request.get("service") == "sagemaker" else EC2
+        return Measured(
+            run_id=record.run_id,
+            where=places[attempts[-1]["purchase"]],
+            instance_type=", ".join(dict.fromkeys(_machines(each) for each in attempts)),
+            hours=sum(billed_seconds(attempts, cast(Request, request))) / 3600,
+            dollars=float(dollars),
+            judged=_judged(record),
+            request=request,
+            run=run,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{record.uri('')} is damaged: {error!r}") from error
+
+
+def _machines(attempt: Attempt) -> str:
+    number = attempt.get("machines", 1)
+    return f"{number} × {attempt['instance_type']}" if number > 1 else attempt["instance_type"]
+
+
+def _judged(record: RunRecord) -> str:
+    try:
+        return f"{record.judged()['accuracy']['value']:.1%} exact"
+    except ClientError:
+        return "no metrics"
 
 
 def compare_run(
@@ -89,49 +155,17 @@ def compare_run(
 ) -> list[ComparisonRow]:
     """The same training on EC2 and on SageMaker, spot and on demand.
 
-    `measured` are runs that were there; for the other places the machine time is `run`'s.
-    AWS states no price for managed spot, only "up to 90 %" less than on demand on machines that
-    are EC2 spot ones (docs.aws.amazon.com/sagemaker/latest/dg/model-managed-spot-training.html),
-    so the row assumes EC2's discount. The last two rows are what the original project paid for
+    `measured` are runs that were there. The last two rows are what the original project paid for
     a training of its own. Raises PriceError for a machine type without a price.
     """
-    spot, on_demand = _on_ec2(run, "spot", prices), _on_ec2(run, "on_demand", prices)
-    hours = run.seconds / 3600
-    disk_hour = prices.other["sagemaker_volume_gib_month"].dollars / HOURS_PER_MONTH
-    sagemaker = managed_spot = hours * run.volume_gib * disk_hour
-    paid_share = {
-        type: prices.machine_hour(type, "spot").dollars
-        / prices.machine_hour(type, "on_demand").dollars
-        for type in run.instance_types
-    }
-    for machine in run.machines:
-        hour = prices.sagemaker_hour(_sagemaker_type(machine.instance_type, prices), "training")
-        dollars = machine.seconds / 3600 * hour.dollars
-        sagemaker += dollars
-        managed_spot += dollars * paid_share[machine.instance_type]
-    seen = {each.where for each in measured}
-    ec2_types = ", ".join(run.instance_types)
-    sagemaker_types = ", ".join(_sagemaker_types(run, prices))
-    discounts = ", ".join(f"{1 - share:.0%}" for share in paid_share.values())
-    rows = [
-        ComparisonRow("EC2 spot", ec2_types, hours, spot, "machine, disk, public IPv4"),
-        ComparisonRow("EC2 on demand", ec2_types, hours, on_demand, "machine, disk, public IPv4"),
-        ComparisonRow(
-            "SageMaker training",
-            sagemaker_types,
-            hours,
-            sagemaker,
-            "the closest type with a known price, taking as long",
-        ),
-        ComparisonRow(
-            "SageMaker managed spot",
-            sagemaker_types,
-            hours,
-            managed_spot,
-            f"assumed: the discount of {ec2_types} on EC2 spot, {discounts}",
-        ),
+    rows = [_measured_row(each) for each in measured]
+    seen = {row.where for row in rows}
+    rows += [
+        _worked_out(places, purchase, run, prices, measured)
+        for places in (EC2, SAGEMAKER)
+        for purchase, where in places.items()
+        if where not in seen
     ]
-    rows = [_measured_row(each) for each in measured] + [r for r in rows if r.where not in seen]
     labels = {"spot": "EC2 spot", "sagemaker": "SageMaker"}
     for place, past in prices.original_project.items():
         rows.append(
@@ -151,6 +185,35 @@ def _measured_row(run: Measured) -> ComparisonRow:
     return ComparisonRow(run.where, run.instance_type, run.hours, run.dollars, note, measured=True)
 
 
+def _worked_out(
+    places: Places, purchase: Purchase, run: PastRun, prices: Prices, measured: Sequence[Measured]
+) -> ComparisonRow:
+    """A place where nothing was measured.
+
+    AWS states no price for managed spot, only "up to 90 %" less than on demand on machines that
+    are EC2 spot ones (docs.aws.amazon.com/sagemaker/latest/dg/model-managed-spot-training.html),
+    so the row assumes EC2's discount.
+    """
+    there = _measured_at(places, measured)
+    run = there.run if there else run
+    note = "taking as long" if there else "the closest type with a known price, taking as long"
+    if places is EC2:
+        types, dollars = run.instance_types, _on_ec2(run, purchase, prices)
+        note = f"{note}: machine, disk, public IPv4" if measured else "machine, disk, public IPv4"
+    else:
+        types, dollars = _sagemaker_types(run, prices), _on_sagemaker(run, purchase, prices)
+        if purchase == "spot":
+            discounts = ", ".join(f"{1 - _paid_share(t, prices):.0%}" for t in run.instance_types)
+            note = f"the discount of {', '.join(run.instance_types)} on EC2 spot, {discounts}"
+    if measured or (places is SAGEMAKER and purchase == "spot"):
+        note = f"assumed: {note}"
+    return ComparisonRow(places[purchase], ", ".join(types), run.seconds / 3600, dollars, note)
+
+
+def _measured_at(places: Places, measured: Sequence[Measured]) -> Measured | None:
+    return next((each for each in measured if each.where in places.values()), None)
+
+
 def _on_ec2(run: PastRun, purchase: Purchase, prices: Prices) -> float:
     """Each machine billed by itself, as the shortest is billed a minute."""
     return sum(
@@ -159,7 +222,27 @@ def _on_ec2(run: PastRun, purchase: Purchase, prices: Prices) -> float:
     )
 
 
+def _on_sagemaker(run: PastRun, purchase: Purchase, prices: Prices) -> float:
+    """Each machine as SageMaker's closest, and the disks."""
+    disk_hour = prices.other["sagemaker_volume_gib_month"].dollars / HOURS_PER_MONTH
+    dollars = run.seconds / 3600 * run.volume_gib * disk_hour
+    for machine in run.machines:
+        type_ = _sagemaker_type(machine.instance_type, prices)
+        share = _paid_share(machine.instance_type, prices) if purchase == "spot" else 1
+        hour = prices.sagemaker_hour(type_, "training").dollars
+        dollars += machine.seconds / 3600 * hour * share
+    return dollars
+
+
+def _paid_share(instance_type: str, prices: Prices) -> float:
+    """EC2's spot price as a part of the one on demand."""
+    spot, on_demand = (prices.machine_hour(instance_type, p).dollars for p in EC2)
+    return spot / on_demand
+
+
 def _sagemaker_type(instance_type: str, prices: Prices) -> str:
+    if instance_type in prices.sagemaker_training:  # EC2 has none that is close
+        return instance_type
     if instance_type not in prices.sagemaker_type_for:
         raise PriceError(f"no SageMaker machine with a price is close to {instance_type!r}")
     return prices.sagemaker_type_for[instance_type]
@@ -182,26 +265,50 @@ def print_run(run: PastRun, prices: Prices, measured: Sequence[Measured] = ()) -
         ]
         for row in compare_run(run, prices, measured)
     ]
-    types = run.instance_types
-    print(f"This run: {run.seconds / 60:.1f} minutes on {', '.join(types)}\n")
-    print(table(["where", "machine", "hours", "$", "note"], rows))
+    print(f"{_heading(run, measured)}\n")
+    print(table(["where", "machine", "hours paid", "$", "note"], rows))
     if len(measured) == 2:
         print(f"\n{_dearer(*measured)}")
-    for name, price in (
-        *((f"{type} spot", prices.machine_hour(type, "spot")) for type in types),
-        *((f"{type} on demand", prices.machine_hour(type, "on_demand")) for type in types),
-        *(
-            (type, prices.sagemaker_hour(type, "training"))
-            for type in _sagemaker_types(run, prices)
-        ),
-        ("SageMaker's disk", prices.other["sagemaker_volume_gib_month"]),
-    ):
-        print(f"source: {name} {price.dollars:g}: {price.basis}")
-    print(f"source: original project: {prices.original_project['spot'].source}")
+    _print_sources(run, prices, measured)
+
+
+def _heading(run: PastRun, measured: Sequence[Measured]) -> str:
+    """What is compared; of two runs, what they do not have in common."""
+    match measured:
+        case []:
+            return f"This run: {run.seconds / 60:.1f} minutes on {', '.join(run.instance_types)}"
+        case [one]:
+            return f"This run: {one.hours * 60:.1f} minutes paid on {one.instance_type}"
+    one, other = measured
+    differ = differences(one.request, other.request)
+    if differ:
+        return f"Not the same training on {one.where} and on {other.where}: {'; '.join(differ)}"
+    return f"The same training on {one.where} and on {other.where}"
 
 
 def _dearer(one: Measured, other: Measured) -> str:
     """How the two that were measured compare, in a sentence."""
     less, more = sorted((one, other), key=lambda each: each.dollars)
     times = more.dollars / less.dollars if less.dollars else float("inf")
-    return f"The same training cost {times:.1f} times as much on {more.where} as on {less.where}."
+    return f"The run on {more.where} cost {times:.1f} times as much as the one on {less.where}."
+
+
+def _print_sources(run: PastRun, prices: Prices, measured: Sequence[Measured]) -> None:
+    ec2, sagemaker = (
+        there.run if there else run
+        for there in (_measured_at(places, measured) for places in (EC2, SAGEMAKER))
+    )
+    for each in measured:
+        print(f"source: {each.where}: cost.json of run {each.run_id}")
+    types = ec2.instance_types
+    for name, price in (
+        *((f"{type} spot", prices.machine_hour(type, "spot")) for type in types),
+        *((f"{type} on demand", prices.machine_hour(type, "on_demand")) for type in types),
+        *(
+            (type, prices.sagemaker_hour(type, "training"))
+            for type in _sagemaker_types(sagemaker, prices)
+        ),
+        ("SageMaker's disk", prices.other["sagemaker_volume_gib_month"]),
+    ):
+        print(f"source: {name} {price.dollars:g}: {price.basis}")
+    print(f"source: original project: {prices.original_project['spot'].source}")

@@ -1,54 +1,27 @@
-"""The same training at the other place, EC2 or SageMaker, by the two runs' own records."""
+"""The run at the other place, EC2 or SageMaker, that did the same work."""
 
-from dataclasses import dataclass
-from typing import Any, cast
-
-from botocore.exceptions import ClientError
+from collections.abc import Mapping
+from typing import Any
 
 from costs.runs import read
-from training.run_record import Request, RunRecord, billed_seconds
+from training.run_record import RunRecord
 from training.transfer import list_keys
 
 # What makes two runs the same training.
 WORK = ("dataset", "arch", "mode", "members", "epochs", "train_arguments")
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What a run took and cost by its own record; hours are those of all its machines together."""
+def find_twin(record: RunRecord, named: str | None = None) -> RunRecord | None:
+    """The run at the other place that is `named`, or the newest that succeeded with the same work.
 
-    run_id: str
-    where: str  # as costs.compare names its rows
-    instance_type: str
-    hours: float
-    dollars: float
-    judged: str  # how good its model is
-
-
-def measure(record: RunRecord) -> Measured | None:
-    """A run as it was; None without dollars. Raises ValueError for a damaged record."""
-    request, status, cost = (read(record, f"{name}.json") for name in ("request", "status", "cost"))
-    try:
-        attempts = status["attempts"]
-        dollars = cost["actual"]["dollars"] if "actual" in cost else cost["dollars"]
-        if dollars is None:
-            return None
-        seconds = sum(billed_seconds(attempts, cast(Request, request)))
-        return Measured(
-            run_id=record.run_id,
-            where=_where(request, attempts),
-            instance_type=", ".join(dict.fromkeys(_machines(each) for each in attempts)),
-            hours=seconds / 3600,
-            dollars=float(dollars),
-            judged=_judged(record),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{record.uri('')} is damaged: {error!r}") from error
-
-
-def find_twin(record: RunRecord) -> RunRecord | None:
-    """The newest run that succeeded with the same work at the other place."""
+    Raises ValueError when the one named was at the same place.
+    """
     request = read(record, "request.json")
+    if named:
+        other = RunRecord(record.s3, record.bucket, named)
+        if read(other, "request.json").get("service") == request.get("service"):
+            raise ValueError(f"run {named} was at the same place as run {record.run_id}")
+        return other
     keys = list_keys(record.s3, record.bucket, "runs/")
     ids = {key.split("/")[1] for key in keys if key.endswith("/cost.json")}
     for run_id in sorted(ids - {record.run_id}, reverse=True):
@@ -56,27 +29,21 @@ def find_twin(record: RunRecord) -> RunRecord | None:
         theirs = read(other, "request.json")
         if (
             theirs.get("service") != request.get("service")
-            and all(theirs.get(name) == request.get(name) for name in WORK)
+            and not differences(theirs, request)
             and read(other, "status.json")["state"] == "succeeded"
         ):
             return other
     return None
 
 
-def _where(request: dict[str, Any], attempts: list[dict[str, Any]]) -> str:
-    spot = attempts[-1]["purchase"] == "spot"
-    if request.get("service") == "sagemaker":
-        return "SageMaker managed spot" if spot else "SageMaker training"
-    return "EC2 spot" if spot else "EC2 on demand"
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What two requests do not have in common, such as `epochs 20 and 40`."""
+    return [
+        f"{name} {_words(one.get(name))} and {_words(other.get(name))}"
+        for name in WORK
+        if one.get(name) != other.get(name)
+    ]
 
 
-def _machines(attempt: dict[str, Any]) -> str:
-    number = attempt.get("machines", 1)
-    return f"{number} × {attempt['instance_type']}" if number > 1 else attempt["instance_type"]
-
-
-def _judged(record: RunRecord) -> str:
-    try:
-        return f"{record.judged()['accuracy']['value']:.1%} exact"
-    except ClientError:
-        return "no metrics"
+def _words(value: Any) -> str:
+    return (" ".join(value) or "none") if isinstance(value, list) else str(value)

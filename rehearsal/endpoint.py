@@ -28,7 +28,10 @@ class EndpointFailedError(RuntimeError):
 class HostedEndpoint:
     """A deployed endpoint, hosted here: `url` stands for the runtime of SageMaker in the region."""
 
-    def __init__(self, *, processes: Processes, name: str, disk: Path) -> None:
+    def __init__(
+        self, *, processes: Processes, name: str, disk: Path, runtime_port: int = 0
+    ) -> None:
+        """`runtime_port` is that of `url`; 0 takes a free one."""
         self._processes = processes
         model = disk / "opt" / "ml" / "model"
         model.mkdir(parents=True)
@@ -47,7 +50,7 @@ class HostedEndpoint:
         )
         self._container = f"http://127.0.0.1:{port}"
         self._wait_for_ping()
-        self._server = _runtime(name, f"{self._container}/invocations")
+        self._server = _runtime(name, f"{self._container}/invocations", runtime_port)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> "HostedEndpoint":
@@ -97,8 +100,8 @@ def _fetch_model(endpoint: str, folder: Path) -> None:
         tar.extractall(folder, filter="data")
 
 
-def _runtime(endpoint: str, container: str) -> ThreadingHTTPServer:
-    """Pass POST /endpoints/<endpoint>/invocations on to the container, on a free port."""
+def _runtime(endpoint: str, container: str, port: int) -> ThreadingHTTPServer:
+    """Pass POST /endpoints/<endpoint>/invocations on to the container."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -133,6 +136,6 @@ def _runtime(endpoint: str, container: str) -> ThreadingHTTPServer:
         def log_message(self, *_: object) -> None:
             """Nothing: the container logs each request."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server

@@ -1,6 +1,6 @@
 """moto's server, with the stand-in for the public bucket filled before it answers.
 
-    python -m rehearsal.moto_server --port 5000 --bins FOLDER_OR_TAR --calls FILE
+    python -m rehearsal.moto_server --port 5000 --bins FOLDER_OR_TAR --calls FILE --jobs FOLDER
 
 The bins are put straight into moto's S3 backend: through HTTP, 13,500 objects take a minute.
 """
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from data_prep.source import PUBLIC_BUCKET
 from rehearsal.recorder import CallTable, record_calls
+from rehearsal.sagemaker import run_jobs
 from rehearsal.stand_in import ACCOUNT
 
 
@@ -70,7 +71,11 @@ def main() -> None:
     parser.add_argument(
         "--calls", type=Path, required=True, help="table of the roles' calls, to be written"
     )
+    parser.add_argument(
+        "--jobs", type=Path, required=True, help="folder for what runs on SageMaker"
+    )
     args = parser.parse_args()
+    run_jobs(f"http://127.0.0.1:{args.port}", args.jobs)
     record_calls(CallTable(args.calls).note)
     print(f"{fill_public_bucket(args.bins)} objects in {PUBLIC_BUCKET}", flush=True)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=args.port, verbose=True)

@@ -2,9 +2,10 @@
 
 The table is what the roles' policies are tested against, in tests/test_permissions.py. A name
 that differs from run to run is written as `<run>`, `<bucket>` and so on. When the code calls
-something new, look at the difference, and after `make demo`
+something new, look at the difference, and after `make demo` and `python -m rehearsal.notebook`
 
     cp .demo/run/calls.csv tests/recorded_calls.csv
+    cp .demo/notebook/calls.csv tests/recorded_notebook_calls.csv
 """
 
 import csv
@@ -36,6 +37,7 @@ HERE = f"{REGION}:{ACCOUNT}"
 ROLE = re.compile(r"(?:Budget|Data|Train|Endpoint)Stack-(\w+?)[0-9A-F]{8}-\w+")
 SIGNED_AS = {"monitoring": "cloudwatch"}  # services that sign by another name than IAM's
 ACTIONS = {"budgets:DescribeBudget": "budgets:ViewBudget"}  # operations that IAM names otherwise
+REFUSED = {"iam:SimulatePrincipalPolicy"}  # SageMaker's SDK asks, and does without an answer
 NO_RESOURCE = re.compile(r"(autoscaling|ec2):Describe\w+|freetier:\w+|servicequotas:List\w+")
 # The ARN of what a call is about, from the call's parameters.
 RESOURCES = {
@@ -134,6 +136,8 @@ def _questions(request: Any, resource: str) -> Iterator[tuple[str, str, str]]:
     service = SIGNED_AS.get(signed_as, signed_as)
     action = f"{service}:{request._get_action()}"
     action = ACTIONS.get(action, action)
+    if action in REFUSED:
+        return
     if service == "s3":
         yield from _s3_questions(request, action, resource)
     elif service == "cloudwatch":
@@ -143,12 +147,20 @@ def _questions(request: Any, resource: str) -> Iterator[tuple[str, str, str]]:
     else:
         arn = RESOURCES.get(service, f"{__name__} knows no ARN for this")
         arn = arn.replace("<kind>", _kind(action))
-        yield action, re.sub(r"{(\w+)}", lambda name: request._get_param(name[1]), arn), ""
+        arn = re.sub(r"{(\w+)}", lambda name: request._get_param(name[1]), arn)
+        yield action, arn, _longest(request) if action.startswith("sagemaker:Create") else ""
 
 
 def _kind(action: str) -> str:
     """Of SageMaker's resources, the one that an action is about."""
     return "hyper-parameter-tuning-job" if "HyperParameterTuningJob" in action else "training-job"
+
+
+def _longest(request: Any) -> str:
+    """How long a job may run that SageMaker is asked for, a search's trials or one alone."""
+    job = request._get_param("TrainingJobDefinition") or {}
+    limit = job.get("StoppingCondition") or request._get_param("StoppingCondition")
+    return f"sagemaker:MaxRuntimeInSeconds={limit['MaxRuntimeInSeconds']}"
 
 
 def _s3_questions(request: Any, action: str, resource: str) -> Iterator[tuple[str, str, str]]:

@@ -31,6 +31,7 @@ class StandIn:
         port = free_port()
         self._port = port
         self.calls = folder / "calls.csv"  # what each role called
+        self.jobs = folder / "jobs"  # what SageMaker runs
         # localhost: the CDK CLI does not address buckets on 127.0.0.1.
         self.endpoint = f"http://localhost:{port}"
         self.environment = {
@@ -55,7 +56,17 @@ class StandIn:
         log = self._folder / "moto.log"
         command = [sys.executable, "-m", "rehearsal.moto_server"]
         process = self._processes.start(
-            [*command, "--port", str(self._port), "--bins", bins, "--calls", self.calls],
+            [
+                *command,
+                "--port",
+                str(self._port),
+                "--bins",
+                bins,
+                "--calls",
+                self.calls,
+                "--jobs",
+                self.jobs,
+            ],
             environment=self.environment,
             log=log,
             folder=ROOT,
@@ -76,11 +87,14 @@ class StandIn:
 
     def deploy(self, *stacks: str) -> None:
         """`cdk deploy`, with the flags that moto needs (no change sets)."""
-        self._cdk(
-            ["deploy", *stacks],
+        self._cdk(["deploy", *stacks], *self.deploy_flags)
+
+    @property
+    def deploy_flags(self) -> list[str]:
+        return [
             *("--app", str(self._assembly), "--require-approval", "never"),
             *("--method", "direct", "--previous-parameters=false"),
-        )
+        ]
 
     @property
     def _assembly(self) -> Path:

@@ -38,9 +38,9 @@ class Request:
     resource_policy: Policy | None = None
 
 
-def new_calls(recording: Path) -> tuple[set[Call], set[Call]]:
-    """What a recording has that the tables lack, and what recorded_calls.csv has that it lacks."""
-    calls, recorded = read_calls(recording), read_calls(TABLES / "recorded_calls.csv")
+def new_calls(recording: Path, table: str) -> tuple[set[Call], set[Call]]:
+    """What a recording has that the tables lack, and what `table` has that it lacks."""
+    calls, recorded = read_calls(recording), read_calls(TABLES / table)
     documented = read_calls(TABLES / "documented_calls.csv")
     return calls - recorded - documented, recorded - calls - documented
 

@@ -6,7 +6,7 @@ import pytest
 
 from costs.estimate import run_cost, total
 from costs.prices import load_prices
-from training.bill import run_bill
+from training.bill import run_bill, training_job_bill
 from training.run_record import Attempt, Purchase, Request
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -25,27 +25,33 @@ def attempt(instance_type: str, minutes: int, purchase: Purchase = "spot") -> At
     )
 
 
+REQUEST = Request(
+    run_id="r1",
+    dataset="photos",
+    arch="resnet50",
+    train_arguments=[],
+    deadline="2099-01-01T00:00:00+00:00",
+    estimate={"seconds": 600, "dollars": 0.01, "basis": "guessed"},
+    mode="head",
+    members=1,
+    epochs=1,
+    chunks=1,
+    runtime="runtime/a/",
+)
+
+
 def bill(*attempts: Attempt) -> dict[str, object]:
-    request = Request(
-        run_id="r1",
-        dataset="photos",
-        arch="resnet50",
-        train_arguments=[],
-        deadline="2099-01-01T00:00:00+00:00",
-        estimate={"seconds": 600, "dollars": 0.01, "basis": "guessed"},
-        mode="head",
-        members=1,
-        epochs=1,
-        chunks=1,
-        runtime="runtime/a/",
-    )
     return run_bill(
         list(attempts),
-        request,
+        REQUEST,
         instance_type="c7i.large",
         volume_gib=30,
         prices=load_prices(),
     )
+
+
+def job_bill(*attempts: Attempt) -> dict[str, object]:
+    return training_job_bill(list(attempts), REQUEST, volume_gib=30, prices=load_prices())
 
 
 def price(instance_type: str, minutes: int, purchase: Purchase = "spot") -> float:
@@ -85,3 +91,20 @@ def test_one_type_without_a_price_makes_the_sum_unknown() -> None:
 
 def test_a_run_without_an_attempt_cost_nothing() -> None:
     assert bill()["dollars"] == 0
+
+
+def test_a_training_job_has_a_bill_of_the_same_form() -> None:
+    job = attempt("ml.m5.large", 10) | Attempt(machines=2, billed_seconds=300.0)  # type: ignore[typeddict-item]
+    whole = job_bill(job)
+    assert whole.keys() == bill(attempt("c7i.large", 10)).keys()
+    assert whole["instance_type"] == "ml.m5.large"
+    assert whole["seconds"] == 2 * 300
+    assert isinstance(whole["lines"], list)
+    assert whole["dollars"] == pytest.approx(sum(line["dollars"] for line in whole["lines"]))
+    assert whole["estimate"] == {"seconds": 600, "dollars": 0.01}
+
+
+def test_a_training_job_without_a_price_makes_the_sum_unknown() -> None:
+    whole = job_bill(attempt("ml.x9.huge", 10))
+    assert whole["dollars"] is None
+    assert "ml.x9.huge" in str(whole["note"])

@@ -158,17 +158,44 @@ def test_a_training_job_costs_its_billed_seconds_on_each_machine() -> None:
     assert "spot" not in on_demand.name
 
 
+def put_job(client: "S3Client", run: str, *attempts: Attempt, **cost: Any) -> RunRecord:
+    record = put_run(client, run, "succeeded", *attempts, **cost)
+    record.write("request.json", record.request() | {"service": "sagemaker"})
+    return record
+
+
 def test_a_run_on_sagemaker_is_billed_from_its_own_record(
     client: "S3Client", capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = put_run(client, "r1", "succeeded", job(), **COST)
-    record.write("request.json", record.request() | {"service": "sagemaker"})
-    main(["actual", "r1", "--bucket", "ours"])
+    record = put_job(client, "r1", job(), **COST)
+    main(["actual", "r1", "--bucket", "ours", "--cost-explorer"])
     actual = record.read("cost.json")["actual"]
     bill = total(job_lines([job()], volume_gib=COST["volume_gib"], prices=PRICES))
     assert actual["dollars"] == pytest.approx(bill)
     assert actual["seconds"] == 2 * 900
-    assert "2 × ml.m5.large, managed spot, billed" in capsys.readouterr().out
+    assert actual["estimate"]["seconds"] == 2 * 572, "of both machines as well"
+    printed = capsys.readouterr().out
+    assert "2 × ml.m5.large, managed spot, billed" in printed
+    assert "on 2025-06-20;" in printed
+
+
+def test_a_run_of_two_training_jobs_is_billed_for_both(client: "S3Client") -> None:
+    jobs = [job(outcome="failed"), job(billed_seconds=300.0)]
+    record = put_job(client, "r1", *jobs, **COST)
+    main(["actual", "r1", "--bucket", "ours"])
+    actual = record.read("cost.json")["actual"]
+    assert actual["seconds"] == 2 * (900 + 300)
+    assert len(actual["lines"]) == 4
+
+
+def test_a_run_on_sagemaker_without_a_bill_gets_one(
+    client: "S3Client", capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = put_job(client, "r1", job())
+    main(["actual", "r1", "--bucket", "ours"])
+    cost = record.read("cost.json")
+    assert cost["dollars"] == pytest.approx(cost["actual"]["dollars"])
+    assert "a disk of 30 GiB is assumed" in capsys.readouterr().out
 
 
 def test_the_error_is_how_much_too_high_the_estimate_was() -> None:
@@ -281,6 +308,20 @@ def test_accuracy_lists_every_run_and_the_median_error(
     assert "not asked about yet, `python -m costs actual RUN`: r4, r5\n" in printed
     assert "stopped" not in printed
     assert "failed" not in printed
+
+
+def test_accuracy_knows_runs_at_both_places(
+    client: "S3Client", capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_run(client, "r1", "succeeded", attempt(START, **ENDED), **COST)
+    put_job(client, "r2", job(), **COST)
+    for run in ("r1", "r2"):
+        main(["actual", run, "--bucket", "ours"])
+    capsys.readouterr()
+    main(["accuracy", "--bucket", "ours"])
+    rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
+    assert ["r1", "9.5", "60.0"] in rows
+    assert ["r2", "19.1", "30.0"] in rows, "minutes of both machines"
 
 
 def test_accuracy_before_the_first_actual_cost_says_what_to_do(

@@ -87,7 +87,7 @@ def test_the_whole_path_from_stacks_to_a_page(
     assert "95 % interval" in html
     assert "original project, SageMaker" in html
     calls = tmp_path / "run" / "calls.csv"
-    more, fewer = new_calls(calls)
+    more, fewer = new_calls(calls, "recorded_calls.csv")
     assert (more, fewer) == (set(), set()), f"see whether each is right, then copy {calls}"
     assert processes_of(tmp_path) == []
 

@@ -1,6 +1,6 @@
 """Each role may do what its tables say and nothing more.
 
-recorded_calls.csv: what our code calls, see rehearsal/recorder.py.
+recorded_calls.csv, recorded_notebook_calls.csv: what our code calls, see rehearsal/recorder.py.
 documented_calls.csv: what an AWS service calls in a role's name, or what the stand-in for AWS does
 not answer; each with the page that says so.
 tempting_calls.csv: what somebody who got hold of a role would like to do.
@@ -17,7 +17,11 @@ from synthesized import Template, synthesize
 from rehearsal.recorder import HERE, Call, read_calls
 from rehearsal.stand_in import ACCOUNT
 
-RECORDED = read_calls(TABLES / "recorded_calls.csv")
+RECORDED = {
+    call
+    for table in ("recorded_calls.csv", "recorded_notebook_calls.csv")
+    for call in read_calls(TABLES / table)
+}
 TEMPTING = sorted(read_calls(TABLES / "tempting_calls.csv"))
 DEFAULT = {"endpoint": "serverless", "kms": "aws", "over_budget": "alert"}
 OTHERWISE = {"endpoint": "realtime", "kms": "customer", "over_budget": "deny"}

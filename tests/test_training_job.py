@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from packed import draw_photos, timeless_history, write_packed
 
 from data_prep.weights import save_weights
+from rehearsal import training_job as module
 from rehearsal.training_job import JobFailedError, JobStoppedError, TrainingJob
 from training.metric_line import OBJECTIVE
 from training.sagemaker_request import (
@@ -30,7 +31,7 @@ from training.start import pack_code
 
 ARCH = "efficientnet_lite0"
 RUN = "20261126-104204-efficientnet_lite0-ab12"
-EPOCHS = 40
+EPOCHS = 15
 SETTINGS: dict[str, Any] = {
     "arch": ARCH,
     "epochs": EPOCHS,
@@ -136,6 +137,7 @@ def test_the_drivers_train_and_leave_model_report_and_metrics(
     assert json.loads((left.model / "model.json").read_text())["run_id"] == "peaceful"
     assert "Running Basic Script driver" in left.log
     assert "Installing requirements" in left.log
+    assert "step/s" not in left.log, "CloudWatch keeps lines, not progress bars"
 
 
 def test_the_metric_definitions_find_in_the_real_log_what_metrics_jsonl_says(
@@ -152,8 +154,12 @@ def test_the_metric_definitions_find_in_the_real_log_what_metrics_jsonl_says(
 
 
 def test_an_interrupted_job_ends_in_the_weights_of_one_in_peace(
-    s3: Any, peaceful: tuple[TrainingJob, Left], tmp_path: Path
+    s3: Any,
+    peaceful: tuple[TrainingJob, Left],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(module, "GRACE_SECONDS", 0.2)
     request = request_of(trainer(), "interrupted")
     job = TrainingJob(request, work=tmp_path / "job", s3=s3, interrupt_after=2)
     left = run(job, s3, "interrupted", tmp_path)
@@ -184,7 +190,7 @@ def test_two_hosts_train_one_model_together(s3: Any, tmp_path: Path) -> None:
     assert [line["step"] for line in timeless_history(left.output)] == [3, 6]
     assert (left.output / "profile.txt").exists()
     assert (left.model / "model.onnx").exists()
-    assert "torchrun --nnodes 2" in (left.output / "report.html").read_text()
+    assert "torchrun" in (left.output / "report.html").read_text()
 
 
 def test_code_that_fails_fails_the_job_with_its_last_words(s3: Any, tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ import time
 from datetime import UTC, datetime
 
 from training.deployment import Deployment, LaunchError
+from training.settings import seconds
 from training.status import Run, cost_words, duration, format_run, look, progress
 
-POLL_SECONDS = 10.0
+POLL_SECONDS = seconds("FOLLOW", 10)
 
 
 class StatusLine:

@@ -1,6 +1,7 @@
 """All steps of a run: progress, metrics, snapshots, and leaving when asked to."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -88,7 +89,8 @@ class Progress:
             initial=taken,
             desc=trainer.settings.mode,
             unit="step",
-            disable=not trainer.world.first,
+            # What is said here, tqdm does not ask its environment for.
+            disable=not trainer.world.first or "TQDM_DISABLE" in os.environ,
         )
         self._trainer, self._dollars_an_hour = trainer, dollars_an_hour
         self._spent = trainer.history[-1].get("dollars", 0.0) if trainer.history else 0.0

@@ -17,7 +17,7 @@ from costs.prices import load_prices
 from infra.outputs import stack_output
 from training.bill import training_job_bill
 from training.deployment import Deployment, LaunchError
-from training.follow import StatusLine
+from training.follow import POLL_SECONDS, StatusLine
 from training.metric_line import describe_metrics
 from training.run_record import (
     ENDED,
@@ -39,13 +39,11 @@ from training.sagemaker_request import (
     files_for_the_container,
     model_trainer,
 )
-from training.settings import seconds
 from training.start import pack_code
 from training.status import duration
 from training.transfer import pack_files
 
 PROGRAM = "python -m training.sagemaker"
-POLL_SECONDS = seconds("POLL", 15)
 OVER = {"Completed", "Failed", "Stopped"}  # TrainingJobStatus
 
 

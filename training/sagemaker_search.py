@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sagemaker.train.tuner import HyperparameterTuner
 
 from training.deployment import Deployment, LaunchError
-from training.follow import StatusLine
+from training.follow import POLL_SECONDS, StatusLine
 from training.sagemaker_preflight import JobPlan
 from training.sagemaker_request import (
     PREFIX,
@@ -23,7 +23,7 @@ from training.sagemaker_request import (
     model_trainer,
     tuner,
 )
-from training.sagemaker_run import POLL_SECONDS, PROGRAM, put_code, training_role
+from training.sagemaker_run import PROGRAM, put_code, training_role
 from training.search_results import plot_trials, trial_table, write_best
 from training.search_space import SPACES, Range
 from training.settings import Settings, as_flags, parse_arguments

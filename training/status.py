@@ -89,7 +89,8 @@ def _judge(
 ) -> Standing:
     state, message = status["state"], status["message"]
     if state in ENDED:
-        if active is None and group.desired:
+        age = datetime.now(UTC) - datetime.fromisoformat(status["updated"])
+        if active is None and group.desired and age > STARTING:  # its last act is to set it to 0
             message += f"; but {deployment.group_name} is still at 1, `stop` sets it to 0"
         return Standing(state=state, message=message)
     if active is None or active["run_id"] != run_id:

@@ -1,0 +1,218 @@
+"""Run the notebook from top to bottom against the stand-in for AWS.
+
+    python -m rehearsal.notebook            does it run? What comes out is in .demo/notebook.ipynb
+    python -m rehearsal.notebook --write    and keep its outputs in notebooks/
+
+It meets what it would on AWS: the stacks are deployed, SageMaker runs its jobs, a spot machine
+starts when the group is set to 1 and is taken back once, and the endpoint answers.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+from botocore.exceptions import ClientError
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from tqdm import tqdm
+
+from data_prep.synthetic import synthesize
+from infra.outputs import NotDeployedError, stack_output
+from rehearsal.endpoint import HostedEndpoint
+from rehearsal.group import RehearsedGroup
+from rehearsal.ports import free_port
+from rehearsal.processes import CommandError, Processes
+from rehearsal.stand_in import CDK, ROOT, StandIn, StandInError
+
+NOTEBOOK = ROOT / "notebooks" / "inventory_monitoring.ipynb"
+PHOTOS = 300
+CELL_SECONDS = 600
+RUN_SECONDS = 600.0
+LOOK_SECONDS = 0.5
+INTERRUPTED_AT = ["epoch:2"]
+
+
+class Cloud:
+    """What happens at AWS while the notebook runs: a thread each for the group and the endpoint."""
+
+    def __init__(self, processes: Processes, stand_in: StandIn, folder: Path, port: int) -> None:
+        self._processes, self._stand_in, self._folder = processes, stand_in, folder
+        self._port = port
+        self._over = threading.Event()
+        self._threads = [
+            threading.Thread(target=each, daemon=True) for each in (self._train, self._serve)
+        ]
+
+    def __enter__(self) -> "Cloud":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _train(self) -> None:
+        """Machines, whenever the group is set to 1."""
+        while not self._over.wait(LOOK_SECONDS):
+            name = _output("TrainStack", "GroupName")
+            if not name:
+                continue
+            group = RehearsedGroup(
+                processes=self._processes,
+                endpoint=self._stand_in.endpoint,
+                group=name,
+                folder=self._folder / "machines",
+                say=lambda _: None,
+            )
+            if group.states()["desired"]:
+                group.run(interruptions=INTERRUPTED_AT, limit_seconds=RUN_SECONDS)
+
+    def _serve(self) -> None:
+        """The endpoint, once it is deployed."""
+        while not self._over.wait(LOOK_SECONDS):
+            name = _output("EndpointStack", "EndpointName")
+            if name:
+                with HostedEndpoint(
+                    processes=self._processes,
+                    name=name,
+                    disk=self._folder / "endpoint",
+                    runtime_port=self._port,
+                ):
+                    self._over.wait()
+
+
+def _output(stack: str, key: str) -> str | None:
+    """None while the stack is not deployed."""
+    try:
+        return stack_output(stack, key)
+    except (NotDeployedError, ClientError):
+        return None
+
+
+@contextmanager
+def rehearsed_account(folder: Path) -> Iterator[None]:
+    """The environment of this process is that of a user of an empty account, with a stand-in."""
+    work = folder / "notebook"
+    shutil.rmtree(work, ignore_errors=True)
+    (work / "bin").mkdir(parents=True)
+    with Processes(folder / "notebook-state") as processes:
+        stand_in = StandIn(processes, work)
+        port = free_port()
+        os.environ.clear()
+        os.environ.update(stand_in.environment)
+        os.environ.update(
+            {
+                "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": f"http://127.0.0.1:{port}",
+                "PATH": f"{work / 'bin'}{os.pathsep}{os.environ['PATH']}",
+                "SPOT_FOLLOW_SECONDS": "1",
+                "WHEELS": str(Path(sys.prefix) / "wheels"),
+                "DATA": str(work / "data"),
+                "TQDM_DISABLE": "1",  # the outputs are kept
+            }
+        )
+        synthesize(work / "public", PHOTOS, 0, sides=range(96, 129))
+        stand_in.start(work / "public")
+        stand_in.bootstrap()
+        npx = work / "bin" / "npx"
+        npx.write_text(f'#!/bin/sh\nshift\nexec {CDK} "$@" {" ".join(stand_in.deploy_flags)}\n')
+        npx.chmod(0o755)
+        with Cloud(processes, stand_in, work, port):
+            yield
+
+
+def run_notebook(notebook: nbformat.NotebookNode) -> None:
+    """Execute all cells in place. Raises CellExecutionError for the first one that fails."""
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_SECONDS,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(NOTEBOOK.parent)}},
+    )
+    with client.setup_kernel():
+        cells = list(enumerate(notebook.cells))
+        for number, cell in tqdm(cells, desc="notebook", unit="cell", disable=False):
+            client.execute_cell(cell, number)
+
+
+def tidy(notebook: nbformat.NotebookNode) -> None:
+    """Make what is kept the same on every machine, as far as it can be: no times, no paths."""
+    for cell in notebook.cells:
+        cell.metadata = {}
+        cell.id = f"cell-{notebook.cells.index(cell)}"
+        if "outputs" in cell:
+            cell.outputs = _joined(cell.outputs)
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+
+
+def _joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Each stream as one text: a shell's comes in pieces."""
+    streams: dict[str, nbformat.NotebookNode] = {}
+    kept = []
+    for output in outputs:
+        if output.output_type != "stream":
+            kept.append(output)
+        elif output.name in streams:
+            streams[output.name].text += output.text
+        else:
+            streams[output.name] = output
+            kept.append(output)
+    for stream in streams.values():
+        stream.text = _plain(stream.text)
+    return kept
+
+
+def _plain(text: str) -> str:
+    """Without colours, what a terminal writes over, and the folders of this machine."""
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    text = re.sub(r"[^\n]*\r(?!\n)", "", text)
+    return text.replace(os.environ["DATA"], "data").replace(str(ROOT), ".")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m rehearsal.notebook",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--write", action="store_true", help="keep the outputs in the notebook")
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / ".demo", help="all it writes (default: .demo)"
+    )
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
+    begun = time.monotonic()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    failed = None
+    try:
+        with rehearsed_account(args.folder.resolve()):
+            try:
+                run_notebook(notebook)
+            except CellExecutionError as error:
+                failed = error
+            tidy(notebook)
+    except (CommandError, StandInError) as error:
+        sys.exit(f"error: {error}")
+    kept = NOTEBOOK if args.write and not failed else args.folder / "notebook.ipynb"
+    nbformat.write(notebook, kept)  # type: ignore[no-untyped-call]
+    if failed:
+        sys.exit(f"error: a cell failed, see {kept}:\n{str(failed)[-2000:]}")
+    print(f"{kept} in {time.monotonic() - begun:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
