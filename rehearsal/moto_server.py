@@ -7,6 +7,8 @@ The bins are put straight into moto's S3 backend: through HTTP, 13,500 objects t
 
 import argparse
 import json
+import signal
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -75,12 +77,16 @@ def main() -> None:
         "--jobs", type=Path, required=True, help="folder for what runs on SageMaker"
     )
     args = parser.parse_args()
-    run_jobs(f"http://127.0.0.1:{args.port}", args.jobs)
+    end_jobs = run_jobs(f"http://127.0.0.1:{args.port}", args.jobs)
     record_calls(CallTable(args.calls).note)
     print(f"{fill_public_bucket(args.bins)} objects in {PUBLIC_BUCKET}", flush=True)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=args.port, verbose=True)
     server.start()
-    threading.Event().wait()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        threading.Event().wait()
+    finally:
+        end_jobs()
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ one after another, with settings drawn at random.
 """
 
 import json
+import math
 import random
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 WAIT_SECONDS = 0.2
+END_SECONDS = 3.0  # for a job to end with the server
 # What a definition of trials calls otherwise than a training job.
 SAME = (
     "AlgorithmSpecification",
@@ -38,8 +40,10 @@ SAME = (
 )
 
 
-def run_jobs(endpoint: str, folder: Path) -> None:
+def run_jobs(endpoint: str, folder: Path) -> Callable[[], None]:
     """From now on, run each job that moto at `endpoint` is asked for, in a folder of its own.
+
+    Returns what ends all that runs.
 
     moto hands its models no more of a request than it keeps, so that this is where requests come
     in.
@@ -76,7 +80,11 @@ def run_jobs(endpoint: str, folder: Path) -> None:
         return _merged(answer, searches[_search_name(response)].state())
 
     def trials(response: SageMakerResponse) -> ActionResult:
-        found = list(searches[_search_name(response)].trials)
+        found = _sorted(
+            searches[_search_name(response)].trials,
+            response._get_param("SortBy") or "Name",
+            descending=response._get_param("SortOrder") == "Descending",
+        )
         return ActionResult({"TrainingJobSummaries": found})
 
     def stopped_job(response: SageMakerResponse) -> EmptyResult:
@@ -98,6 +106,16 @@ def run_jobs(endpoint: str, folder: Path) -> None:
     }.items():
         setattr(SageMakerResponse, name, method)
 
+    def end() -> None:
+        for search in list(searches.values()):
+            search.stop()
+        for job in list(jobs.values()):
+            job.stop()
+        for job in list(jobs.values()):
+            job.ended.wait(END_SECONDS)
+
+    return end
+
 
 class RunningJob:
     """One training job in a thread, and what DescribeTrainingJob says of it."""
@@ -107,27 +125,30 @@ class RunningJob:
         self._request = request
         s3 = _s3_of(request["RoleArn"], endpoint)
         self._job = TrainingJob(request, work=work, s3=s3)
-        self._status, self._secondary, self._reason = "InProgress", "Training", ""
+        self._outcome, self._reason = "", ""  # the status of a job that is over, and why
+        self._stopping = False
         self._started = datetime.now(UTC)
         self._ended: datetime | None = None
+        self.ended = threading.Event()
         threading.Thread(target=self._run, daemon=True).start()
 
     def stop(self) -> None:
-        self._status, self._secondary = "Stopping", "Stopping"
+        self._stopping = True
         self._job.stop()
 
     def state(self) -> dict[str, Any]:
         now = self._ended or datetime.now(UTC)
         metrics = self._job.metrics()
+        steps = self._steps()
+        going_on = "Stopping" if self._stopping else "InProgress"
         state: dict[str, Any] = {
-            "TrainingJobStatus": self._status,
-            "SecondaryStatus": self._secondary,
+            "TrainingJobStatus": self._outcome or going_on,
+            "SecondaryStatus": steps[-1]["Status"],
             "TrainingStartTime": self._started,
+            "TrainingEndTime": None,  # moto has one from the beginning
             "LastModifiedTime": now,
             "AlgorithmSpecification": self._request["AlgorithmSpecification"],
-            "SecondaryStatusTransitions": [
-                {"Status": self._secondary, "StartTime": self._started, "StatusMessage": ""}
-            ],
+            "SecondaryStatusTransitions": steps,
             "FinalMetricDataList": [
                 {"MetricName": name, "Value": value, "Timestamp": now}
                 for name, value in metrics.items()
@@ -145,20 +166,33 @@ class RunningJob:
             state["FailureReason"] = self._reason
         return state
 
+    def _steps(self) -> list[dict[str, Any]]:
+        """The secondary statuses so far."""
+        steps = [("Starting", self._started)]
+        if self._job.started:
+            steps.append(("Training", self._job.started))
+        if self._outcome and self._ended:
+            steps.append((self._outcome, self._ended))
+        elif self._stopping:
+            steps.append(("Stopping", datetime.now(UTC)))
+        return [
+            {"Status": status, "StartTime": since, "StatusMessage": ""} for status, since in steps
+        ]
+
     def _run(self) -> None:
         try:
             self._job.run()
-            self._status, self._secondary = "Completed", "Completed"
+            outcome = "Completed"
         except JobStoppedError:
-            self._status, self._secondary = "Stopped", "Stopped"
+            outcome = "Stopped"
         except JobFailedError as error:
-            self._reason, self._status, self._secondary = str(error), "Failed", "Failed"
+            self._reason, outcome = str(error), "Failed"
         except Exception as error:  # of the rehearsal itself: the job must not hang for ever
             traceback.print_exc()
-            self._reason = f"InternalServerError: {error!r}"
-            self._status, self._secondary = "Failed", "Failed"
-        finally:
-            self._ended = datetime.now(UTC)
+            self._reason, outcome = f"InternalServerError: {error!r}", "Failed"
+        self._ended = datetime.now(UTC)
+        self._outcome = outcome
+        self.ended.set()
 
 
 class RunningSearch:
@@ -167,20 +201,27 @@ class RunningSearch:
     def __init__(self, request: Mapping[str, Any], endpoint: str) -> None:
         self._request = request
         self._sagemaker: Any = boto3.client("sagemaker", endpoint_url=endpoint)
-        self._status = "InProgress"
+        self._objective = request["HyperParameterTuningJobConfig"][
+            "HyperParameterTuningJobObjective"
+        ]
+        self._status, self._reason = "InProgress", ""
+        self._ended: datetime | None = None
         self._stopped = threading.Event()
         self.trials: list[dict[str, Any]] = []
         threading.Thread(target=self._run, daemon=True).start()
 
     def stop(self) -> None:
-        self._status = "Stopping"
         self._stopped.set()
 
     def state(self) -> dict[str, Any]:
         ended = [trial["TrainingJobStatus"] for trial in self.trials]
         judged = [trial for trial in self.trials if _objective(trial) is not None]
         state: dict[str, Any] = {
-            "HyperParameterTuningJobStatus": self._status,
+            "HyperParameterTuningJobStatus": self._status
+            if self._ended or not self._stopped.is_set()
+            else "Stopping",
+            "HyperParameterTuningEndTime": self._ended,
+            "FailureReason": self._reason or None,
             "TrainingJobStatusCounters": {
                 "Completed": ended.count("Completed"),
                 "InProgress": ended.count("InProgress"),
@@ -194,10 +235,20 @@ class RunningSearch:
                 "Failed": ended.count("Failed"),
             },
         }
-        state["BestTrainingJob"] = min(judged, key=_objective) if judged else None
+        best = max if self._objective["Type"] == "Maximize" else min
+        state["BestTrainingJob"] = best(judged, key=_objective) if judged else None
         return state
 
     def _run(self) -> None:
+        try:
+            self._run_trials()
+            self._status = "Stopped" if self._stopped.is_set() else "Completed"
+        except Exception as error:  # of the rehearsal itself: the search must not hang for ever
+            traceback.print_exc()
+            self._reason, self._status = f"InternalServerError: {error!r}", "Failed"
+        self._ended = datetime.now(UTC)
+
+    def _run_trials(self) -> None:
         config = self._request["HyperParameterTuningJobConfig"]
         generator = random.Random(config.get("RandomSeed", 0))
         for number in range(1, config["ResourceLimits"]["MaxNumberOfTrainingJobs"] + 1):
@@ -206,23 +257,25 @@ class RunningSearch:
             tuned = _draw(config["ParameterRanges"], generator)
             digits = f"{generator.getrandbits(32):08x}"
             name = f"{self._request['HyperParameterTuningJobName']}-{number:03d}-{digits}"
-            self._run_trial(name, tuned, config["HyperParameterTuningJobObjective"])
-        self._status = "Stopped" if self._stopped.is_set() else "Completed"
+            self._run_trial(name, tuned)
 
-    def _run_trial(self, name: str, tuned: dict[str, str], objective: dict[str, str]) -> None:
-        definition = self._request["TrainingJobDefinition"]
+    def _run_trial(self, name: str, tuned: dict[str, str]) -> None:
+        definition, objective = self._request["TrainingJobDefinition"], self._objective
         own = {"_tuning_objective_metric": objective["MetricName"], **tuned}
-        self._sagemaker.create_training_job(
+        created = self._sagemaker.create_training_job(
             TrainingJobName=name,
             HyperParameters=definition["StaticHyperParameters"] | own,
             **{key: definition[key] for key in SAME if key in definition},
         )
-        trial: dict[str, Any] = {"TrainingJobName": name, "TunedHyperParameters": tuned}
+        trial: dict[str, Any] = {
+            "TrainingJobName": name,
+            "TrainingJobArn": created["TrainingJobArn"],
+            "TunedHyperParameters": tuned,
+        }
         trial |= {"TrainingJobStatus": "InProgress", "CreationTime": datetime.now(UTC)}
         self.trials.append(trial)
         while True:
             job = self._sagemaker.describe_training_job(TrainingJobName=name)
-            trial["TrainingJobArn"] = job["TrainingJobArn"]
             if job["TrainingJobStatus"] in {"Completed", "Failed", "Stopped"}:
                 break
             if self._stopped.is_set():
@@ -246,13 +299,40 @@ def _draw(ranges: Mapping[str, Any], generator: random.Random) -> dict[str, str]
         drawn[each["Name"]] = generator.choice(each["Values"])
     for each in ranges.get("IntegerParameterRanges", []):
         low, high = int(each["MinValue"]), int(each["MaxValue"])
-        drawn[each["Name"]] = str(generator.randint(low, high))
+        # Each whole number has the interval up to the next one.
+        drawn[each["Name"]] = str(min(math.floor(_between(low, high + 1, each, generator)), high))
     for each in ranges.get("ContinuousParameterRanges", []):
-        least, most, share = float(each["MinValue"]), float(each["MaxValue"]), generator.random()
-        logarithmic = each.get("ScalingType") == "Logarithmic"
-        value = least * (most / least) ** share if logarithmic else least + share * (most - least)
-        drawn[each["Name"]] = repr(value)
+        least, most = float(each["MinValue"]), float(each["MaxValue"])
+        drawn[each["Name"]] = repr(_between(least, most, each, generator))
     return drawn
+
+
+def _between(
+    least: float, most: float, range_: Mapping[str, str], generator: random.Random
+) -> float:
+    share = generator.random()
+    logarithmic = range_.get("ScalingType") == "Logarithmic"
+    value: float = (
+        least * (most / least) ** share if logarithmic else least + share * (most - least)
+    )
+    return value
+
+
+def _sorted(trials: list[dict[str, Any]], by: str, *, descending: bool) -> list[dict[str, Any]]:
+    """As ListTrainingJobsForHyperParameterTuningJob has them: by their objective, only those with
+    one."""
+    keys: dict[str, Callable[[dict[str, Any]], Any]] = {
+        "Name": lambda trial: trial["TrainingJobName"],
+        "CreationTime": lambda trial: trial["CreationTime"],
+        "Status": lambda trial: trial["TrainingJobStatus"],
+        "FinalObjectiveMetricValue": _objective,
+    }
+    found = [
+        trial
+        for trial in trials
+        if by != "FinalObjectiveMetricValue" or _objective(trial) is not None
+    ]
+    return sorted(found, key=keys[by], reverse=descending)
 
 
 def _s3_of(role: str, endpoint: str) -> "S3Client":

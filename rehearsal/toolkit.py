@@ -54,7 +54,7 @@ def toolkit_command(
     words = [*start, hyperparameters["sagemaker_program"]]
     for key, value in _users(hyperparameters).items():
         words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
-    install = "python -m pip install -r requirements.txt"
+    install = "if [ -f requirements.txt ]; then python -m pip install -r requirements.txt; fi"
     return ["bash", "-c", f"cd {shlex.quote(str(root))}/code && {install} && {shlex.join(words)}"]
 
 

@@ -7,7 +7,6 @@ in the host's folder, and the first host at 127.0.0.1. All else is as they come.
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tarfile
@@ -16,8 +15,11 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from rehearsal.ports import free_port
 from rehearsal.toolkit import toolkit_command, toolkit_variables
@@ -31,6 +33,7 @@ MASTER = ("algo-1", "7777")  # of the drivers and of the toolkit
 LOOK_SECONDS = 0.05
 SYNC_SECONDS = 1.0
 GRACE_SECONDS = 1.0  # from SIGTERM to SIGKILL; SageMaker gives two minutes
+KILL_SECONDS = 5.0
 TOLD = 300  # characters of a failed job's last words
 
 
@@ -53,9 +56,20 @@ class Host:
 
     def kill(self) -> None:
         """The machine is gone, with all that ran on it."""
-        with suppress(ProcessLookupError):  # it had ended by itself
-            os.killpg(self.process.pid, signal.SIGKILL)
+        for each in self._everything():
+            with suppress(psutil.NoSuchProcess):
+                each.suspend()  # or one of them would start another
+        everything = self._everything()
+        for each in everything:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
         self.process.wait()
+        psutil.wait_procs(everything, timeout=KILL_SECONDS)
+
+    def _everything(self) -> list[psutil.Process]:
+        """The shell's group, which may outlive it, and the sessions that torchrun makes there."""
+        group = [each for each in psutil.process_iter() if _group_of(each) == self.process.pid]
+        return [each for member in group for each in (member, *_descendants(member))]
 
 
 class TrainingJob:
@@ -79,6 +93,7 @@ class TrainingJob:
         self._starts = 0
         self._checkpoints: dict[Path, int] = {}  # modified when stored, by file
         self.logs: list[Path] = []  # of the first host, one a start
+        self.started: datetime | None = None
         self.away_seconds = 0.0  # between an interruption and the new start
 
     def run(self) -> None:
@@ -118,6 +133,7 @@ class TrainingJob:
             self._boot(root, name, names, port) for root, name in zip(roots, names, strict=True)
         ]
         self.logs.append(hosts[0].log)
+        self.started = self.started or datetime.now(UTC)
         return hosts
 
     def _lay_out(self, name: str, names: list[str], port: int) -> Path:
@@ -184,6 +200,8 @@ class TrainingJob:
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
             "TRAINING_JOB_NAME": self._request["TrainingJobName"],
+            "TRAINING_JOB_ARN": self._arn(),
+            "AWS_REGION": self._s3.meta.region_name,
             **self._request.get("Environment", {}),
         }
         if "ContainerEntrypoint" in algorithm:
@@ -212,6 +230,11 @@ class TrainingJob:
                 process_group=0,  # of the same session, which ends as a whole
             )
         return Host(name=name, root=root, process=process, log=log)
+
+    def _arn(self) -> str:
+        account = self._request["RoleArn"].split(":")[4]
+        name = self._request["TrainingJobName"]
+        return f"arn:aws:sagemaker:{self._s3.meta.region_name}:{account}:training-job/{name}"
 
     def _watch(self, hosts: list[Host]) -> bool:
         """Wait for the hosts' end; returns whether managed spot took them back."""
@@ -261,7 +284,7 @@ class TrainingJob:
                 try:
                     modified = file.stat().st_mtime_ns
                     if file.is_file() and self._checkpoints.get(file) != modified:
-                        key = prefix + file.relative_to(folder).as_posix()
+                        key = f"{prefix.rstrip('/')}/{file.relative_to(folder).as_posix()}"
                         self._s3.put_object(Bucket=bucket, Key=key, Body=file.read_bytes())
                         self._checkpoints[file] = modified
                 except FileNotFoundError:
@@ -275,8 +298,22 @@ class TrainingJob:
             archive = self._work / f"{name}.tar.gz"
             files = [file for host in hosts for file in sorted((host.root / folder).iterdir())]
             pack_files(archive, files)
-            key = f"{prefix}/{self._request['TrainingJobName']}/output/{archive.name}"
+            key = f"{prefix.rstrip('/')}/{self._request['TrainingJobName']}/output/{archive.name}"
             self._s3.upload_file(str(archive), bucket, key)
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _group_of(process: psutil.Process) -> int | None:
+    try:
+        return os.getpgid(process.pid)
+    except ProcessLookupError:
+        return None
 
 
 def _reason(host: Host) -> str:

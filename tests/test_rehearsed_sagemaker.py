@@ -2,6 +2,8 @@
 
 import io
 import os
+import random
+import signal
 import tarfile
 import time
 import urllib.request
@@ -18,8 +20,11 @@ from moto.sts.models import sts_backends
 from sagemaker.core.parameter import CategoricalParameter, ContinuousParameter, IntegerParameter
 from sagemaker.train.tuner import HyperparameterTuner
 
+from rehearsal import sagemaker
 from rehearsal import training_job as module
+from rehearsal.processes import Processes
 from rehearsal.sagemaker import run_jobs
+from rehearsal.stand_in import StandIn
 from rehearsal.training_job import TrainingJob
 from training.metric_line import OBJECTIVE, metric_definitions
 from training.sagemaker_request import Job, RunSession, model_trainer
@@ -67,11 +72,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setattr(module, "GRACE_SECONDS", 0.1)
     urllib.request.urlopen(f"{url}/moto-api/reset", data=b"").close()
-    s3 = boto3.client("s3")
-    s3.create_bucket(Bucket="bins")
-    s3.put_object(Bucket="bins", Key="datasets/words/deep/words.txt", Body=b"hello")
-    s3.put_object(Bucket="bins", Key="weights/resnet50.pth", Body=b"weights")
-    s3.put_object(Bucket="bins", Key="runs/run/code.tar.gz", Body=packed_code())
+    fill_bucket()
     run_jobs(url, tmp_path / "jobs")
     yield url
     server.stop()
@@ -80,6 +81,14 @@ def endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     for name, method in usual.items():
         if vars(SageMakerResponse)[name] is not method:
             setattr(SageMakerResponse, name, method)
+
+
+def fill_bucket() -> None:
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket="bins")
+    s3.put_object(Bucket="bins", Key="datasets/words/deep/words.txt", Body=b"hello")
+    s3.put_object(Bucket="bins", Key="weights/resnet50.pth", Body=b"weights")
+    s3.put_object(Bucket="bins", Key="runs/run/code.tar.gz", Body=packed_code())
 
 
 def packed_code() -> bytes:
@@ -233,6 +242,56 @@ def test_a_job_that_is_asked_to_stops(endpoint: str, tmp_path: Path) -> None:
     assert not running(tmp_path)
 
 
+def test_a_job_has_no_end_before_it_ends_and_stops_only_until_then(
+    endpoint: str, tmp_path: Path
+) -> None:
+    name = start(trainer(pause=1))
+    wait_for_log(tmp_path, "from step")
+    job = described(name)
+    assert (job["TrainingJobStatus"], job["SecondaryStatus"]) == ("InProgress", "Training")
+    assert "TrainingEndTime" not in job
+    over = ended_job(name)
+    steps = [step["Status"] for step in over["SecondaryStatusTransitions"]]
+    assert steps == ["Starting", "Training", "Completed"]
+    boto3.client("sagemaker").stop_training_job(TrainingJobName=name)
+    assert described(name)["TrainingJobStatus"] == "Completed"
+
+
+@pytest.mark.slow
+def test_nothing_of_torchrun_outlives_its_job(endpoint: str, tmp_path: Path) -> None:
+    name = start(trainer(2, pause=60))
+    wait_for_log(tmp_path, "from step", hosts=2)
+    boto3.client("sagemaker").stop_training_job(TrainingJobName=name)
+    ended_job(name)
+    assert not running(tmp_path)
+
+
+@pytest.mark.slow
+def test_nothing_outlives_a_server_that_is_ended(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("bins", "work"):
+        (tmp_path / folder).mkdir()
+    with Processes(tmp_path / "state") as processes:
+        stand_in = StandIn(processes, tmp_path / "work")
+        stand_in.start(tmp_path / "bins")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", stand_in.endpoint)
+        fill_bucket()
+        start(trainer(2, pause=60))
+        wait_for_log(stand_in.jobs, "from step", hosts=2)
+        (server,) = processes._started
+        os.kill(server.pid, signal.SIGTERM)  # to it alone, not to its session
+        server.wait()
+        assert not running(stand_in.jobs)
+
+
+def test_the_container_knows_its_job_and_region(endpoint: str, tmp_path: Path) -> None:
+    job = ended_job(start(trainer()))
+    (log,) = tmp_path.rglob("output.log")
+    assert f"TRAINING_JOB_ARN={job['TrainingJobArn']}" in log.read_text()
+    assert "AWS_REGION=us-east-1" in log.read_text()
+
+
 def search(kind: str = "Minimize") -> dict[str, Any]:
     """Two trials, over."""
     base = trainer()
@@ -252,16 +311,16 @@ def search(kind: str = "Minimize") -> dict[str, Any]:
         random_seed=1,
     )
     tuner.tune(inputs=base.input_data_config, job_name=SEARCH, wait=False)
-    sagemaker: Any = boto3.client("sagemaker")
+    client: Any = boto3.client("sagemaker")
     return ended(
-        lambda: sagemaker.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=SEARCH),
+        lambda: client.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=SEARCH),
         "HyperParameterTuningJobStatus",
     )
 
 
 def trials(**order: Any) -> list[Any]:
-    sagemaker: Any = boto3.client("sagemaker")
-    found: list[Any] = sagemaker.list_training_jobs_for_hyper_parameter_tuning_job(
+    client: Any = boto3.client("sagemaker")
+    found: list[Any] = client.list_training_jobs_for_hyper_parameter_tuning_job(
         HyperParameterTuningJobName=SEARCH, **order
     )["TrainingJobSummaries"]
     return found
@@ -289,3 +348,35 @@ def test_a_search_runs_its_trials_and_names_the_best(endpoint: str, tmp_path: Pa
     best = min(found, key=objective)
     assert over["BestTrainingJob"]["TrainingJobName"] == best["TrainingJobName"]
     assert not running(tmp_path)
+
+
+def test_trials_come_in_the_order_that_is_asked_for(endpoint: str) -> None:
+    over = search("Maximize")
+    by = {"SortBy": "FinalObjectiveMetricValue"}
+    worst, best = (objective(trial) for trial in trials(**by, SortOrder="Ascending"))
+    assert worst < best
+    assert objective(over["BestTrainingJob"]) == best
+    assert [objective(trial) for trial in trials(**by, SortOrder="Descending")] == [best, worst]
+
+
+def test_a_search_whose_trials_cannot_start_fails(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Any, *_: Any) -> None:
+        raise PermissionError("no trial for you")
+
+    monkeypatch.setattr(sagemaker.RunningSearch, "_run_trial", refuse)
+    over = search()
+    assert over["HyperParameterTuningJobStatus"] == "Failed"
+    assert "no trial for you" in over["FailureReason"]
+
+
+def test_whole_numbers_are_drawn_by_their_scale() -> None:
+    range_ = {"Name": "units", "MinValue": "1", "MaxValue": "1000", "ScalingType": "Logarithmic"}
+    generator = random.Random(0)
+    drawn = [
+        int(sagemaker._draw({"IntegerParameterRanges": [range_]}, generator)["units"])
+        for _ in range(1000)
+    ]
+    assert 1 <= min(drawn) <= max(drawn) <= 1000
+    assert 400 < sum(value <= 31 for value in drawn) < 600, "half of them up to the middle"

@@ -9,8 +9,9 @@ import training_account
 from training_account import EARLIER, Account, attempt, run
 
 from training import status
+from training.control import CurrentRun
 from training.deployment import Deployment
-from training.run_record import State
+from training.run_record import State, utc_now
 from training.status import attempt_dollars, duration, look
 
 account = training_account.account
@@ -95,8 +96,10 @@ def test_a_run_that_another_one_replaced_ended_without_a_word(account: Account) 
     assert standing(account)[0] == "ended"
 
 
-def test_a_run_that_was_just_requested_is_being_started(account: Account) -> None:
-    account.add_run("requested", active=True)
+@pytest.mark.parametrize("state", ["requested", "running", "failed"])
+def test_a_run_that_was_just_launched_is_being_started(account: Account, state: State) -> None:
+    launched = CurrentRun(run_id=EARLIER["run_id"], runtime="", launched=utc_now())
+    account.add_run(state, active=True, run=launched)  # resumed, its record tells of its last end
     assert standing(account) == ("requested", "its launch is under way")
 
 
@@ -143,9 +146,13 @@ def test_a_run_that_was_asked_to_stop_says_so(account: Account) -> None:
     assert standing(account) == ("running", "is running; asked to stop")
 
 
-def test_a_group_that_could_not_be_set_to_0_is_told(account: Account) -> None:
+def test_a_group_that_could_not_be_set_to_0_is_told(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
     account.add_run("succeeded")
     account.set_desired(1)
+    assert standing(account)[1] == "is succeeded", "its machine is about to do so"
+    monkeypatch.setattr(status, "STARTING", timedelta())
     assert standing(account)[1] == ("is succeeded; but trainers is still at 1, `stop` sets it to 0")
 
 

@@ -24,6 +24,7 @@ class CurrentRun(TypedDict):
     run_id: str
     runtime: str  # prefix of the wheels, "runtime/<hash>/"
     launch: NotRequired[str]  # random: tells two launches of one run apart
+    launched: NotRequired[str]  # UTC, ISO 8601
     stop: NotRequired[bool]  # the user asks the machine for a snapshot and the end of the run
 
 

@@ -62,9 +62,8 @@ def start(deployment: Deployment, args: argparse.Namespace) -> str:
     )
     record.s3.put_object(Bucket=record.bucket, Key=record.key("code.tar.gz"), Body=pack_code())
     record.write("request.json", request)
-    # Before the run is the active one: other launches see by its age that it is being started.
     record.set_status("requested", f"requested {utc_now()}", [])
-    run = CurrentRun(run_id=run_id, runtime=plan.runtime, launch=secrets.token_hex(8))
+    run = _launch_of(run_id, plan)
     try:
         _take_place(deployment, run)
     except RunActiveError:
@@ -112,7 +111,7 @@ def resume(deployment: Deployment, args: argparse.Namespace) -> str:
         else "  its checkpoints have expired, or there never were any: it starts from zero"
     )
     _ask(args.run, plan, args)
-    run = CurrentRun(run_id=args.run, runtime=plan.runtime, launch=secrets.token_hex(8))
+    run = _launch_of(args.run, plan)
     _take_place(deployment, run)
     attempts = closed(status["attempts"], request, "lost")
     with _given_up_on_failure(deployment, run, record, attempts):
@@ -123,6 +122,12 @@ def resume(deployment: Deployment, args: argparse.Namespace) -> str:
         _start_machine(deployment, run, request)
     print(f"resumed; its record: {record.uri('')}")
     return run["run_id"]
+
+
+def _launch_of(run_id: str, plan: Plan) -> CurrentRun:
+    return CurrentRun(
+        run_id=run_id, runtime=plan.runtime, launch=secrets.token_hex(8), launched=utc_now()
+    )
 
 
 def _deadline(hours: float) -> str:

@@ -88,17 +88,17 @@ def _judge(
     deployment: Deployment, run_id: str, status: Status, active: CurrentRun | None, group: Group
 ) -> Standing:
     state, message = status["state"], status["message"]
+    if active and active["run_id"] == run_id and group.idle and _is_young(active):
+        # Whatever the record says: that of a resumed run still tells of its last end.
+        return Standing(state="requested", message="its launch is under way")
     if state in ENDED:
-        age = datetime.now(UTC) - datetime.fromisoformat(status["updated"])
-        if active is None and group.desired and age > STARTING:  # its last act is to set it to 0
+        old = _age(status["updated"]) > STARTING  # a machine's last act is to set the group to 0
+        if active is None and group.desired and old:
             message += f"; but {deployment.group_name} is still at 1, `stop` sets it to 0"
         return Standing(state=state, message=message)
     if active is None or active["run_id"] != run_id:
         return _ended(state)
     if group.idle:
-        age = datetime.now(UTC) - datetime.fromisoformat(status["updated"])
-        if state == "requested" and age < STARTING:
-            return Standing(state=state, message="its launch is under way")
         return _ended(state)
     machine = status["attempts"][-1]["instance_id"] if state == "running" else None
     if not group.instance_ids:
@@ -111,6 +111,15 @@ def _judge(
     if active.get("stop"):
         message += "; asked to stop"
     return Standing(state=state, message=message, machine=machine)
+
+
+def _is_young(launch: CurrentRun) -> bool:
+    launched = launch.get("launched")
+    return launched is not None and _age(launched) < STARTING
+
+
+def _age(moment: str) -> timedelta:
+    return datetime.now(UTC) - datetime.fromisoformat(moment)
 
 
 def _ended(state: State) -> Standing:
