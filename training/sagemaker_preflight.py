@@ -1,5 +1,6 @@
 """What is looked at before SageMaker is asked for a job, a line on the screen for each check."""
 
+import math
 from dataclasses import dataclass
 
 from costs.estimate import BOOT_SECONDS, Estimate, estimate_training
@@ -42,13 +43,15 @@ def make_job_plan(
     checks.look("quota", lambda: _quota(deployment, job, parallel))
     if not photos:
         raise LaunchError("not started, see above: data set")
-    estimate = estimate_job(job, train_arguments, sum(photos), trials)
+    estimate = estimate_job(job, train_arguments, sum(photos), trials=trials, parallel=parallel)
     checks.look("budget", lambda: check_budget(deployment, estimate.dollars, "sagemaker"))
     return JobPlan(estimate=estimate, failed=checks.failed)
 
 
-def estimate_job(job: Job, train_arguments: list[str], photos: int, trials: int) -> Estimate:
-    """Time of one training after the other, and dollars without what managed spot saves.
+def estimate_job(
+    job: Job, train_arguments: list[str], photos: int, *, trials: int, parallel: int
+) -> Estimate:
+    """Time of `trials` trainings, `parallel` at once, and dollars without what managed spot saves.
 
     Raises LaunchError for a machine type without a known price.
     """
@@ -62,11 +65,17 @@ def estimate_job(job: Job, train_arguments: list[str], photos: int, trials: int)
         hour = prices.sagemaker_hour(job.instance_type, "training").dollars
     except PriceError as error:
         raise LaunchError(f"{error}: choose one of them with --instance-type") from error
-    seconds = trials * (BOOT_SECONDS + (alone.seconds - BOOT_SECONDS) / job.instances)
+    seconds = BOOT_SECONDS + (alone.seconds - BOOT_SECONDS) / job.instances
     basis = alone.basis
     if job.instances > 1:
         basis += f"; shared by {job.instances} machines as if nothing were lost"
-    return Estimate(seconds, seconds / 3600 * job.instances * hour, basis)
+    if trials > 1:
+        basis = f"{trials} trainings, {parallel} at once, each: {basis}"
+    return Estimate(
+        math.ceil(trials / parallel) * seconds,
+        trials * seconds / 3600 * job.instances * hour,
+        basis,
+    )
 
 
 def _image(deployment: Deployment, job: Job) -> tuple[str, str]:

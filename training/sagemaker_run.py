@@ -92,7 +92,9 @@ def start_job(deployment: Deployment, job: Job, args: Namespace, plan: JobPlan) 
             RunSession(deployment.session, deployment.bucket), training_role(), job
         )
         trainer.train(wait=False)
-    except BaseException:  # Ctrl-C as well
+        if trainer._latest_training_job is None:
+            raise KeyboardInterrupt  # which the SDK's telemetry swallows
+    except BaseException:
         record.set_status("failed", "could not be started", [])
         raise
     name: str = trainer._latest_training_job.training_job_name
@@ -200,10 +202,10 @@ def take_up(deployment: Deployment, record: RunRecord, job: Mapping[str, Any]) -
             prices=load_prices(),
         ),
     )
-    record.set_status(state, message, attempts)
     if model:
         name = stack_output("TrainStack", "ModelParameterName")
         deployment.session.client("ssm").put_parameter(Name=name, Value=model, Overwrite=True)
+    record.set_status(state, message, attempts)  # last: until then, to be taken up once more
     trained = duration(job.get("TrainingTimeInSeconds", 0))
     billed = duration(ended["billed_seconds"])
     machines = attempt.get("machines", 1)

@@ -1,5 +1,6 @@
 """A search over settings by SageMaker's tuner; its end is the same best.json as training.hpo's."""
 
+import math
 import time
 from argparse import Namespace
 from collections.abc import Mapping
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
-from sagemaker.train.tuner import HyperparameterTuner
 
 from training.deployment import Deployment, LaunchError
 from training.follow import POLL_SECONDS, StatusLine
@@ -60,13 +60,12 @@ def start_search(deployment: Deployment, job: Job, args: Namespace, _: JobPlan) 
     _tune(RunSession(deployment.session, deployment.bucket), job, args)
 
 
-def _tune(session: RunSession, job: Job, args: Namespace) -> HyperparameterTuner:
+def _tune(session: RunSession, job: Job, args: Namespace) -> None:
     trainer = model_trainer(session, training_role(), job)
     # The test photos are not for choosing; no trial is served.
     trainer.hyperparameters |= {"mode": args.mode, "skip_test": "true", "int8": "no"}
     search = tuner(trainer, args.mode, trials=args.trials, parallel=args.parallel, seed=1)
     search.tune(inputs=trainer.input_data_config, job_name=job.run_id, wait=False)
-    return search
 
 
 def follow(deployment: Deployment, name: str, output: Path) -> bool:
@@ -151,7 +150,7 @@ def _trial(job: Mapping[str, Any], metrics: list[Any], space: Mapping[str, Range
         value=objective["Value"] if objective else None,
         params={name: _value(tuned[name], values) for name, values in space.items()},
         distributions=dict(space),
-        user_attrs={"validation_accuracy": latest.get("validation:accuracy", float("nan"))},
+        user_attrs={"validation_accuracy": latest.get("validation:accuracy", math.nan)},
     )
 
 

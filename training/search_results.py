@@ -1,6 +1,7 @@
 """What a search has found: a table, best.json, and plots of its trials."""
 
 import json
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -36,7 +37,8 @@ def trial_table(study: optuna.Study, objective: str, mode: str) -> str:
     def cells(trial: FrozenTrial) -> list[str]:
         found = ["", ""]
         if trial.state is TrialState.COMPLETE:
-            found = [f"{trial.value:.4f}", f"{100 * trial.user_attrs['validation_accuracy']:.1f} %"]
+            right = trial.user_attrs["validation_accuracy"]
+            found = [f"{trial.value:.4f}", "" if math.isnan(right) else f"{100 * right:.1f} %"]
         values = [rounded(trial.params[name]) if name in trial.params else "" for name in names]
         return [str(trial.number), *found, *values, state(trial)]
 

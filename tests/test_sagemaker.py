@@ -1,0 +1,417 @@
+"""What `training.sagemaker` does in an account: checks, starts, follows, takes up, ends."""
+
+import io
+import json
+import re
+import tarfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import training_account
+from training_account import EARLIER, Account, Clock
+
+from training import launch, sagemaker_run, sagemaker_search
+from training.chosen_model import chosen_model, run_of
+from training.deployment import Deployment, LaunchError
+from training.metric_line import OBJECTIVE
+from training.run_record import OUTPUTS, RunRecord
+from training.sagemaker import parse_arguments, run_command
+from training.search_space import SPACES
+
+account = training_account.account
+QUOTAS = {
+    "ml.m5.large for spot training job usage": 4.0,
+    "ml.m5.large for training job usage": 0.0,
+}
+
+
+@pytest.fixture(autouse=True)
+def sagemaker_account(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The account's TrainStack has a role for jobs, and SageMaker has quotas there."""
+    cloudformation = boto3.client("cloudformation")
+    outputs = {
+        "LauncherRoleArn": training_account.ROLE,
+        "GroupName": training_account.GROUP,
+        "ModelParameterName": "/model",
+        "TrainingJobRoleArn": "arn:aws:iam::123456789012:role/job",
+    }
+    template = {
+        "Resources": {"Any": {"Type": "AWS::SNS::Topic"}},
+        "Outputs": {name: {"Value": value} for name, value in outputs.items()},
+    }
+    cloudformation.update_stack(StackName="TrainStack", TemplateBody=json.dumps(template))
+    quotas = [
+        {"QuotaName": name, "QuotaCode": f"L-{number}", "Value": value}
+        for number, (name, value) in enumerate(QUOTAS.items())
+    ]
+    account.answers["ListServiceQuotas"] = {"Quotas": quotas}
+    clock = Clock()
+    for module in (sagemaker_run, sagemaker_search):
+        monkeypatch.setattr(module, "time", clock)
+
+
+def run(*words: str) -> bool:
+    """`python -m training.sagemaker` with these words; errors are raised."""
+    return run_command(parse_arguments(list(words)))
+
+
+def train(*flags: str) -> bool:
+    return run("train", "--dataset", "photos", "--yes", *flags)
+
+
+def job_of(record: RunRecord) -> str:
+    """Name of a run's training job."""
+    return record.status()["attempts"][-1]["instance_id"]
+
+
+def job(record: RunRecord, status: str = "Completed", **more: Any) -> dict[str, Any]:
+    """How SageMaker describes the job of a run: 10 minutes of training, 3 of them paid for."""
+    started = datetime.now(UTC) - timedelta(minutes=11)
+    model = record.uri(f"{job_of(record)}/output/model.tar.gz")
+    return {
+        "TrainingJobStatus": status,
+        "SecondaryStatus": status,
+        "CreationTime": started - timedelta(minutes=2),
+        "LastModifiedTime": started + timedelta(minutes=10),
+        "TrainingStartTime": started,
+        "TrainingEndTime": started + timedelta(minutes=10),
+        "TrainingTimeInSeconds": 600,
+        "BillableTimeInSeconds": 180,
+        "ResourceConfig": {"VolumeSizeInGB": 30},
+        "ModelArtifacts": {"S3ModelArtifacts": model},
+        **more,
+    }
+
+
+def leave_results(account: Account, record: RunRecord) -> None:
+    """What training.train and SageMaker leave of a job that succeeded."""
+    archive = io.BytesIO()
+    content = dict.fromkeys(OUTPUTS, b"{}")
+    content["metrics.json"] = json.dumps({"test": {"accuracy": {"value": 0.4}}}).encode()
+    content["profile.txt"] = b"aten::conv2d"
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        for name, body in content.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(body)
+            tar.addfile(entry, io.BytesIO(body))
+    key = record.key(f"{job_of(record)}/output/output.tar.gz")
+    account.s3.put_object(Bucket="bins", Key=key, Body=archive.getvalue())
+
+
+def test_a_run_is_recorded_with_its_job_as_a_spot_machines_is(account: Account) -> None:
+    assert train("--instances", "2", "--", "--epochs", "7")
+    record = account.record()
+    request, status = record.request(), record.status()
+    assert request["service"] == "sagemaker"
+    assert (request["epochs"], request["train_arguments"]) == (7, ["--epochs", "7"])
+    assert status["state"] == "running"
+    (attempt,) = status["attempts"]
+    assert (attempt["instance_type"], attempt["machines"]) == ("ml.m5.large", 2)
+    assert attempt["purchase"] == "spot"
+    found: Any = boto3.client("sagemaker").describe_training_job(
+        TrainingJobName=attempt["instance_id"]
+    )
+    assert found["HyperParameters"]["epochs"] == "7"
+    assert found["RoleArn"] == "arn:aws:iam::123456789012:role/job"
+
+
+def test_time_and_cost_are_stated_before_the_question(
+    account: Account, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda _: "n")
+    with pytest.raises(LaunchError, match="not started"):
+        run("train", "--dataset", "photos", "--instances", "2")
+    said = capsys.readouterr().out
+    assert "on 2 × ml.m5.large, before what managed spot saves; ended by force after 3 h" in said
+    assert "4 of ml.m5.large for spot training job usage, 2 needed" in said
+    assert account.run_ids() == set()
+
+
+def test_a_quota_that_does_not_suffice_prints_the_command_that_asks_for_more(
+    account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(LaunchError, match="not started, see above: quota"):
+        train("--on-demand", "--instances", "2")
+    assert (
+        "run `aws service-quotas request-service-quota-increase --service-code sagemaker "
+        "--quota-code L-1 --desired-value 2`"
+    ) in capsys.readouterr().out
+    assert account.run_ids() == set()
+
+
+def test_a_search_takes_as_long_as_its_trials_in_turn_and_costs_as_much_as_all(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run("tune", "--dataset", "photos", "--yes", "--trials", "4", "--parallel", "2")
+    run("train", "--dataset", "photos", "--yes")
+    said = re.findall(r"about (\d+) min and \$([0-9.]+)", capsys.readouterr().out)
+    (minutes, dollars), (one, each) = [(int(m), float(d)) for m, d in said]
+    assert minutes == pytest.approx(2 * one, abs=1)
+    assert dollars == pytest.approx(4 * each, abs=0.003)
+
+
+def test_parallel_trials_count_for_the_quota(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(LaunchError, match="quota"):
+        run("tune", "--dataset", "photos", "--yes", "--parallel", "5")
+    assert "--desired-value 5" in capsys.readouterr().out
+
+
+def test_a_quota_that_cannot_be_found_is_no_obstacle(
+    account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    account.answers["ListServiceQuotas"] = {"Quotas": []}
+    assert train()
+    assert "no quota is called ml.m5.large for spot" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--dataset", "nothing"], "data set"),
+        (["--arch", "efficientnet_lite0"], "weights"),
+    ],
+)
+def test_what_is_missing_is_named_and_nothing_starts(
+    account: Account, flags: list[str], named: str
+) -> None:
+    with pytest.raises(LaunchError, match=f"not started, see above: {named}"):
+        train(*flags)
+    assert account.run_ids() == set()
+
+
+def test_a_type_without_a_price_names_those_with_one() -> None:
+    with pytest.raises(LaunchError, match=r"ml.x9.huge.*--instance-type"):
+        train("--instance-type", "ml.x9.huge")
+
+
+def test_a_wait_shorter_than_the_training_is_refused() -> None:
+    with pytest.raises(LaunchError, match="includes the training"):
+        train("--max-hours", "3", "--max-wait-hours", "2")
+
+
+@pytest.mark.parametrize(
+    ("command", "operation"),
+    [("train", "TrainingJobName"), ("tune", "HyperParameterTuningJobName")],
+)
+def test_a_dry_run_prints_the_request_alone_and_changes_nothing(
+    account: Account, capsys: pytest.CaptureFixture[str], command: str, operation: str
+) -> None:
+    before = account.order("PutObject", "PutParameter")
+    assert run(command, "--dataset", "photos", "--dry-run")
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)[operation].startswith("bin-counter-")
+    assert "4 of ml.m5.large for spot training job usage" in printed.err
+    assert account.run_ids() == set()
+    assert not account.order("PutObject", "PutParameter")[len(before) :]
+    assert not boto3.client("sagemaker").list_training_jobs()["TrainingJobSummaries"]
+
+
+def test_a_dry_run_prints_the_request_even_when_the_quota_says_no(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(LaunchError, match="quota"):
+        train("--dry-run", "--on-demand")
+    assert "ResourceConfig" in json.loads(capsys.readouterr().out)
+
+
+def test_a_job_that_is_refused_leaves_a_failed_run(account: Account) -> None:
+    account.answers["CreateTrainingJob"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    status = account.record().status()
+    assert (status["state"], status["message"]) == ("failed", "could not be started")
+    with pytest.raises(LaunchError, match="nothing to stop"):
+        run("stop")
+
+
+def test_a_run_that_ends_is_taken_up_with_results_costs_and_model(
+    account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train("--instances", "2")
+    record = account.record()
+    leave_results(account, record)
+    account.answers["DescribeTrainingJob"] = job(record)
+    assert run("follow")
+    status = record.status()
+    assert status["state"] == "succeeded"
+    assert status["attempts"][0]["billed_seconds"] == 180
+    assert record.judged()["accuracy"]["value"] == 0.4
+    cost = json.loads(
+        account.s3.get_object(Bucket="bins", Key=record.key("cost.json"))["Body"].read()
+    )
+    assert 0 < cost["dollars"] < 0.05
+    assert run_of(chosen_model()) == record.run_id, "the endpoint's next deploy serves it"
+    said = capsys.readouterr().out
+    assert "2 × ml.m5.large, 10 min of training, 3 min billed" in said
+    assert "40.0% exact" in said
+    assert run("follow", record.run_id), "its end is remembered"
+
+
+def test_taking_up_that_breaks_off_is_done_again(account: Account) -> None:
+    train()
+    record = account.record()
+    leave_results(account, record)
+    account.answers["DescribeTrainingJob"] = job(record)
+    account.answers["PutParameter"] = ConnectionError("gone")
+    with pytest.raises(ConnectionError):
+        run("follow")
+    assert record.status()["state"] == "running"
+    del account.answers["PutParameter"]
+    assert run("follow")
+    assert run_of(chosen_model()) == record.run_id
+
+
+def test_losses_are_shown_while_it_trains(
+    account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train()
+    record = account.record()
+    leave_results(account, record)
+    names = {"train:loss": 1.25, "validation:loss": 1.5, "validation:accuracy": 0.314}
+    metrics = [{"MetricName": name, "Value": value} for name, value in names.items()]
+    going_on = job(record, "InProgress", FinalMetricDataList=metrics) | {
+        "SecondaryStatus": "Training",
+        "SecondaryStatusTransitions": [{"StatusMessage": "Training image download completed."}],
+    }
+    answers = iter([going_on, job(record)])
+    account.answers["DescribeTrainingJob"] = lambda _: next(answers)
+    assert run("follow")
+    assert (
+        "Training, Training image download completed.; loss 1.250, validation 1.500, 31.4% right"
+    ) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("status", "secondary", "reason", "state", "message"),
+    [
+        ("Failed", "Failed", "AlgorithmError:\n exit 1", "failed", "AlgorithmError: exit 1"),
+        ("Failed", "Failed", "", "failed", "no reason was given"),
+        ("Stopped", "Stopped", "", "stopped", "stopped as asked"),
+        ("Stopped", "MaxWaitTimeExceeded", "", "failed", "MaxWaitTimeExceeded: give it more with"),
+    ],
+)
+def test_every_other_end_is_told_and_serves_no_model(
+    account: Account, status: str, secondary: str, reason: str, state: str, message: str
+) -> None:
+    train()
+    record = account.record()
+    ended = job(record, status, SecondaryStatus=secondary, FailureReason=reason)
+    account.answers["DescribeTrainingJob"] = ended
+    assert not run("follow")
+    assert record.status()["state"] == state
+    assert record.status()["message"].startswith(message)
+    parameter = boto3.client("ssm").get_parameter(Name="/model")["Parameter"]["Value"]
+    assert parameter == "none: no model"
+
+
+def test_stop_asks_sagemaker_and_a_run_that_is_over_has_nothing_to_stop(account: Account) -> None:
+    train()
+    account.answers["StopTrainingJob"] = {}
+    run("stop")
+    assert account.order("StopTrainingJob") == ["StopTrainingJob"]
+    account.record().set_status("stopped", "stopped as asked", [])
+    with pytest.raises(LaunchError, match="nothing to stop"):
+        run("stop")
+
+
+def test_without_a_run_on_sagemaker_the_way_to_one_is_told(account: Account) -> None:
+    account.add_run("succeeded")
+    with pytest.raises(LaunchError, match=r"start one with `python -m training.sagemaker train`"):
+        run("follow")
+    with pytest.raises(LaunchError, match=f"no run {EARLIER['run_id']} on SageMaker"):
+        run("follow", EARLIER["run_id"])
+
+
+def test_launch_lists_and_shows_a_run_on_sagemaker_and_says_who_follows_it(
+    account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train()
+    record = account.record()
+    capsys.readouterr()
+    launch.run_command(launch.parse_arguments(["status", record.run_id]))
+    assert f"training.sagemaker follow {record.run_id}" in capsys.readouterr().out
+    launch.run_command(launch.parse_arguments(["list"]))
+    assert record.run_id in capsys.readouterr().out
+    for words in (["follow", record.run_id], ["resume", record.run_id, "--yes"]):
+        with pytest.raises(LaunchError, match="SageMaker"):
+            launch.run_command(launch.parse_arguments(words))
+
+
+def test_a_run_on_sagemaker_does_not_keep_the_spot_machine_from_starting(account: Account) -> None:
+    train()
+    training_account.start()
+    assert account.desired() == 1
+
+
+def trial(number: int, value: float | None, status: str = "Completed") -> dict[str, Any]:
+    """One of a search over the settings of head mode."""
+    tuned = {"learning_rate": f"0.00{number}", "batch_size": "64"}
+    tuned |= {
+        name: str(getattr(values, "choices", (getattr(values, "low", 0),))[0])
+        for name, values in SPACES["head"].items()
+        if name not in tuned
+    }
+    found: dict[str, Any] = {
+        "TrainingJobName": f"trial-{number}",
+        "TrainingJobStatus": status,
+        "TunedHyperParameters": tuned,
+        "CreationTime": datetime(2026, 1, number, tzinfo=UTC),
+    }
+    if value is not None:
+        metric = {"MetricName": OBJECTIVE, "Value": value}
+        found["FinalHyperParameterTuningJobObjectiveMetric"] = metric
+    return found
+
+
+def end_search(account: Account, *trials: dict[str, Any]) -> str:
+    """Start a search, and let it end with these trials; returns its name."""
+    run("tune", "--dataset", "photos", "--yes", "--trials", "3", "--", "--epochs", "4")
+    (search,) = boto3.client("sagemaker").list_hyper_parameter_tuning_jobs()[
+        "HyperParameterTuningJobSummaries"
+    ]
+    name: str = search["HyperParameterTuningJobName"]
+    static = {"arch": "resnet50", "epochs": "4", "mode": "head", "sagemaker_program": "x.py"}
+    account.answers |= {
+        "DescribeHyperParameterTuningJob": {
+            "HyperParameterTuningJobName": name,
+            "HyperParameterTuningJobStatus": "Completed",
+            "TrainingJobDefinition": {"StaticHyperParameters": static},
+        },
+        "ListTrainingJobsForHyperParameterTuningJob": {"TrainingJobSummaries": list(trials)},
+        "DescribeTrainingJob": {"FinalMetricDataList": []},
+    }
+    return name
+
+
+def test_the_best_trial_comes_back_as_the_file_that_train_and_launch_take(
+    account: Account, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = end_search(account, trial(1, 1.5), trial(2, 1.2), trial(3, None, "Failed"))
+    assert run("follow", name, "--output", str(tmp_path))
+    best = json.loads((tmp_path / "best.json").read_text())
+    assert (best["learning_rate"], best["arch"]) == (0.002, "resnet50")
+    assert list((tmp_path / "plots").iterdir())
+    with_them = ["--", "--settings", str(tmp_path / "best.json")]
+    training_account.start(*with_them)
+    train(*with_them)
+    requests = [account.record(run_id).request() for run_id in Deployment.connect().run_ids()]
+    spot, there = sorted(requests, key=lambda request: request.get("service", ""))
+    assert there["service"] == "sagemaker"
+    assert there["train_arguments"] == spot["train_arguments"]
+    assert "--learning_rate=0.002" in there["train_arguments"]
+
+
+def test_a_search_without_a_good_trial_fails_in_one_line(account: Account, tmp_path: Path) -> None:
+    name = end_search(account, trial(1, None, "Failed"))
+    with pytest.raises(LaunchError, match=f"search {name}: no trial was completed"):
+        run("follow", name, "--output", str(tmp_path))
+
+
+def test_a_search_is_ended_by_its_name(account: Account) -> None:
+    run("tune", "--dataset", "photos", "--yes")
+    account.answers["StopHyperParameterTuningJob"] = {}
+    run("stop", "bin-counter-261126-120000")
+    assert account.order("StopHyperParameterTuningJob")
