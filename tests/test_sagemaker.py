@@ -396,6 +396,7 @@ def test_the_best_trial_comes_back_as_the_file_that_train_and_launch_take(
     assert list((tmp_path / "plots").iterdir())
     with_them = ["--", "--settings", str(tmp_path / "best.json")]
     training_account.start(*with_them)
+    del account.answers["DescribeTrainingJob"]
     train(*with_them)
     requests = [account.record(run_id).request() for run_id in Deployment.connect().run_ids()]
     spot, there = sorted(requests, key=lambda request: request.get("service", ""))
