@@ -402,7 +402,7 @@ def test_the_best_trial_comes_back_as_the_file_that_train_and_launch_take(
     spot, there = sorted(requests, key=lambda request: request.get("service", ""))
     assert there["service"] == "sagemaker"
     assert there["train_arguments"] == spot["train_arguments"]
-    assert "--learning_rate=0.002" in there["train_arguments"]
+    assert "--learning-rate=0.002" in there["train_arguments"]
 
 
 def test_a_search_without_a_good_trial_fails_in_one_line(account: Account, tmp_path: Path) -> None:
