@@ -98,7 +98,8 @@ def follow(deployment: Deployment, name: str, output: Path) -> bool:
 def _describe(search: Mapping[str, Any]) -> str:
     """One line: trials by state, and the best value so far."""
     counters = search["TrainingJobStatusCounters"]
-    parts = [f"{counters[name]} {name.lower()}" for name in ("Completed", "InProgress", "Stopped")]
+    words = {"Completed": "completed", "InProgress": "in progress", "Stopped": "stopped"}
+    parts = [f"{counters[name]} {word}" for name, word in words.items()]
     best = search.get("BestTrainingJob", {}).get("FinalHyperParameterTuningJobObjectiveMetric")
     return ", ".join(parts) + (f"; best {best['Value']:.4f}" if best else "")
 
