@@ -5,8 +5,8 @@
 head: head mode against the course's recipe, from photos on disk to a trained head. finetune:
 steps of fine-tuning against plain PyTorch. loader: the loader against processes that only decode.
 snapshots: steps of fine-tuning with snapshots against the same without. processes: two processes
-that train together against one. accuracy: head mode and
-the course's recipe on many photos, once, which takes long.
+that train together against one. accuracy: head mode and the course's recipe on many photos, once,
+which takes long.
 Every side runs in a process of its own, in turn with the others. Tables in Markdown go to stdout,
 every single run to a JSON file. Let nothing else run meanwhile.
 """
