@@ -4,20 +4,21 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 
+from data_prep import arguments as flags
+from data_prep import own_photos, source, split, upload, verify
 from data_prep import pack as packing
-from data_prep import source, split, upload
+from data_prep.download import download
 from data_prep.folder import DataError, dataset_path, summarize
-from data_prep.weights import SOURCES, save_weights
+from data_prep.weights import save_weights
 from infra.command import in_one_line
 from infra.outputs import NotDeployedError, stack_output
 
 DESCRIPTION = """\
-Bins from the public bucket into ours, ready to train on.
+Photos of bins into our bucket, ready to train on.
 
 The usual way, in one go or step by step (every step can be repeated, and goes on
 where it was stopped):
@@ -28,6 +29,16 @@ where it was stopped):
   python -m data_prep pack
   python -m data_prep upload
   python -m data_prep weights --arch resnet50          # once: the pretrained backbone
+
+All 535,234 of the public bucket, and your own:
+
+  python -m data_prep list > ids.txt && python -m data_prep all --list ids.txt
+  python -m data_prep all --source folder photos --counts 0-9
+
+What there is, and whether it is whole:
+
+  python -m data_prep stats
+  python -m data_prep verify
 
 Without any photos at hand:
 
@@ -57,155 +68,52 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
     for name, (run, text, settings) in COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            help=text,
-            description=text,
-        )
+        command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=run)
         for add in settings:
             add(command)
     return parser
 
 
-def _folder_setting(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data", type=Path, default=Path("data"), help="working folder (%(default)s)"
-    )
-
-
-def _counts_setting(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--counts",
-        type=whole_range,
-        default="1-5",
-        metavar="FIRST-LAST",
-        help="photos with these numbers of items; others are left out (%(default)s)",
-    )
-
-
-def _name_setting(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--name", type=dataset_name, default="bins", help="name of the dataset (%(default)s)"
-    )
-
-
-def _bucket_setting(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bucket", help="our bucket; by default the one DataStack made")
-
-
-def _min_photos_setting(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--min-photos",
-        type=positive,
-        default=50,
-        help="stop when fewer photos are left (%(default)s)",
-    )
-
-
-def _download_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--list",
-        type=Path,
-        metavar="FILE",
-        help='take these photos: JSON such as file_list.json, {"1": ["data/metadata/<id>.json", '
-        "…], …}; without it, those that the bucket lists first",
-    )
-    parser.add_argument(
-        "--limit", type=positive, metavar="N", help="stop after N photos; needed without --list"
-    )
-    parser.add_argument(
-        "--source-bucket",
-        default=source.PUBLIC_BUCKET,
-        help="public bucket, read anonymously (%(default)s)",
-    )
-    parser.add_argument(
-        "--threads", type=positive, default=source.THREADS, help="requests at a time (%(default)s)"
-    )
-
-
-def _split_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--test-fraction",
-        type=fraction,
-        default=0.2,
-        help="share of the product groups held out for the test (%(default)s)",
-    )
-
-
-def _pack_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--size",
-        type=positive,
-        default=224,
-        help="photos are squashed to SIZE × SIZE pixels (%(default)s)",
-    )
-    parser.add_argument(
-        "--shard-mb", type=positive, default=100, help="megabytes a shard, about (%(default)s)"
-    )
-    _workers_setting(parser)
-
-
-def _workers_setting(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=positive, help="processes; by default one a core")
-
-
-def _weights_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--arch",
-        choices=sorted(SOURCES),
-        default="resnet50",
-        help="resnet50 (the default) is downloaded from torchvision's server; the "
-        "others come with installed packages",
-    )
-    parser.add_argument(
-        "--local", action="store_true", help="leave them in DATA/weights, without our bucket"
-    )
-
-
-def _synthesize_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--out", type=Path, default=Path("data"), help="working folder to fill (%(default)s)"
-    )
-    parser.add_argument("--photos", type=positive, default=600, help="how many (%(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="the same seed gives the same bytes (%(default)s)"
-    )
-    parser.add_argument(
-        "--side",
-        type=whole_range,
-        default="300-600",
-        metavar="LEAST-MOST",
-        help="pixels a side; small photos are drawn faster (%(default)s)",
-    )
-    _workers_setting(parser)
+def run_list(options: argparse.Namespace) -> None:
+    ids = source.list_bucket(options.source_bucket)
+    sys.stdout.writelines(f"{photo_id}\n" for photo_id in ids)
+    print(f"{len(ids):,} photos in s3://{options.source_bucket}/", file=sys.stderr)
 
 
 def run_download(options: argparse.Namespace) -> None:
-    if options.list is None and options.limit is None:
-        raise DataError("say which photos: --list FILE, or --limit N (the bucket has 535,234)")
-    ids: Iterable[str] = (
-        source.read_list(options.list)
-        if options.list is not None
-        else source.list_bucket(source.public_client(), options.source_bucket)
-    )
-    photos, left_out = source.download(
-        ids,
-        options.data,
-        options.counts,
-        bucket=options.source_bucket,
-        limit=options.limit,
-        threads=options.threads,
-    )
+    kind, path = options.source
+    if kind == "public":
+        photos, left_out = download(
+            _public_ids(options),
+            options.data,
+            options.counts,
+            bucket=options.source_bucket,
+            limit=options.limit,
+            requests=options.requests,
+        )
+    else:
+        read = own_photos.read_folder if kind == "folder" else own_photos.read_csv
+        photos, left_out = own_photos.take_in(
+            read(path)[: options.limit], options.data, options.counts
+        )
     print(f"{len(photos):,} photos in {options.data}; {summarize(left_out)}")
+
+
+def _public_ids(options: argparse.Namespace) -> Iterable[str]:
+    if options.list is not None:
+        return source.read_list(options.list)
+    if options.limit is None:
+        raise DataError("say which photos: --list FILE, or --limit N (the bucket has 535,234)")
+    return source.list_bucket(options.source_bucket)
 
 
 def run_split(options: argparse.Namespace) -> None:
     result = split.split_folder(
         options.data,
         options.counts,
+        method=options.split,
         test_fraction=options.test_fraction,
         min_photos=options.min_photos,
     )
@@ -237,11 +145,29 @@ def run_upload(options: argparse.Namespace) -> None:
 
 
 def run_all(options: argparse.Namespace) -> None:
-    options.bucket = options.bucket or stack_output(
-        "DataStack", "BucketName"
-    )  # fail before the long part
+    # Fail before the long part.
+    options.bucket = options.bucket or stack_output("DataStack", "BucketName")
     for step in (run_download, run_split, run_pack, run_upload):
         step(options)
+
+
+def run_verify(options: argparse.Namespace) -> None:
+    if options.bucket:
+        problems, place = verify.verify_bucket(options.bucket, options.name), options.bucket
+    else:
+        problems = verify.verify_folder(options.data, options.name, options.workers)
+        place = str(dataset_path(options.data, options.name))
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise DataError(f"{len(problems)} problems in {place}: pack and upload again")
+    print(f"{place}: whole")
+
+
+def run_stats(options: argparse.Namespace) -> None:
+    from data_prep.stats import write_page  # Matplotlib
+
+    print(write_page(options.data, options.output or options.data / "stats.html", options.workers))
 
 
 def run_weights(options: argparse.Namespace) -> None:
@@ -262,95 +188,81 @@ def run_synthesize(options: argparse.Namespace) -> None:
     print(f"{options.photos:,} synthetic photos in {options.out}")
 
 
-def whole_range(text: str) -> range:
-    """`1-5` → 1, 2, 3, 4, 5; `3` → 3."""
-    first, _, last = text.partition("-")
-    try:
-        found = range(int(first), int(last or first) + 1)
-    except ValueError:
-        found = range(0)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a range of whole numbers such as 1-5")
-    return found
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def fraction(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
-    return value
-
-
-def dataset_name(text: str) -> str:
-    if (
-        not text
-        or not all(letter.isalnum() or letter in "-_." for letter in text)
-        or text[0] == "."
-    ):
-        raise argparse.ArgumentTypeError(f"{text!r}: use letters, digits, '-', '_' and '.'")
-    return text
-
-
-COMMANDS: dict[
-    str,
-    tuple[
-        Callable[[argparse.Namespace], None],
-        str,
-        tuple[Callable[[argparse.ArgumentParser], None], ...],
-    ],
-] = {
+Setting = Callable[[argparse.ArgumentParser], None]
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, tuple[Setting, ...]]] = {
     "all": (
         run_all,
         "download, split, pack and upload",
         (
-            _folder_setting,
-            _counts_setting,
-            _name_setting,
-            _download_settings,
-            _split_settings,
-            _min_photos_setting,
-            _pack_settings,
-            _bucket_setting,
+            flags.folder_setting,
+            flags.counts_setting,
+            flags.name_setting,
+            flags.download_settings,
+            flags.split_settings,
+            flags.min_photos_setting,
+            flags.pack_settings,
+            flags.bucket_setting,
         ),
+    ),
+    "list": (
+        run_list,
+        "ids of the public bucket → standard output, for --list",
+        (flags.source_bucket_setting,),
     ),
     "download": (
         run_download,
-        "public bucket → working folder",
-        (_folder_setting, _counts_setting, _download_settings),
+        "public bucket, or your own photos → working folder",
+        (flags.folder_setting, flags.counts_setting, flags.download_settings),
     ),
     "split": (
         run_split,
         "train and test, no product on both sides",
-        (_folder_setting, _counts_setting, _split_settings, _min_photos_setting),
+        (
+            flags.folder_setting,
+            flags.counts_setting,
+            flags.split_settings,
+            flags.min_photos_setting,
+        ),
     ),
     "pack": (
         run_pack,
         "split photos → WebDataset shards with a manifest",
-        (_folder_setting, _name_setting, _pack_settings, _min_photos_setting),
+        (
+            flags.folder_setting,
+            flags.name_setting,
+            flags.pack_settings,
+            flags.min_photos_setting,
+        ),
     ),
     "upload": (
         run_upload,
         "packed dataset → our bucket",
-        (_folder_setting, _name_setting, _bucket_setting),
+        (flags.folder_setting, flags.name_setting, flags.bucket_setting),
+    ),
+    "verify": (
+        run_verify,
+        "is a packed dataset what its manifest says? Here, or with --bucket in that bucket",
+        (
+            flags.folder_setting,
+            flags.name_setting,
+            flags.bucket_to_verify_setting,
+            flags.workers_setting,
+        ),
+    ),
+    "stats": (
+        run_stats,
+        "a page about the photos of the split: counts, sizes, light, doubles, leaks",
+        (flags.folder_setting, flags.page_setting, flags.workers_setting),
     ),
     "weights": (
         run_weights,
         "pretrained backbone → our bucket",
-        (_folder_setting, _weights_settings, _bucket_setting),
+        (flags.folder_setting, flags.weights_settings, flags.bucket_setting),
     ),
     "synthesize": (
         run_synthesize,
         "draw bins, in the public bucket's format",
-        (_synthesize_settings,),
+        (flags.synthesize_settings,),
     ),
 }
 

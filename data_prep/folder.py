@@ -3,7 +3,8 @@
     <folder>/bin-images/<id>.jpg      as in the public bucket
     <folder>/metadata/<id>.json       as in the public bucket
     <folder>/selection.json           ids that are there, and those left out with the reason
-    <folder>/split.json               count, group and side of each photo
+    <folder>/split.csv                count, group and side of each photo
+    <folder>/split.json               how they were split, and what was left out
     <folder>/datasets/<name>/         the packed dataset, as in our bucket
 
 An id is text: `00001` and `1` are two photos. It is never turned into a number.
@@ -12,8 +13,9 @@ An id is text: `00001` and `1` are two photos. It is never turned into a number.
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 REASON_NOT_IN_BUCKET = "not in the bucket"
@@ -34,7 +36,7 @@ class MetadataError(ValueError):
     """This photo's metadata gives no count; the message is the reason for leaving it out."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class LeftOut:
     """One photo that the dataset does without."""
 
@@ -42,7 +44,7 @@ class LeftOut:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Bin:
     """What the metadata says about one photo."""
 
@@ -77,22 +79,38 @@ def parse_metadata(text: bytes) -> Bin:
     if not isinstance(count, int) or isinstance(count, bool):
         raise MetadataError(REASON_NOT_WHOLE)
     products = metadata.get("BIN_FCSKU_DATA")
-    return Bin(count, tuple(sorted(products)) if isinstance(products, dict) else ())
+    return Bin(count, tuple(map(intern, sorted(products))) if isinstance(products, dict) else ())
 
 
 def start_selection(folder: Path) -> None:
     """Drop what earlier runs recorded: no later step may work on a half-filled folder."""
-    for name in ("selection.json", "split.json"):
+    for name in ("selection.json", "split.json", "split.csv"):
         (folder / name).unlink(missing_ok=True)
 
 
 def write_selection(folder: Path, photos: Iterable[str], left_out: Iterable[LeftOut]) -> None:
     """Record what was asked for; older files in the folder stay out of the dataset."""
-    selection = {
-        "photos": sorted(photos),
-        "left_out": [asdict(one) for one in sorted(left_out)],
-    }
+    selection = {"photos": sorted(photos), "left_out": by_reason(left_out)}
     write_atomic(folder / "selection.json", to_json(selection))
+
+
+def by_reason(left_out: Iterable[LeftOut]) -> dict[str, Any]:
+    """Left-out photos as files hold them: how many, how many for each reason, and which."""
+    photos: dict[str, list[str]] = {}
+    for one in sorted(left_out):
+        photos.setdefault(one.reason, []).append(one.id)
+    reasons = {reason: len(photos[reason]) for reason in sorted(photos)}
+    return {
+        "total": sum(reasons.values()),
+        "reasons": reasons,
+        "photos": {reason: photos[reason] for reason in reasons},
+    }
+
+
+def read_left_out(content: Mapping[str, Any]) -> list[LeftOut]:
+    """What `by_reason` made, in the order of the ids."""
+    photos: Mapping[str, list[str]] = content["photos"]
+    return sorted(LeftOut(photo_id, reason) for reason, ids in photos.items() for photo_id in ids)
 
 
 def summarize(left_out: Iterable[LeftOut]) -> str:

@@ -1,12 +1,17 @@
-"""The split photos → WebDataset shards, lists and a manifest, the same bytes each time."""
+"""The split photos → WebDataset shards, lists and a manifest, the same bytes each time.
+
+Which photos a shard holds is settled by the split, before any is read: shards can be packed in
+any order, by any number of processes, and one that is there already is not packed again.
+"""
 
 import hashlib
 import io
 import json
 import platform
 import tarfile
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +25,7 @@ from tqdm import tqdm
 from data_prep.folder import (
     REASON_BROKEN_PHOTO,
     LeftOut,
+    by_reason,
     dataset_path,
     photo_path,
     to_json,
@@ -31,10 +37,26 @@ from serving.preprocess import PhotoError, to_pixels
 
 JPEG_QUALITY = 95
 FULL_COLOUR = 0  # Pillow's number for chroma that is not subsampled: benchmarks/SERVING.md says why
-PHOTOS_A_TASK = 32  # keeps the talk between the processes small beside the decoding
+JPEG_BYTES_A_PIXEL = 0.5  # at that quality, about: only what a shard holds depends on it
 TAR_BYTES_A_SAMPLE = 2048  # two headers, the label, and padding
+PHOTOS_A_TASK = 32  # keeps the talk between the processes small beside the decoding
+AHEAD = 2  # shards whose photos are decoded at once, so that writing one keeps no core waiting
 
 Sample = tuple[Photo, bytes]  # a photo and its JPEG
+VERSIONS = {
+    "python": platform.python_version(),
+    "pillow": PIL.__version__,
+    "numpy": numpy.__version__,
+}
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """A shard to be: its file, and the photos it is to hold."""
+
+    file: str
+    side: Side
+    photos: Sequence[Photo]
 
 
 @dataclass(frozen=True)
@@ -47,6 +69,15 @@ class Shard:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Part:
+    """`parts/<shard>.json`: a shard that is there, from which photos, and those left out."""
+
+    inputs: str  # a hash of all that the bytes of the shard depend on
+    shard: Shard
+    broken: list[str]
+
+
 def pack(
     folder: Path,
     name: str,
@@ -56,7 +87,7 @@ def pack(
     workers: int | None = None,
     min_photos: int = 1,
 ) -> dict[str, Any]:
-    """Pack the photos of `split.json` into `<folder>/datasets/<name>/`; returns the manifest.
+    """Pack the photos of `split.csv` into `<folder>/datasets/<name>/`; returns the manifest.
 
     Photos that cannot be decoded are left out. Raises DataError when too little is left.
     """
@@ -65,25 +96,142 @@ def pack(
     dataset.mkdir(parents=True, exist_ok=True)
     # Without a manifest the folder is not complete: none may stand while shards change.
     (dataset / "manifest.json").unlink(missing_ok=True)
-    broken: list[LeftOut] = []
-    shards: dict[Side, list[Shard]] = {"train": [], "test": []}
-    with process_pool(workers) as pool, tqdm(desc="pack", unit=" photos") as progress:
-        progress.reset(len(split.photos))
-        for side in SIDES:
-            photos = [photo for photo in split.photos if photo.side == side]
-            paths = [photo_path(folder, photo.id) for photo in photos]
-            encoded = pool.map(partial(encode, size=size), paths, chunksize=PHOTOS_A_TASK)
-            samples = _readable(zip(photos, encoded, strict=True), broken, progress)
-            for number, batch in enumerate(_cut(samples, shard_mb * 1e6)):
-                shards[side].append(_write_shard(dataset / f"{side}-{number:05d}.tar", batch))
-    gone = {one.id for one in broken}
-    packed = [photo for photo in split.photos if photo.id not in gone]
+    plans = plan_shards(split, size, shard_mb)
+    parts = pack_shards(plans, folder, dataset, size, workers)
+    _remove_others(dataset, {plan.file for plan in plans})
+    return join(dataset, split, parts, size=size, min_photos=min_photos)
+
+
+def plan_shards(split: Split, size: int, shard_mb: float) -> list[ShardPlan]:
+    """Shards of about `shard_mb`, each side by itself, photos in the order of their ids."""
+    photo_bytes = JPEG_BYTES_A_PIXEL * size * size + TAR_BYTES_A_SAMPLE
+    length = max(1, round(shard_mb * 1e6 / photo_bytes))
+    plans: list[ShardPlan] = []
+    for side in SIDES:
+        photos = [photo for photo in split.photos if photo.side == side]
+        for number, start in enumerate(range(0, len(photos), length)):
+            file = f"{side}-{number:05d}.tar"
+            plans.append(ShardPlan(file, side, photos[start : start + length]))
+    return plans
+
+
+def pack_shards(
+    plans: Sequence[ShardPlan], folder: Path, dataset: Path, size: int, workers: int | None
+) -> list[Part]:
+    """Pack those shards that are not there yet; returns what is known of each, in their order."""
+    inputs = {plan.file: _inputs(plan, folder, size) for plan in plans}
+    parts = {plan.file: _find_part(dataset, plan, inputs[plan.file]) for plan in plans}
+    missing = [plan for plan in plans if parts[plan.file] is None]
+    total = sum(len(plan.photos) for plan in plans)
+    waiting = sum(len(plan.photos) for plan in missing)
+    progress: tqdm[Any] = tqdm(total=total, initial=total - waiting, desc="pack", unit=" photos")
+    with process_pool(workers) as pool, progress:
+        for plan, encoded in _encode_ahead(missing, folder, size, pool):
+            shown = _counted(encoded, progress)
+            parts[plan.file] = _pack_shard(dataset, plan, shown, inputs[plan.file])
+    return [part for part in parts.values() if part is not None]
+
+
+def _encode_ahead(
+    plans: Iterable[ShardPlan], folder: Path, size: int, pool: Executor
+) -> Iterator[tuple[ShardPlan, Iterator[bytes | None]]]:
+    """Each plan with its photos' JPEGs, which are made while the shard before is written."""
+    under_way: deque[tuple[ShardPlan, Iterator[bytes | None]]] = deque()
+    for plan in plans:
+        paths = [photo_path(folder, photo.id) for photo in plan.photos]
+        encoded = pool.map(partial(encode, size=size), paths, chunksize=PHOTOS_A_TASK)
+        under_way.append((plan, encoded))
+        if len(under_way) == AHEAD:
+            yield under_way.popleft()
+    yield from under_way
+
+
+def _counted(encoded: Iterable[bytes | None], progress: "tqdm[Any]") -> Iterator[bytes | None]:
+    for jpeg in encoded:
+        progress.update()
+        yield jpeg
+
+
+def _inputs(plan: ShardPlan, folder: Path, size: int) -> str:
+    """A hash of what the bytes of a shard depend on; of a photo, its size stands for its bytes."""
+    photos = [
+        (photo.id, photo.count, photo.group, _size_of(photo_path(folder, photo.id)))
+        for photo in plan.photos
+    ]
+    settings = [size, JPEG_QUALITY, FULL_COLOUR, VERSIONS, photos]
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
+def _size_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def part_path(dataset: Path, file: str) -> Path:
+    return dataset / "parts" / Path(file).with_suffix(".json")
+
+
+def _find_part(dataset: Path, plan: ShardPlan, inputs: str) -> Part | None:
+    """What is known of a shard that is there with the bytes that it should have, or None."""
+    try:
+        content = json.loads(part_path(dataset, plan.file).read_bytes())
+        part = Part(content["inputs"], Shard(**content["shard"]), content["broken"])
+        with (dataset / plan.file).open("rb") as shard:
+            there = hashlib.file_digest(shard, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+    return part if (part.inputs, part.shard.sha256) == (inputs, there) else None
+
+
+def _pack_shard(
+    dataset: Path, plan: ShardPlan, encoded: Iterable[bytes | None], inputs: str
+) -> Part:
+    samples: list[Sample] = []
+    broken: list[str] = []
+    for photo, jpeg in zip(plan.photos, encoded, strict=True):
+        if jpeg is None:
+            broken.append(photo.id)
+        else:
+            samples.append((photo, jpeg))
+    part = Part(inputs, _write_shard(dataset / plan.file, samples), broken)
+    write_atomic(part_path(dataset, plan.file), to_json(asdict(part)))
+    return part
+
+
+def join(
+    dataset: Path, split: Split, parts: Sequence[Part], *, size: int, min_photos: int
+) -> dict[str, Any]:
+    """Write the lists and the manifest of shards that are all there; returns the manifest.
+
+    Raises DataError when too little is left.
+    """
+    broken = {photo_id for part in parts for photo_id in part.broken}
+    packed = [photo for photo in split.photos if photo.id not in broken]
     check_enough(packed, split.counts, min_photos)
-    _remove_others(dataset, shards)
     for side in SIDES:
         names = _list_names(packed, side, split.counts)
         write_atomic(dataset / f"{side}_list.json", to_json(names))
-    manifest = _manifest(name, size, split, packed, broken, shards)
+    left_out = [*split.left_out, *(LeftOut(one, REASON_BROKEN_PHOTO) for one in broken)]
+    shards = {
+        side: [asdict(part.shard) for part in parts if part.shard.file.startswith(f"{side}-")]
+        for side in SIDES
+    }
+    there = Counter((photo.side, photo.count) for photo in packed)
+    manifest = {
+        "name": dataset.name,
+        "size": size,
+        "jpeg_quality": JPEG_QUALITY,
+        "counts": split.counts,
+        "split": {"method": split.method, "test_fraction": split.test_fraction},
+        "shards": shards,
+        "photos": {
+            side: {str(count): there[side, count] for count in split.counts} for side in SIDES
+        },
+        "left_out": by_reason(left_out),
+        "versions": VERSIONS,
+    }
     write_atomic(dataset / "manifest.json", to_json(manifest))
     return manifest
 
@@ -93,10 +241,10 @@ def encode(path: Path, size: int) -> bytes | None:
 
     None when it cannot be decoded.
     """
-    photo = path.read_bytes()
     try:
+        photo = path.read_bytes()
         pixels = to_pixels(photo, size)
-    except PhotoError:
+    except (FileNotFoundError, PhotoError):
         return None
     with Image.open(io.BytesIO(photo)) as image:
         upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
@@ -105,33 +253,6 @@ def encode(path: Path, size: int) -> bytes | None:
     squashed = io.BytesIO()
     Image.fromarray(pixels).save(squashed, "JPEG", quality=JPEG_QUALITY, subsampling=FULL_COLOUR)
     return squashed.getvalue()
-
-
-def _readable(
-    encoded: Iterable[tuple[Photo, bytes | None]], broken: list[LeftOut], progress: "tqdm[Any]"
-) -> Iterator[Sample]:
-    """Pass on what could be decoded; the rest is added to `broken`."""
-    for photo, jpeg in encoded:
-        progress.update()
-        if jpeg is None:
-            broken.append(LeftOut(photo.id, REASON_BROKEN_PHOTO))
-        else:
-            yield photo, jpeg
-
-
-def _cut(samples: Iterable[Sample], shard_bytes: float) -> Iterator[list[Sample]]:
-    """Cut into batches of about `shard_bytes`, at least one sample each."""
-    batch: list[Sample] = []
-    total = 0
-    for sample in samples:
-        sample_bytes = len(sample[1]) + TAR_BYTES_A_SAMPLE
-        if batch and total + sample_bytes > shard_bytes:
-            yield batch
-            batch, total = [], 0
-        batch.append(sample)
-        total += sample_bytes
-    if batch:
-        yield batch
 
 
 def _write_shard(path: Path, samples: list[Sample]) -> Shard:
@@ -149,54 +270,19 @@ def _write_shard(path: Path, samples: list[Sample]) -> Shard:
     return Shard(path.name, len(samples), len(content), hashlib.sha256(content).hexdigest())
 
 
-def _remove_others(dataset: Path, shards: dict[Side, list[Shard]]) -> None:
+def _remove_others(dataset: Path, current: set[str]) -> None:
     """Remove the shards of an earlier packing that had more of them."""
-    current = {shard.file for listed in shards.values() for shard in listed}
     for side in SIDES:
         for file in dataset.glob(f"{side}-*.tar"):
             if file.name not in current:
                 file.unlink()
+                part_path(dataset, file.name).unlink(missing_ok=True)
 
 
 def _list_names(photos: list[Photo], side: Side, counts: list[int]) -> dict[str, list[str]]:
     """Count → names, built like the public `file_list.json`."""
-    return {
-        str(count): [
-            f"data/metadata/{photo.id}.json"
-            for photo in photos
-            if photo.side == side and photo.count == count
-        ]
-        for count in counts
-    }
-
-
-def _manifest(
-    name: str,
-    size: int,
-    split: Split,
-    packed: list[Photo],
-    broken: list[LeftOut],
-    shards: dict[Side, list[Shard]],
-) -> dict[str, Any]:
-    left_out = sorted([*split.left_out, *broken])
-    there = Counter((photo.side, photo.count) for photo in packed)
-    return {
-        "name": name,
-        "size": size,
-        "counts": split.counts,
-        "split": {"method": "group", "test_fraction": split.test_fraction},
-        "shards": {side: [asdict(shard) for shard in shards[side]] for side in SIDES},
-        "photos": {
-            side: {str(count): there[side, count] for count in split.counts} for side in SIDES
-        },
-        "left_out": {
-            "total": len(left_out),
-            "reasons": dict(sorted(Counter(one.reason for one in left_out).items())),
-            "photos": [asdict(one) for one in left_out],
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "pillow": PIL.__version__,
-            "numpy": numpy.__version__,
-        },
-    }
+    names: dict[str, list[str]] = {str(count): [] for count in counts}
+    for photo in photos:
+        if photo.side == side:
+            names[str(photo.count)].append(f"data/metadata/{photo.id}.json")
+    return names

@@ -1,18 +1,22 @@
 """Photos → train and test, so that no product is seen on both sides.
 
-A bin is photographed again after one item goes in or out; a random split would test
-the network on bins that it was trained on. Photos that share a product (ASIN), directly
+A bin is photographed again after one item goes in or out; a random split tests the
+network on bins that it was trained on. So photos that share a product (ASIN), directly
 or through other photos, form one group, and a group goes to one side as a whole. The
 side comes from a hash of the group's name alone: more photos later move no photo to the
-other side, unless they join two groups into one.
+other side, unless they join two groups into one. With `random`, the side comes from a hash of
+the photo's id instead.
 """
 
+import csv
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from sys import intern
+from typing import Literal, get_args
 
 from tqdm import tqdm
 
@@ -24,19 +28,24 @@ from data_prep.folder import (
     DataError,
     LeftOut,
     MetadataError,
+    by_reason,
     metadata_path,
     parse_metadata,
     photo_path,
     read_json,
+    read_left_out,
     to_json,
     write_atomic,
 )
 
 Side = Literal["train", "test"]
 SIDES: tuple[Side, ...] = ("train", "test")
+Method = Literal["group", "random"]
+LARGE_GROUP = 0.1  # share of the photos in one group, from which on it is worth a warning
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Photo:
     """One photo of the dataset."""
 
@@ -48,42 +57,90 @@ class Photo:
 
 @dataclass(frozen=True)
 class Split:
-    """What `split.json` holds: every photo has a side or a reason."""
+    """What `split.json` and `split.csv` hold: every photo has a side or a reason."""
 
     counts: list[int]
+    method: Method
     test_fraction: float
     photos: list[Photo]
     left_out: list[LeftOut]
 
 
 def split_folder(
-    folder: Path, counts: range, *, test_fraction: float = 0.2, min_photos: int = 1
+    folder: Path,
+    counts: range,
+    *,
+    method: Method = "group",
+    test_fraction: float = 0.2,
+    min_photos: int = 1,
 ) -> Split:
-    """Split the photos of a working folder; writes `split.json` and returns its content.
+    """Split the photos of a working folder; writes `split.json` and `split.csv`, returns both.
 
     Raises DataError when too little is left.
     """
     (folder / "split.json").unlink(missing_ok=True)  # an older one, should this one fail
     bins, left_out = read_bins(folder, counts)
-    groups = group_by_asin({photo_id: found.asins for photo_id, found in bins.items()})
-    photos = [
-        Photo(photo_id, found.count, groups[photo_id], side_of(groups[photo_id], test_fraction))
-        for photo_id, found in sorted(bins.items())
-    ]
-    check_enough(photos, counts, min_photos)
-    result = Split(list(counts), test_fraction, photos, left_out)
-    write_atomic(folder / "split.json", to_json(asdict(result)))
+    result = split_bins(bins, left_out, counts, method=method, test_fraction=test_fraction)
+    check_enough(result.photos, counts, min_photos)
+    write_split(folder, result)
     return result
+
+
+def split_bins(
+    bins: Mapping[str, Bin],
+    left_out: Sequence[LeftOut],
+    counts: range,
+    *,
+    method: Method,
+    test_fraction: float,
+) -> Split:
+    """Give each photo its group and its side."""
+    groups = group_by_asin({photo_id: found.asins for photo_id, found in bins.items()})
+
+    def side(photo_id: str) -> Side:
+        # An id is no group's name, so that both methods draw from hashes of their own.
+        name = groups[photo_id] if method == "group" else f"id-{photo_id}"
+        return side_of(name, test_fraction)
+
+    photos = [
+        Photo(photo_id, bins[photo_id].count, groups[photo_id], side(photo_id))
+        for photo_id in sorted(bins)
+    ]
+    return Split(list(counts), method, test_fraction, photos, sorted(left_out))
+
+
+def write_split(folder: Path, split: Split) -> None:
+    """`split.csv` has a line for each photo; `split.json`, written last, has all else."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["id", "count", "group", "side"])
+    writer.writerows([one.id, one.count, one.group, one.side] for one in split.photos)
+    write_atomic(folder / "split.csv", table.getvalue().encode())
+    content = {
+        "counts": split.counts,
+        "method": split.method,
+        "test_fraction": split.test_fraction,
+        "left_out": by_reason(split.left_out),
+    }
+    write_atomic(folder / "split.json", to_json(content))
 
 
 def read_split(folder: Path) -> Split:
     """Read what `split_folder` wrote; raises DataError when it is absent."""
     content = read_json(folder / "split.json", "run `python -m data_prep split` first")
+    with (folder / "split.csv").open(newline="") as table:
+        rows = csv.reader(table)
+        next(rows)
+        photos = [
+            Photo(photo_id, int(count), intern(group), "test" if side == "test" else "train")
+            for photo_id, count, group, side in rows
+        ]
     return Split(
         content["counts"],
+        content["method"],
         content["test_fraction"],
-        [Photo(**photo) for photo in content["photos"]],
-        [LeftOut(**one) for one in content["left_out"]],
+        photos,
+        read_left_out(content["left_out"]),
     )
 
 
@@ -111,7 +168,9 @@ def read_bins(folder: Path, counts: range) -> tuple[dict[str, Bin], list[LeftOut
 def _selected(folder: Path) -> dict[str, str | None]:
     """Ids to look at → the reason for leaving one out, where it is known already."""
     selection = read_json(folder / "selection.json", "run `python -m data_prep download` first")
-    known: dict[str, str | None] = {one["id"]: one["reason"] for one in selection["left_out"]}
+    known: dict[str, str | None] = {
+        one.id: one.reason for one in read_left_out(selection["left_out"])
+    }
     return dict.fromkeys(selection["photos"]) | known
 
 
@@ -162,6 +221,17 @@ def check_enough(photos: Iterable[Photo], counts: Iterable[int], min_photos: int
                 )
 
 
+def twins(photos: Sequence[Photo]) -> int:
+    """Number of test photos that share a product with a training photo, directly or not."""
+    trained = {photo.group for photo in photos if photo.side == "train"}
+    return sum(photo.side == "test" and photo.group in trained for photo in photos)
+
+
+def largest_group(photos: Sequence[Photo]) -> int:
+    """Number of photos in the largest group."""
+    return max(Counter(photo.group for photo in photos).values(), default=0)
+
+
 def describe(photos: Sequence[Photo]) -> str:
     """A small table: photos of each side, and the share of each count, for the terminal."""
     lines = []
@@ -173,4 +243,22 @@ def describe(photos: Sequence[Photo]) -> str:
             f"{side:5}  {counts.total():,} photos ({counts.total() / len(photos):.1%}) "
             f"in {groups:,} groups   {shares}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_warnings(photos)])
+
+
+def _warnings(photos: Sequence[Photo]) -> list[str]:
+    """What may make the test say less than it seems to."""
+    warnings = []
+    tested = sum(photo.side == "test" for photo in photos)
+    if there := twins(photos):
+        warnings.append(
+            f"warning: {there:,} of {tested:,} test photos ({there / tested:.0%}) show a product "
+            "that training sees: the test flatters the model; `--split group` does not"
+        )
+    largest = largest_group(photos)
+    if largest > LARGE_GROUP * len(photos):
+        warnings.append(
+            f"warning: {largest:,} photos ({largest / len(photos):.0%}) hang together by their "
+            "products and go to one side: the sides' shares may be far from --test-fraction"
+        )
+    return warnings

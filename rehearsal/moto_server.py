@@ -18,7 +18,7 @@ from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 from tqdm import tqdm
 
-from data_prep.source import PUBLIC_BUCKET
+from data_prep.objects import PUBLIC_BUCKET
 from rehearsal.recorder import CallTable, record_calls
 from rehearsal.sagemaker import run_jobs
 from rehearsal.stand_in import ACCOUNT

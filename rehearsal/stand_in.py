@@ -6,7 +6,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from data_prep.source import PUBLIC_BUCKET
+from data_prep.objects import PUBLIC_BUCKET
 from rehearsal.ports import free_port
 from rehearsal.processes import Processes
 

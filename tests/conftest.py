@@ -1,6 +1,7 @@
 """Fixtures that more than one test file needs."""
 
 import functools
+import logging
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,11 @@ import boto3
 import pytest
 from botocore.loaders import JSONFileLoader
 from moto import mock_aws
+from moto.server import ThreadedMotoServer
 from synthesized import Template, synthesize
 
 from data_prep.synthetic import synthesize as draw_bins
+from rehearsal.ports import free_port
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -34,6 +37,24 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
     with mock_aws():
         yield
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """URL of a server with the mocked account's S3, for what does not go through botocore."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=free_port(), verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def served_s3(aws: None, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The mocked account's S3 is reached over HTTP; returns its URL."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server)
+    return s3_server
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ def bins(tmp_path_factory):
 
 
 @pytest.fixture
-def public_bucket(client, bins):
+def public_bucket(served_s3, client, bins):
     """The stand-in with synthetic bins in the public bucket."""
     client.create_bucket(Bucket="aft-vbi-pds", ACL="public-read")
     for path in bins.glob("*/*"):
@@ -53,7 +53,7 @@ def test_a_list_decides_which_photos_and_reports_what_the_bucket_lacks(
     listed.write_text(json.dumps({"1": sorted(names), "2": ["data/metadata/999999.json"]}))
     assert prepare(tmp_path, "--list", str(listed)) == 0
     manifest = read_manifest(public_bucket)
-    assert {"id": "999999", "reason": "not in the bucket"} in manifest["left_out"]["photos"]
+    assert manifest["left_out"]["photos"]["not in the bucket"] == ["999999"]
     assert "1 not in the bucket" in capsys.readouterr().out
     packed = sum(sum(photos.values()) for photos in manifest["photos"].values())
     assert packed + manifest["left_out"]["total"] == 151
@@ -71,7 +71,8 @@ def test_a_list_decides_which_photos_and_reports_what_the_bucket_lacks(
         (["download", "--limit", "1", "--source-bucket", "no-such-bucket"], "NoSuchBucket"),
     ],
 )
-def test_a_user_s_error_is_one_line(arguments, says, client, tmp_path, monkeypatch, capsys):
+@pytest.mark.usefixtures("served_s3", "client")
+def test_a_user_s_error_is_one_line(arguments, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     assert main(arguments) == 1

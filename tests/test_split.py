@@ -5,8 +5,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.folder import DataError, LeftOut, metadata_path, photo_path, write_selection
-from data_prep.split import Photo, check_enough, group_by_asin, read_split, side_of, split_folder
+from data_prep.folder import Bin, DataError, LeftOut, metadata_path, photo_path, write_selection
+from data_prep.split import (
+    Photo,
+    check_enough,
+    describe,
+    group_by_asin,
+    read_split,
+    side_of,
+    split_bins,
+    split_folder,
+    twins,
+)
 
 COUNTS = range(1, 6)
 FEW_ASINS = st.lists(st.sampled_from([f"B{number:02}" for number in range(30)]), max_size=4)
@@ -159,3 +169,33 @@ def test_too_little_is_one_clear_line(counts, least, says):
         check_enough(photos, counts, least)
     assert "\n" not in str(raised.value)
     check_enough(photos, range(1, 2), 2)
+
+
+def test_a_random_split_says_how_many_test_photos_training_has_seen():
+    # Pairs of photos that show one product.
+    bins = {f"{number:03d}": Bin(1 + number % 2, (f"asin-{number // 2}",)) for number in range(400)}
+    photos = split_bins(bins, [], range(1, 3), method="random", test_fraction=0.2).photos
+    assert 50 < sum(photo.side == "test" for photo in photos) < 110
+    assert twins(photos) > 30
+    assert f"warning: {twins(photos)} of " in describe(photos)
+    grouped = split_bins(bins, [], range(1, 3), method="group", test_fraction=0.2).photos
+    assert twins(grouped) == 0
+    assert "warning" not in describe(grouped)
+
+
+@pytest.mark.parametrize("method", ["group", "random"])
+@given(st.integers(1, 200))
+def test_more_photos_move_none_that_share_nothing_with_them(method, more):
+    bins = {f"{number:03d}": Bin(1, (f"asin-{number // 2}",)) for number in range(200)}
+    added = {f"new-{number}": Bin(1, (f"other-{number}",)) for number in range(more)}
+    before, after = (
+        split_bins(some, [], range(1, 2), method=method, test_fraction=0.2).photos
+        for some in (bins, bins | added)
+    )
+    assert set(before) <= set(after)
+
+
+def test_a_group_of_most_photos_is_warned_of():
+    bins = {f"{number}": Bin(1, ("common",) if number < 50 else ()) for number in range(100)}
+    photos = split_bins(bins, [], range(1, 2), method="group", test_fraction=0.2).photos
+    assert "warning: 50 photos (50%) hang together" in describe(photos)

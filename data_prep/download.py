@@ -1,0 +1,133 @@
+"""The public bucket → the working folder, many requests at a time, resumable."""
+
+import asyncio
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_prep.folder import (
+    REASON_NO_PHOTO,
+    REASON_NOT_IN_BUCKET,
+    REASON_OUT_OF_RANGE,
+    DataError,
+    LeftOut,
+    MetadataError,
+    metadata_path,
+    parse_metadata,
+    photo_path,
+    start_selection,
+    write_atomic,
+    write_selection,
+)
+from data_prep.objects import PUBLIC_BUCKET, Bucket, FetchError, each, public_bucket
+
+REQUESTS = 64  # at a time
+BATCH = 10_000  # bounds the memory that waiting ids take
+MOST_FAILURES = 100  # with more, it is not the objects that are to blame
+
+
+def download(
+    ids: Iterable[str],
+    folder: Path,
+    counts: range,
+    *,
+    bucket: str = PUBLIC_BUCKET,
+    limit: int | None = None,
+    requests: int = REQUESTS,
+) -> tuple[list[str], list[LeftOut]]:
+    """Fetch metadata, and the photo where the count is in `counts`, of each id.
+
+    Files that are already there are not fetched again. With `limit` it stops after that
+    many photos, taking the ids in their order. Writes `selection.json`; returns the ids
+    that are in the folder now, and those left out.
+    Raises DataError when some could not be fetched, after the others were.
+    """
+    start_selection(folder)
+    total = limit if limit is not None else len(ids) if isinstance(ids, list) else None
+    progress: tqdm[Any] = tqdm(total=total, desc="download", unit=" photos")
+    with progress:
+        found = Download(public_bucket(bucket), folder, counts, progress)
+        try:
+            asyncio.run(found.run(ids, limit, requests))
+        except ExceptionGroup as group:  # of requests side by side, the first is told
+            raise group.exceptions[0] from None
+        progress.total = progress.n  # the bucket may hold fewer than `limit`
+    if found.failures:
+        raise DataError(
+            f"could not be fetched: {len(found.failures)} photos, the first because of "
+            f"{found.failures[0]}: run the same command again"
+        )
+    write_selection(folder, found.photos, found.left_out)
+    return found.photos, found.left_out
+
+
+class Download:
+    """A download under way: what has come, what is left out, what could not be fetched."""
+
+    def __init__(self, bucket: Bucket, folder: Path, counts: range, progress: "tqdm[Any]") -> None:
+        self._bucket, self._folder, self._counts = bucket, folder, counts
+        self._progress = progress
+        self._bytes = 0
+        self._all = True  # photos that are left out count as progress, too
+        self.photos: list[str] = []
+        self.left_out: list[LeftOut] = []
+        self.failures: list[FetchError] = []
+
+    async def run(self, ids: Iterable[str], limit: int | None, requests: int) -> None:
+        """Fetch the ids in order, until there are `limit` photos or too many failures."""
+        waiting, self._all = iter(ids), limit is None
+        # A batch never asks for more than is still wanted, so `limit` is met exactly.
+        while batch := list(islice(waiting, _batch_size(limit, len(self.photos)))):
+            outcomes = await each(self._fetch, batch, at_once=requests)
+            for photo_id, outcome in zip(batch, outcomes, strict=True):
+                if outcome is None:
+                    self.photos.append(photo_id)
+                elif isinstance(outcome, str):
+                    self.left_out.append(LeftOut(photo_id, outcome))
+                else:
+                    self.failures.append(outcome)
+            if len(self.failures) > MOST_FAILURES:
+                return
+
+    async def _fetch(self, photo_id: str) -> str | FetchError | None:
+        """Fetch one; returns the reason for leaving it out, an error, or None when it has come."""
+        try:
+            outcome: str | FetchError | None = await self._fetch_photo(photo_id)
+        except FetchError as error:
+            outcome = error
+        self._progress.update(self._all or outcome is None)
+        self._progress.set_postfix_str(f"{self._bytes / 1e6:,.0f} MB", refresh=False)
+        return outcome
+
+    async def _fetch_photo(self, photo_id: str) -> str | None:
+        """Fetch a photo and its metadata; returns the reason when it is left out."""
+        metadata = metadata_path(self._folder, photo_id)
+        if not await self._fetch_file(f"metadata/{photo_id}.json", metadata):
+            return REASON_NOT_IN_BUCKET
+        try:
+            if parse_metadata(metadata.read_bytes()).count not in self._counts:
+                return REASON_OUT_OF_RANGE
+        except MetadataError as error:
+            return str(error)
+        photo = photo_path(self._folder, photo_id)
+        if not await self._fetch_file(f"bin-images/{photo_id}.jpg", photo):
+            return REASON_NO_PHOTO
+        return None
+
+    async def _fetch_file(self, key: str, path: Path) -> bool:
+        """Fetch an object unless the file is there; False when the bucket does not have it."""
+        if path.exists():
+            return True
+        content = await self._bucket.fetch(key)
+        if content is None:
+            return False
+        write_atomic(path, content)
+        self._bytes += len(content)
+        return True
+
+
+def _batch_size(limit: int | None, done: int) -> int:
+    return BATCH if limit is None else min(BATCH, limit - done)

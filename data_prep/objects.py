@@ -1,0 +1,147 @@
+"""Objects in S3, thousands a second: through obstore, which is Rust inside."""
+
+import asyncio
+import hashlib
+import os
+import re
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+import boto3
+from obstore.auth.boto3 import Boto3CredentialProvider
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
+
+from data_prep.folder import DataError
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig, S3Config
+
+T = TypeVar("T")
+R = TypeVar("R")
+PUBLIC_BUCKET = "aft-vbi-pds"  # the Amazon Bin Image Dataset
+PUBLIC_REGION = "us-east-1"
+# Waits double, with jitter: with 503 Slow Down, S3 asks a client that is too fast to wait.
+RETRIES: "RetryConfig" = {
+    "max_retries": 10,
+    "backoff": {
+        "base": 2,
+        "init_backoff": timedelta(milliseconds=100),
+        "max_backoff": timedelta(seconds=15),
+    },
+    "retry_timeout": timedelta(minutes=3),
+}
+MD5 = re.compile(r'"([0-9a-f]{32})"')  # ETag of an object that was uploaded in one part
+
+
+class FetchError(DataError):
+    """An object could not be fetched, whether or not it is there; the message is one line."""
+
+
+class Bucket:
+    """A bucket to read from, many objects at a time."""
+
+    def __init__(self, name: str, store: S3Store) -> None:
+        self.name, self._store = name, store
+
+    async def fetch(self, key: str) -> bytes | None:
+        """An object's bytes, compared with the checksum in its ETag; None without such a key.
+
+        Raises FetchError when S3 does not answer, refuses, or the bytes are not the object's.
+        """
+        try:
+            answer = await self._store.get_async(key)
+            content = bytes(await answer.bytes_async())
+        except FileNotFoundError as error:
+            if "NoSuchBucket" in str(error):
+                raise FetchError(f"s3://{self.name}/{key}: NoSuchBucket") from error
+            return None
+        except BaseError as error:
+            raise FetchError(f"s3://{self.name}/{key}: {_first_line(error)}") from error
+        checksum = MD5.fullmatch(answer.meta["e_tag"] or "")
+        if checksum and hashlib.md5(content, usedforsecurity=False).hexdigest() != checksum[1]:
+            raise FetchError(f"s3://{self.name}/{key}: the bytes do not have its checksum")
+        return content
+
+    async def list_names(self, prefix: str, suffix: str) -> list[str]:
+        """What stands between `prefix` and `suffix` in the keys, in order; without "/" in it.
+
+        S3 answers one page after the other: the listing is divided by the first character.
+        """
+        bounds = [prefix, *(f"{prefix}{character}" for character in "0123456789:")]
+        ends = [*bounds[1:], None]
+        pairs = zip(bounds, ends, strict=True)
+        parts = await asyncio.gather(*(self._list(prefix, *pair) for pair in pairs))
+        keys = (key for part in parts for key in part if key.endswith(suffix))
+        names = (key.removeprefix(prefix).removesuffix(suffix) for key in keys)
+        return [name for name in names if "/" not in name]
+
+    async def _list(self, prefix: str, first: str, end: str | None) -> list[str]:
+        """Keys after `first` and before `end`."""
+        found: list[str] = []
+        try:
+            async for page in self._store.list(prefix, offset=first, chunk_size=1000):
+                keys = [entry["path"] for entry in page if end is None or entry["path"] < end]
+                found += keys
+                if len(keys) < len(page):
+                    break
+        except (BaseError, FileNotFoundError) as error:
+            raise DataError(f"s3://{self.name}/{prefix}: {_first_line(error)}") from error
+        return found
+
+
+async def each(work: Callable[[T], Awaitable[R]], items: Sequence[T], *, at_once: int) -> list[R]:
+    """What `work` returns for each of the items, in their order, so many of them at once."""
+    found: dict[int, R] = {}
+
+    async def worker(places: Iterator[int]) -> None:
+        for place in places:
+            found[place] = await work(items[place])
+
+    places = iter(range(len(items)))
+    async with asyncio.TaskGroup() as workers:
+        for _ in range(min(at_once, len(items))):
+            workers.create_task(worker(places))
+    return [found[place] for place in range(len(items))]
+
+
+def public_bucket(name: str = PUBLIC_BUCKET) -> Bucket:
+    """A bucket that anybody may read; AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL points elsewhere."""
+    store = S3Store(
+        name,
+        region=PUBLIC_REGION,
+        skip_signature=True,
+        retry_config=RETRIES,
+        client_options=_client_options(),
+        config=_config(),
+    )
+    return Bucket(name, store)
+
+
+def own_bucket(name: str) -> Bucket:
+    """A bucket that is read with your own credentials."""
+    session = boto3.Session()
+    store = S3Store(
+        name,
+        region=session.region_name or PUBLIC_REGION,
+        credential_provider=Boto3CredentialProvider(session),
+        retry_config=RETRIES,
+        client_options=_client_options(),
+        config=_config(),
+    )
+    return Bucket(name, store)
+
+
+def _config() -> "S3Config":
+    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return {"endpoint": url} if url else {}
+
+
+def _client_options() -> "ClientConfig":
+    return {"allow_http": "endpoint" in _config(), "timeout": timedelta(minutes=1)}
+
+
+def _first_line(error: BaseException) -> str:
+    """obstore's errors go on with the whole of Rust's."""
+    return " ".join(str(error).split("\n\n")[0].split())
