@@ -9,6 +9,8 @@ import argparse
 import asyncio
 import hashlib
 import random
+from bisect import bisect_left, bisect_right
+from itertools import islice, takewhile
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
@@ -38,7 +40,9 @@ class ObjectServer:
     def _listing(self, query: dict[str, str]) -> bytes:
         prefix = query.get("prefix", "")
         after = query.get("continuation-token") or query.get("start-after", "")
-        keys = [key for key in self._keys if key.startswith(prefix) and key > after]
+        first = bisect_right(self._keys, after) if after else bisect_left(self._keys, prefix)
+        found = islice(self._keys, first, first + PAGE + 1)
+        keys = list(takewhile(lambda key: key.startswith(prefix), found))
         page = keys[:PAGE]
         entries = "".join(
             f"<Contents><Key>{escape(key)}</Key><LastModified>2026-11-26T00:00:00.000Z"
@@ -102,9 +106,9 @@ def _error(code: str) -> bytes:
     return f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
 
 
-def keys(objects: int) -> list[str]:
+def keys(objects: int, prefix: str = "bin-images/", suffix: str = ".jpg") -> list[str]:
     """Keys like those of the public bucket."""
-    return [f"bin-images/{number:05d}.jpg" for number in range(objects)]
+    return [f"{prefix}{number:05d}{suffix}" for number in range(objects)]
 
 
 def main() -> None:
@@ -115,11 +119,15 @@ def main() -> None:
     )
     parser.add_argument("--objects", type=int, default=5000, help="how many (%(default)s)")
     parser.add_argument("--bytes", type=int, default=7000, help="of each (%(default)s)")
+    parser.add_argument("--prefix", default="bin-images/", help="of their keys (%(default)s)")
+    parser.add_argument("--suffix", default=".jpg", help="of their keys (%(default)s)")
     parser.add_argument("--latency-ms", type=float, default=0, help="of each answer (%(default)s)")
     parser.add_argument("--port", type=int, required=True, help="on 127.0.0.1")
     args = parser.parse_args()
     generator = random.Random(0)
-    objects = {key: generator.randbytes(args.bytes) for key in keys(args.objects)}
+    objects = {
+        key: generator.randbytes(args.bytes) for key in keys(args.objects, args.prefix, args.suffix)
+    }
     asyncio.run(ObjectServer(objects, args.latency_ms / 1000).serve(args.port))
 
 

@@ -127,10 +127,13 @@ def measure(name: str, objects: int, size: int, endpoint: str) -> Measured:
 
 
 @contextmanager
-def server(objects: int, size: int, latency: int) -> Iterator[str]:
+def server(
+    objects: int, size: int, latency: int, prefix: str = "bin-images/", suffix: str = ".jpg"
+) -> Iterator[str]:
     """URL of a server with such objects."""
     port = free_port()
     words = f"--objects {objects} --bytes {size} --latency-ms {latency} --port {port}".split()
+    words += ["--prefix", prefix, "--suffix", suffix]
     process = subprocess.Popen([sys.executable, "-m", "benchmarks.object_server", *words])
     try:
         bucket, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 30

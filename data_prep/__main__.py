@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
+from tqdm import tqdm
 
 from data_prep import arguments as flags
 from data_prep import own_photos, source, split, upload, verify
@@ -77,9 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_list(options: argparse.Namespace) -> None:
-    ids = source.list_bucket(options.source_bucket)
-    sys.stdout.writelines(f"{photo_id}\n" for photo_id in ids)
-    print(f"{len(ids):,} photos in s3://{options.source_bucket}/", file=sys.stderr)
+    with tqdm(source.list_bucket(options.source_bucket), desc="list", unit=" photos") as ids:
+        sys.stdout.writelines(f"{photo_id}\n" for photo_id in ids)
 
 
 def run_download(options: argparse.Namespace) -> None:

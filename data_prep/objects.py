@@ -1,4 +1,4 @@
-"""Objects in S3, thousands a second: through obstore, which is Rust inside."""
+"""Objects of S3, thousands a second: through obstore, which is Rust inside."""
 
 import asyncio
 import hashlib
@@ -63,32 +63,6 @@ class Bucket:
         if checksum and hashlib.md5(content, usedforsecurity=False).hexdigest() != checksum[1]:
             raise FetchError(f"s3://{self.name}/{key}: the bytes do not have its checksum")
         return content
-
-    async def list_names(self, prefix: str, suffix: str) -> list[str]:
-        """What stands between `prefix` and `suffix` in the keys, in order; without "/" in it.
-
-        S3 answers one page after the other: the listing is divided by the first character.
-        """
-        bounds = [prefix, *(f"{prefix}{character}" for character in "0123456789:")]
-        ends = [*bounds[1:], None]
-        pairs = zip(bounds, ends, strict=True)
-        parts = await asyncio.gather(*(self._list(prefix, *pair) for pair in pairs))
-        keys = (key for part in parts for key in part if key.endswith(suffix))
-        names = (key.removeprefix(prefix).removesuffix(suffix) for key in keys)
-        return [name for name in names if "/" not in name]
-
-    async def _list(self, prefix: str, first: str, end: str | None) -> list[str]:
-        """Keys after `first` and before `end`."""
-        found: list[str] = []
-        try:
-            async for page in self._store.list(prefix, offset=first, chunk_size=1000):
-                keys = [entry["path"] for entry in page if end is None or entry["path"] < end]
-                found += keys
-                if len(keys) < len(page):
-                    break
-        except (BaseError, FileNotFoundError) as error:
-            raise DataError(f"s3://{self.name}/{prefix}: {_first_line(error)}") from error
-        return found
 
 
 async def each(work: Callable[[T], Awaitable[R]], items: Sequence[T], *, at_once: int) -> list[R]:

@@ -1,11 +1,15 @@
 """Which photos of the public bucket: a list, or what the bucket has."""
 
-import asyncio
 import json
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from data_prep.folder import DataError, write_atomic
-from data_prep.objects import public_bucket
+import boto3
+from botocore import UNSIGNED
+from botocore.config import Config
+
+from data_prep.folder import DataError
+from data_prep.objects import PUBLIC_REGION
 
 
 def read_list(path: Path) -> list[str]:
@@ -40,11 +44,13 @@ def _ids_of_json(path: Path, content: str) -> list[str]:
     return list(ids)
 
 
-def list_bucket(bucket: str) -> list[str]:
-    """Ids of all photos that have metadata in the bucket, in the order of S3."""
-    return asyncio.run(public_bucket(bucket).list_names("metadata/", ".json"))
-
-
-def write_list(ids: list[str], path: Path) -> None:
-    """Write the ids, one a line, for `read_list`."""
-    write_atomic(path, "".join(f"{photo_id}\n" for photo_id in ids).encode())
+def list_bucket(bucket: str) -> Iterator[str]:
+    """Ids of all photos that have metadata in the bucket, in the order of S3, page by page."""
+    config = Config(signature_version=UNSIGNED, retries={"mode": "standard", "max_attempts": 10})
+    client = boto3.client("s3", region_name=PUBLIC_REGION, config=config)
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix="metadata/")
+    for page in pages:
+        for item in page.get("Contents", []):
+            path = PurePosixPath(item["Key"])
+            if path.suffix == ".json" and path.parent.name == "metadata":
+                yield path.stem
