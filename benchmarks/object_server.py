@@ -1,4 +1,4 @@
-"""A small S3 for measuring clients: objects in memory, GetObject and ListObjectsV2 alone.
+"""A small S3 for measuring clients: objects in memory, to be listed and read, no more.
 
     python -m benchmarks.object_server --objects 5000 --bytes 7000 --latency-ms 20
 
@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import hashlib
 import random
+import re
 from bisect import bisect_left, bisect_right
 from itertools import islice, takewhile
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -16,6 +17,7 @@ from xml.sax.saxutils import escape
 
 PAGE = 1000  # keys, as S3
 BUCKET = "photos"
+RANGE = re.compile(r"(?i)\nrange: bytes=(\d+)-(\d*)")
 DATE = "Thu, 26 Nov 2026 00:00:00 GMT"
 
 
@@ -23,19 +25,30 @@ class ObjectServer:
     """One bucket's objects, by key."""
 
     def __init__(self, objects: dict[str, bytes], latency: float) -> None:
+        self._objects = objects
         self._keys = sorted(objects)
         self._latency = latency  # seconds, of each answer
-        self._answers = {key: _object_answer(content) for key, content in objects.items()}
-        self._sizes = {key: len(content) for key, content in objects.items()}
+        self._heads = {key: _head("200 OK", content) for key, content in objects.items()}
 
-    def answer(self, target: str) -> bytes:
-        """The whole response to a GET of `target`: a key, or a listing."""
+    def answer(self, head: str) -> bytes:
+        """The whole response to a request without a body: HEAD or GET of an object, of a part of
+        it, or of a listing."""
+        method, target, _ = head.split(" ", 2)
         url = urlsplit(target)
         key = unquote(url.path).removeprefix(f"/{BUCKET}").removeprefix("/")
-        if key:
-            return self._answers.get(key) or _answer("404 Not Found", _error("NoSuchKey"))
-        query = {name: values[0] for name, values in parse_qs(url.query).items()}
-        return _answer("200 OK", self._listing(query))
+        if not key:
+            query = {name: values[0] for name, values in parse_qs(url.query).items()}
+            return _answer("200 OK", self._listing(query))
+        if key not in self._objects:
+            return _answer("404 Not Found", _error("NoSuchKey"))
+        if method == "HEAD":
+            return self._heads[key]
+        content = self._objects[key]
+        if part := RANGE.search(head):
+            first, last = int(part[1]), min(int(part[2] or len(content)), len(content) - 1)
+            span = f"Content-Range: bytes {first}-{last}/{len(content)}\r\n"
+            return _answer("206 Partial Content", content[first : last + 1], span)
+        return self._heads[key] + content
 
     def _listing(self, query: dict[str, str]) -> bytes:
         prefix = query.get("prefix", "")
@@ -46,7 +59,7 @@ class ObjectServer:
         page = keys[:PAGE]
         entries = "".join(
             f"<Contents><Key>{escape(key)}</Key><LastModified>2026-11-26T00:00:00.000Z"
-            f"</LastModified><ETag>&quot;0&quot;</ETag><Size>{self._sizes[key]}</Size>"
+            f"</LastModified><ETag>&quot;0&quot;</ETag><Size>{len(self._objects[key])}</Size>"
             "<StorageClass>STANDARD</StorageClass></Contents>"
             for key in page
         )
@@ -87,14 +100,15 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._received += data
         while (end := self._received.find(b"\r\n\r\n")) >= 0:
-            line = self._received[: self._received.find(b"\r\n")]
+            head = self._received[:end].decode()
             self._received = self._received[end + 4 :]
-            self._server.send(self._transport, self._server.answer(line.split(b" ")[1].decode()))
+            self._server.send(self._transport, self._server.answer(head))
 
 
-def _object_answer(content: bytes) -> bytes:
+def _head(status: str, content: bytes) -> bytes:
     etag = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    return _answer("200 OK", content, f'ETag: "{etag}"\r\nAccept-Ranges: bytes\r\n')
+    headers = f'ETag: "{etag}"\r\nAccept-Ranges: bytes\r\nContent-Length: {len(content)}\r\n'
+    return f"HTTP/1.1 {status}\r\nLast-Modified: {DATE}\r\n{headers}\r\n".encode()
 
 
 def _answer(status: str, body: bytes, headers: str = "") -> bytes:

@@ -4,8 +4,9 @@
     python -m benchmarks.transfer --quick         try the command out
 
 From a server on this machine that has them in memory, without a wait and with one of 20 ms for
-each answer, about what S3 takes. Every side runs in a process of its own, in turn with the others,
-into an empty folder. Let nothing else run meanwhile.
+each answer, about what S3 takes; and 10,000 photos as single files beside a shard of them. Every
+side runs in a process of its own, in turn with the others, into an empty folder. Let nothing else
+run meanwhile. s5cmd is measured as well where it is installed.
 """
 
 import argparse
@@ -34,11 +35,17 @@ from benchmarks.training_report import describe, describe_machine, machine, to_j
 from data_prep.download import REQUESTS
 from data_prep.folder import write_atomic
 from data_prep.objects import each, public_bucket
+from data_prep.pack import TAR_BYTES_A_SAMPLE
 from infra.command import in_one_line, interruptible
 from rehearsal.ports import free_port
+from training.transfer import download_prefix
 
 REFERENCE = "aws s3 sync"
+MACHINE = "a training machine"
 GOAL = 5.0
+GOAL_OF_SHARDS = 10.0
+PACKED_BYTES = 7_000  # of a photo at the training size, about
+SHARDED_PHOTOS = 10_000
 SIZES = (7_000, 67_000)  # bytes
 LATENCIES = (0, 20)  # milliseconds
 THREADS = 16
@@ -96,6 +103,13 @@ def s5cmd(objects: int, folder: Path) -> None:
     )
 
 
+def as_a_machine(objects: int, folder: Path) -> None:
+    """As a training machine gets its data set."""
+    config = Config(signature_version=UNSIGNED)
+    client = boto3.client("s3", region_name="us-east-1", config=config)
+    download_prefix(client, BUCKET, "bin-images/", folder / "bin-images")
+
+
 def _run(*words: list[str], **variables: str) -> None:
     command = [word for part in words for word in part]
     done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
@@ -103,27 +117,30 @@ def _run(*words: list[str], **variables: str) -> None:
         raise BenchmarkError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
 
 
-SIDES: dict[str, Callable[[int, Path], None]] = {
+PROGRAMS: dict[str, Callable[[int, Path], None]] = {
     REFERENCE: aws_sync,
     f"aws s3 sync, {REQUESTS} requests at once": partial(aws_sync, at_once=REQUESTS),
     f"boto3, {THREADS} threads": plain_boto3,
     "s5cmd": s5cmd,
     f"data_prep, {REQUESTS} requests at once": ours,
+    MACHINE: as_a_machine,
 }
 
 
-def measure(name: str, objects: int, size: int, endpoint: str) -> Measured:
-    """One side once, into an empty folder; all objects must have arrived."""
+def measure(
+    name: str, objects: int, size: int, endpoint: str, photos: int | None = None
+) -> Measured:
+    """One side once, into an empty folder; all objects, with so many photos, must have arrived."""
     os.environ["AWS_ENDPOINT_URL_S3"] = endpoint
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         begun = time.perf_counter()
-        SIDES[name](objects, folder)
+        PROGRAMS[name](objects, folder)
         seconds = time.perf_counter() - begun
         there = [file.stat().st_size for file in (folder / "bin-images").iterdir()]
         if there != [size] * objects:
             raise BenchmarkError(f"{name}: {len(there)} of {objects} objects arrived")
-    return Measured(photos=objects, seconds=seconds)
+    return Measured(photos=photos or objects, seconds=seconds)
 
 
 @contextmanager
@@ -152,8 +169,38 @@ def _answers(port: int) -> bool:
         return connection.connect_ex(("127.0.0.1", port)) == 0
 
 
+def compare_shards(photos: int, repeats: int) -> Comparison:
+    """A data set as single photos and as one shard of them."""
+    shard_bytes = photos * (PACKED_BYTES + TAR_BYTES_A_SAMPLE)
+    with (
+        server(photos, PACKED_BYTES, 0) as singles,
+        server(1, shard_bytes, 0, suffix=".tar") as shards,
+    ):
+
+        def side(name: str, how: str, objects: int, size: int, endpoint: str) -> Side:
+            run = partial(measure, how, objects, size, endpoint, photos=photos)
+            goal = GOAL_OF_SHARDS if objects == 1 else None
+            return Side(name=name, run=run, goal=goal)
+
+        sides = [
+            side(f"{what}: {shown}", how, *where)
+            for what, where in {
+                "single photos": (photos, PACKED_BYTES, singles),
+                "shards": (1, shard_bytes, shards),
+            }.items()
+            for shown, how in {REFERENCE: REFERENCE, "a training machine": MACHINE}.items()
+        ]
+        counted = (
+            f"{photos:,} photos of {PACKED_BYTES // 1000} KB, each by itself or all in one shard "
+            f"of {shard_bytes / 1e6:.0f} MB; without latency."
+        )
+        reference = f"single photos: {REFERENCE}"
+        return compare("Shards", sides, repeats, counted=counted, reference=reference)
+
+
 def compare_transfers(objects: int, size: int, latency: int, repeats: int) -> Comparison:
-    names = [name for name in SIDES if name != "s5cmd" or shutil.which("s5cmd")]
+    names = [name for name in PROGRAMS if name != "s5cmd" or shutil.which("s5cmd")]
+    names.remove(MACHINE)
     with server(objects, size, latency) as endpoint:
         sides = [
             Side(
@@ -185,13 +232,18 @@ def main() -> None:
     objects, repeats = (200, 1) if args.quick else (args.objects, args.repeats)
     print(describe_machine(found := machine(os.cpu_count() or 1)), end="\n\n")
     comparisons = []
-    for latency in LATENCIES:
-        for size in SIZES:
-            try:
-                comparisons.append(compare_transfers(objects, size, latency, repeats))
-            except BenchmarkError as error:
-                sys.exit(f"error: {in_one_line(error)}")
+    works = [
+        partial(compare_transfers, objects, size, latency, repeats)
+        for latency in LATENCIES
+        for size in SIZES
+    ]
+    works.append(partial(compare_shards, 500 if args.quick else SHARDED_PHOTOS, repeats))
+    try:
+        for work in works:
+            comparisons.append(work())
             print(describe(comparisons[-1]), flush=True)
+    except BenchmarkError as error:
+        sys.exit(f"error: {in_one_line(error)}")
     content = {"machine": found, "comparisons": [to_json(one) for one in comparisons]}
     args.json.write_text(json.dumps(content, indent=1) + "\n")
 
