@@ -14,7 +14,7 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     split = read_split(folder)
     parts = [
-        Part("", Shard(plan.file, len(plan.photos), 100_000_000, "0" * 64), [])
+        Part("", Shard(plan.file, len(plan.photos), 100_000_000, "0" * 64), {})
         for plan in plan_shards(split, 224, 100)
     ]
     dataset = dataset_path(folder, "bins")

@@ -222,6 +222,9 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument(
+        "what", nargs="?", choices=["objects", "shards", "all"], default="all", help="(%(default)s)"
+    )
     parser.add_argument("--objects", type=int, default=5000, help="how many (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="of every side (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="few objects, one round")
@@ -232,12 +235,13 @@ def main() -> None:
     objects, repeats = (200, 1) if args.quick else (args.objects, args.repeats)
     print(describe_machine(found := machine(os.cpu_count() or 1)), end="\n\n")
     comparisons = []
-    works = [
-        partial(compare_transfers, objects, size, latency, repeats)
-        for latency in LATENCIES
-        for size in SIZES
-    ]
-    works.append(partial(compare_shards, 500 if args.quick else SHARDED_PHOTOS, repeats))
+    works = [partial(compare_shards, 500 if args.quick else SHARDED_PHOTOS, repeats)]
+    if args.what != "shards":
+        works = [
+            partial(compare_transfers, objects, size, latency, repeats)
+            for latency in LATENCIES
+            for size in SIZES
+        ] + works * (args.what == "all")
     try:
         for work in works:
             comparisons.append(work())

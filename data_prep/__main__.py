@@ -10,7 +10,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from tqdm import tqdm
 
 from data_prep import arguments as flags
-from data_prep import own_photos, source, split, upload, verify
+from data_prep import own_photos, shares, source, split, upload, verify
 from data_prep import pack as packing
 from data_prep.download import download
 from data_prep.folder import DataError, dataset_path, summarize
@@ -147,8 +147,37 @@ def run_upload(options: argparse.Namespace) -> None:
 def run_all(options: argparse.Namespace) -> None:
     # Fail before the long part.
     options.bucket = options.bucket or stack_output("DataStack", "BucketName")
+    if options.share.of > 1:
+        run_share(options)
+        return
     for step in (run_download, run_split, run_pack, run_upload):
         step(options)
+
+
+def run_share(options: argparse.Namespace) -> None:
+    """Of `all`, what falls to this machine."""
+    if options.source[0] != "public" or options.list is None:
+        raise DataError("several machines share a list of public photos: give them --list FILE")
+    settings = shares.Settings(
+        name=options.name,
+        counts=options.counts,
+        method=options.split,
+        test_fraction=options.test_fraction,
+        size=options.size,
+        shard_mb=options.shard_mb,
+        min_photos=options.min_photos,
+    )
+    place = shares.prepare_share(
+        source.read_list(options.list)[: options.limit],
+        options.share,
+        settings,
+        options.data,
+        options.bucket,
+        source_bucket=options.source_bucket,
+        requests=options.requests,
+        workers=options.workers,
+    )
+    print(f"share {options.share.number} of {options.share.of}: done, for {place}")
 
 
 def run_verify(options: argparse.Namespace) -> None:
@@ -202,6 +231,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, tuple[Setti
             flags.min_photos_setting,
             flags.pack_settings,
             flags.bucket_setting,
+            flags.share_setting,
         ),
     ),
     "list": (

@@ -8,6 +8,7 @@ from typing import Any
 
 from data_prep.download import REQUESTS
 from data_prep.objects import PUBLIC_BUCKET
+from data_prep.shares import Share, share_of_host
 from data_prep.split import METHODS
 from data_prep.weights import SOURCES
 
@@ -126,6 +127,17 @@ def page_setting(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def share_setting(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--share",
+        type=share,
+        default=share_of_host(),
+        metavar="K/N",
+        help="do the K-th of N shares of the work; N machines run the same command, each its own, "
+        "and the first one joins what they made. In a job of SageMaker, that of the host",
+    )
+
+
 def weights_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--arch",
@@ -155,6 +167,13 @@ def synthesize_settings(parser: argparse.ArgumentParser) -> None:
         help="pixels a side; small photos are drawn faster (%(default)s)",
     )
     workers_setting(parser)
+
+
+def share(text: str) -> Share:
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share such as 2/8")
+    return Share(int(number), int(of))
 
 
 def whole_range(text: str) -> range:

@@ -1,7 +1,6 @@
 """The public bucket → the working folder, many requests at a time, resumable."""
 
-import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from data_prep.folder import (
     write_atomic,
     write_selection,
 )
-from data_prep.objects import PUBLIC_BUCKET, Bucket, FetchError, each, public_bucket
+from data_prep.objects import PUBLIC_BUCKET, Bucket, FetchError, each, public_bucket, run
 
 REQUESTS = 64  # at a time
 BATCH = 10_000  # bounds the memory that waiting ids take
@@ -50,18 +49,36 @@ def download(
     progress: tqdm[Any] = tqdm(total=total, desc="download", unit=" photos")
     with progress:
         found = Download(public_bucket(bucket), folder, counts, progress)
-        try:
-            asyncio.run(found.run(ids, limit, requests))
-        except ExceptionGroup as group:  # of requests side by side, the first is told
-            raise group.exceptions[0] from None
+        run(found.run(ids, limit, requests))
         progress.total = progress.n  # the bucket may hold fewer than `limit`
-    if found.failures:
-        raise DataError(
-            f"could not be fetched: {len(found.failures)} photos, the first because of "
-            f"{found.failures[0]}: run the same command again"
-        )
+    _check(found.failures)
     write_selection(folder, found.photos, found.left_out)
     return found.photos, found.left_out
+
+
+def fetch_photos(ids: Sequence[str], folder: Path, bucket: Bucket, requests: int) -> None:
+    """Fetch those of the photos that the bucket has and the folder does not.
+
+    Raises DataError when some could not be fetched, after the others were.
+    """
+
+    async def fetch(photo_id: str) -> FetchError | None:
+        try:
+            await _fetch_file(bucket, f"bin-images/{photo_id}.jpg", photo_path(folder, photo_id))
+        except FetchError as error:
+            return error
+        return None
+
+    outcomes = run(each(fetch, ids, at_once=requests))
+    _check([outcome for outcome in outcomes if outcome])
+
+
+def _check(failures: Sequence[FetchError]) -> None:
+    if failures:
+        raise DataError(
+            f"could not be fetched: {len(failures)} photos, the first because of {failures[0]}: "
+            "run the same command again"
+        )
 
 
 class Download:
@@ -118,15 +135,20 @@ class Download:
         return None
 
     async def _fetch_file(self, key: str, path: Path) -> bool:
-        """Fetch an object unless the file is there; False when the bucket does not have it."""
-        if path.exists():
-            return True
-        content = await self._bucket.fetch(key)
-        if content is None:
-            return False
-        write_atomic(path, content)
-        self._bytes += len(content)
-        return True
+        fetched = await _fetch_file(self._bucket, key, path)
+        self._bytes += fetched or 0
+        return fetched is not None
+
+
+async def _fetch_file(bucket: Bucket, key: str, path: Path) -> int | None:
+    """Fetch an object unless the file is there; returns its bytes, None without such a key."""
+    if path.exists():
+        return 0
+    content = await bucket.fetch(key)
+    if content is None:
+        return None
+    write_atomic(path, content)
+    return len(content)
 
 
 def _batch_size(limit: int | None, done: int) -> int:

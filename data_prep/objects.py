@@ -4,9 +4,9 @@ import asyncio
 import hashlib
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import boto3
 from obstore.auth.boto3 import Boto3CredentialProvider
@@ -63,6 +63,14 @@ class Bucket:
         if checksum and hashlib.md5(content, usedforsecurity=False).hexdigest() != checksum[1]:
             raise FetchError(f"s3://{self.name}/{key}: the bytes do not have its checksum")
         return content
+
+
+def run(work: Coroutine[Any, Any, R]) -> R:
+    """The result of `work`; of several errors side by side, the first is raised."""
+    try:
+        return asyncio.run(work)
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
 
 
 async def each(work: Callable[[T], Awaitable[R]], items: Sequence[T], *, at_once: int) -> list[R]:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from data_prep.folder import (
     REASON_BROKEN_PHOTO,
+    REASON_NO_PHOTO,
     LeftOut,
     by_reason,
     dataset_path,
@@ -43,6 +44,7 @@ PHOTOS_A_TASK = 32  # keeps the talk between the processes small beside the deco
 AHEAD = 2  # shards whose photos are decoded at once, so that writing one keeps no core waiting
 
 Sample = tuple[Photo, bytes]  # a photo and its JPEG
+Encoded = bytes | str  # a JPEG, or the reason for leaving the photo out
 VERSIONS = {
     "python": platform.python_version(),
     "pillow": PIL.__version__,
@@ -75,7 +77,7 @@ class Part:
 
     inputs: str  # a hash of all that the bytes of the shard depend on
     shard: Shard
-    broken: list[str]
+    broken: dict[str, str]  # id → reason
 
 
 def pack(
@@ -134,19 +136,22 @@ def pack_shards(
 
 def _encode_ahead(
     plans: Iterable[ShardPlan], folder: Path, size: int, pool: Executor
-) -> Iterator[tuple[ShardPlan, Iterator[bytes | None]]]:
+) -> Iterator[tuple[ShardPlan, Iterator[Encoded]]]:
     """Each plan with its photos' JPEGs, which are made while the shard before is written."""
-    under_way: deque[tuple[ShardPlan, Iterator[bytes | None]]] = deque()
+    under_way: deque[tuple[ShardPlan, Iterator[Encoded]]] = deque()
     for plan in plans:
-        paths = [photo_path(folder, photo.id) for photo in plan.photos]
-        encoded = pool.map(partial(encode, size=size), paths, chunksize=PHOTOS_A_TASK)
-        under_way.append((plan, encoded))
+        under_way.append((plan, _encode(plan, folder, size, pool)))
         if len(under_way) == AHEAD:
             yield under_way.popleft()
     yield from under_way
 
 
-def _counted(encoded: Iterable[bytes | None], progress: "tqdm[Any]") -> Iterator[bytes | None]:
+def _encode(plan: ShardPlan, folder: Path, size: int, pool: Executor) -> Iterator[Encoded]:
+    paths = [photo_path(folder, photo.id) for photo in plan.photos]
+    return pool.map(partial(encode, size=size), paths, chunksize=PHOTOS_A_TASK)
+
+
+def _counted(encoded: Iterable[Encoded], progress: "tqdm[Any]") -> Iterator[Encoded]:
     for jpeg in encoded:
         progress.update()
         yield jpeg
@@ -176,8 +181,7 @@ def part_path(dataset: Path, file: str) -> Path:
 def _find_part(dataset: Path, plan: ShardPlan, inputs: str) -> Part | None:
     """What is known of a shard that is there with the bytes that it should have, or None."""
     try:
-        content = json.loads(part_path(dataset, plan.file).read_bytes())
-        part = Part(content["inputs"], Shard(**content["shard"]), content["broken"])
+        part = read_part(part_path(dataset, plan.file).read_bytes())
         with (dataset / plan.file).open("rb") as shard:
             there = hashlib.file_digest(shard, "sha256").hexdigest()
     except FileNotFoundError:
@@ -185,14 +189,24 @@ def _find_part(dataset: Path, plan: ShardPlan, inputs: str) -> Part | None:
     return part if (part.inputs, part.shard.sha256) == (inputs, there) else None
 
 
-def _pack_shard(
-    dataset: Path, plan: ShardPlan, encoded: Iterable[bytes | None], inputs: str
-) -> Part:
+def read_part(content: bytes) -> Part:
+    """What `to_json` made of one."""
+    found = json.loads(content)
+    return Part(found["inputs"], Shard(**found["shard"]), found["broken"])
+
+
+def pack_shard(plan: ShardPlan, folder: Path, dataset: Path, size: int, pool: Executor) -> Part:
+    """Pack one shard of photos that are in the folder, whether or not it is there."""
+    encoded = _encode(plan, folder, size, pool)
+    return _pack_shard(dataset, plan, encoded, _inputs(plan, folder, size))
+
+
+def _pack_shard(dataset: Path, plan: ShardPlan, encoded: Iterable[Encoded], inputs: str) -> Part:
     samples: list[Sample] = []
-    broken: list[str] = []
+    broken: dict[str, str] = {}
     for photo, jpeg in zip(plan.photos, encoded, strict=True):
-        if jpeg is None:
-            broken.append(photo.id)
+        if isinstance(jpeg, str):
+            broken[photo.id] = jpeg
         else:
             samples.append((photo, jpeg))
     part = Part(inputs, _write_shard(dataset / plan.file, samples), broken)
@@ -207,13 +221,13 @@ def join(
 
     Raises DataError when too little is left.
     """
-    broken = {photo_id for part in parts for photo_id in part.broken}
+    broken = {photo_id: why for part in parts for photo_id, why in part.broken.items()}
     packed = [photo for photo in split.photos if photo.id not in broken]
     check_enough(packed, split.counts, min_photos)
     for side in SIDES:
         names = _list_names(packed, side, split.counts)
         write_atomic(dataset / f"{side}_list.json", to_json(names))
-    left_out = [*split.left_out, *(LeftOut(one, REASON_BROKEN_PHOTO) for one in broken)]
+    left_out = [*split.left_out, *(LeftOut(*one) for one in broken.items())]
     shards = {
         side: [asdict(part.shard) for part in parts if part.shard.file.startswith(f"{side}-")]
         for side in SIDES
@@ -236,16 +250,18 @@ def join(
     return manifest
 
 
-def encode(path: Path, size: int) -> bytes | None:
+def encode(path: Path, size: int) -> Encoded:
     """A photo as JPEG of `size` × `size`: as it is where it fits, else squashed once.
 
-    None when it cannot be decoded.
+    Or else the reason for leaving it out.
     """
     try:
         photo = path.read_bytes()
         pixels = to_pixels(photo, size)
-    except (FileNotFoundError, PhotoError):
-        return None
+    except FileNotFoundError:
+        return REASON_NO_PHOTO
+    except PhotoError:
+        return REASON_BROKEN_PHOTO
     with Image.open(io.BytesIO(photo)) as image:
         upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
         if (image.format, image.mode, image.size) == ("JPEG", "RGB", (size, size)) and upright:

@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from data_prep.folder import (
     REASON_NO_METADATA,
-    REASON_NO_PHOTO,
     REASON_OUT_OF_RANGE,
     Bin,
     DataError,
@@ -31,7 +30,6 @@ from data_prep.folder import (
     by_reason,
     metadata_path,
     parse_metadata,
-    photo_path,
     read_json,
     read_left_out,
     to_json,
@@ -158,8 +156,6 @@ def read_bins(folder: Path, counts: range) -> tuple[dict[str, Bin], list[LeftOut
         else:
             if found.count not in counts:
                 left_out[photo_id] = REASON_OUT_OF_RANGE
-            elif not photo_path(folder, photo_id).exists():
-                left_out[photo_id] = REASON_NO_PHOTO
             else:
                 bins[photo_id] = found
     return bins, sorted(LeftOut(photo_id, reason) for photo_id, reason in left_out.items())

@@ -30,25 +30,31 @@ def upload_dataset(folder: Path, name: str, bucket: str) -> str:
     for file, shard in zip(files, shards, strict=True):
         if not file.exists() or _sha256(file) != shard["sha256"]:
             raise DataError(f"{file} is not the shard that the manifest describes: {hint}")
-    files += [dataset / f"{side}_list.json" for side in SIDES]
     client = boto3.client("s3")
     prefix = f"datasets/{name}"
     manifest_file, manifest_key = dataset / "manifest.json", f"{prefix}/manifest.json"
     if not _is_there(client, bucket, manifest_key, manifest_file):
         client.delete_object(Bucket=bucket, Key=manifest_key)
-    for file in [*files, manifest_file]:
-        _upload_file(client, file, bucket, f"{prefix}/{file.name}")
+    for file in files:
+        upload_file(client, file, bucket, f"{prefix}/{file.name}")
+    upload_joined(client, dataset, bucket, f"{prefix}/")
     return f"s3://{bucket}/{prefix}/"
+
+
+def upload_joined(client: "S3Client", dataset: Path, bucket: str, prefix: str) -> None:
+    """Upload what describes the shards: the lists, and the manifest last."""
+    for name in (*(f"{side}_list.json" for side in SIDES), "manifest.json"):
+        upload_file(client, dataset / name, bucket, f"{prefix}{name}")
 
 
 def upload_weights(file: Path, bucket: str) -> str:
     """Upload a backbone's weights; returns their URI."""
     key = f"weights/{file.name}"
-    _upload_file(boto3.client("s3"), file, bucket, key)
+    upload_file(boto3.client("s3"), file, bucket, key)
     return f"s3://{bucket}/{key}"
 
 
-def _upload_file(client: "S3Client", file: Path, bucket: str, key: str) -> None:
+def upload_file(client: "S3Client", file: Path, bucket: str, key: str) -> None:
     """Upload one file with a progress bar, unless the bucket has the same bytes."""
     if _is_there(client, bucket, key, file):
         return

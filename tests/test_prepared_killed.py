@@ -13,14 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
+from public_bins import OURS, put_bins, uploaded
 
-from data_prep.synthetic import synthesize
 from data_prep.verify import verify_bucket
 from rehearsal.stand_in import ROOT
 
-PUBLIC, OURS = "aft-vbi-pds", "ours"
 PHOTOS = 250
 START = 0.3  # of the time that it takes goes by before it begins
 
@@ -28,15 +26,8 @@ START = 0.3  # of the time that it takes goes by before it begins
 @pytest.fixture
 def s3(served_s3: str, tmp_path: Path) -> Any:
     """The public bucket with drawn bins, and ours, empty."""
-    client = boto3.client("s3")
-    for bucket in (PUBLIC, OURS):
-        client.create_bucket(Bucket=bucket, ACL="public-read")
-    synthesize(tmp_path / "public", PHOTOS, 3, sides=range(64, 81), workers=1)
-    for file in (tmp_path / "public").glob("*/*"):
-        key = f"{file.parent.name}/{file.name}"
-        client.put_object(Bucket=PUBLIC, Key=key, Body=file.read_bytes(), ACL="public-read")
-    names = sorted(file.stem for file in (tmp_path / "public" / "metadata").iterdir())
-    (tmp_path / "ids.txt").write_text("\n".join(names))
+    client, ids = put_bins(tmp_path / "public", PHOTOS)
+    (tmp_path / "ids.txt").write_text("\n".join(ids))
     return client
 
 
@@ -81,17 +72,6 @@ class Preparation:
         """Hash of each file of the data set, by name."""
         files = (self._folder / "datasets" / "bins").glob("*.*")
         return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-
-
-def uploaded(s3: Any) -> dict[str, str]:
-    """Hash of each object of the data set in our bucket, by name."""
-    found = s3.list_objects_v2(Bucket=OURS).get("Contents", [])
-    return {
-        item["Key"].rsplit("/", 1)[1]: hashlib.sha256(
-            s3.get_object(Bucket=OURS, Key=item["Key"])["Body"].read()
-        ).hexdigest()
-        for item in found
-    }
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
