@@ -5,8 +5,8 @@
 
 Metadata is made up, one file a photo, laid out as in the public bucket; photos are links to a few
 files. The listing comes from benchmarks.object_server. Each step of each size runs in a process of
-its own, its start included. Nothing is drawn or packed: what photos take
-grows with their number and is measured by benchmarks.transfer and benchmarks.shards.
+its own, its start included. Packing is measured on 2,000 drawn photos, download by
+benchmarks.transfer.
 """
 
 import argparse
@@ -44,7 +44,8 @@ LINKS = 20_000  # to one file: file systems allow some 65,000
 SHOTS = (1, 2, 3, 4)
 SHOT_SHARES = (0.4, 0.3, 0.2, 0.1)  # of bins photographed so often, as data_prep.synthetic
 AGAIN = 0.02  # of items that are a product which another bin holds as well
-STEPS = ("list", "split", "manifest")
+STEPS = ("list", "split", "manifest", "pack")
+PACKED = 2_000  # drawn photos
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,18 @@ def measure(photos: int) -> list[Taken]:
         return [listed, split, manifest]
 
 
+def measure_pack(photos: int) -> Taken:
+    """Packing of drawn photos as large as the public ones, on every core."""
+    with tempfile.TemporaryDirectory() as temporary:
+        data = ["--data", temporary]
+        said = Path(temporary) / "said.txt"
+        drawn = ["--photos", str(photos), "--side", "300-870"]
+        take(photos, "draw", ["data_prep", "synthesize", "--out", temporary, *drawn], said)
+        take(photos, "split", ["data_prep", "split", *data], said)
+        packed = len((Path(temporary) / "split.csv").read_text().splitlines()) - 1
+        return take(packed, "pack", ["data_prep", "pack", *data], said)
+
+
 def take(photos: int, step: str, words: list[str], output: Path, **variables: str) -> Taken:
     """Run a module, its standard output into a file."""
     with output.open("w") as out:
@@ -167,7 +180,7 @@ def _peak_mb(pid: int) -> float:
 def plot(taken: list[Taken], picture: Path) -> None:
     """Seconds and memory against photos, a line for each step."""
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for step in STEPS:
+    for step in STEPS[:-1]:
         of_step = [one for one in taken if one.step == step]
         photos = [one.photos / 1000 for one in of_step]
         left.plot(photos, [one.seconds for one in of_step], "o-", label=step)
@@ -199,12 +212,13 @@ def main() -> None:
     args = parser.parse_args()
     print(describe_machine(found := machine(os.cpu_count() or 1)), end="\n\n")
     taken: list[Taken] = []
-    for photos in QUICK if args.quick else SIZES:
-        try:
+    try:
+        for photos in QUICK if args.quick else SIZES:
             taken += measure(photos)
-        except BenchmarkError as error:
-            sys.exit(f"error: {in_one_line(error)}")
-        print(f"{photos:,} photos: done", file=sys.stderr)
+            print(f"{photos:,} photos: done", file=sys.stderr)
+        taken.append(measure_pack(PACKED // 10 if args.quick else PACKED))
+    except BenchmarkError as error:
+        sys.exit(f"error: {in_one_line(error)}")
     rows = [
         [one.step, f"{one.photos:,}", f"{one.seconds:.1f}", f"{one.seconds / one.photos * 1e6:.0f}",
          f"{one.peak_mb:.0f}"]
