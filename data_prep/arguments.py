@@ -95,8 +95,10 @@ def split_settings(parser: argparse.ArgumentParser) -> None:
         "--split",
         choices=METHODS,
         default="group",
-        help="group: no product is on both sides (the default); random: photo by photo, as in the "
-        "course project, for comparison",
+        help="group: photos that hang together by their products are on one side (the default); "
+        "purge: for very many photos, nearly all of which hang together: those that share a "
+        "product with a test photo are left out; random: photo by photo, as in the course project, "
+        "for comparison",
     )
 
 

@@ -26,6 +26,7 @@ REASON_NOT_JSON = "metadata is not JSON"
 REASON_NO_COUNT = "metadata without EXPECTED_QUANTITY"
 REASON_NOT_WHOLE = "EXPECTED_QUANTITY is not a whole number"
 REASON_OUT_OF_RANGE = "count out of range"
+REASON_TESTED = "shares a product with a test photo"
 
 
 class DataError(ValueError):
@@ -65,8 +66,9 @@ def dataset_path(folder: Path, name: str) -> Path:
 
 
 def parse_metadata(text: bytes) -> Bin:
-    """Read the count (EXPECTED_QUANTITY) and the products (keys of BIN_FCSKU_DATA).
+    """Read the count (EXPECTED_QUANTITY) and the products (ASINs in BIN_FCSKU_DATA).
 
+    A product's key there is its ASIN or a seller's number for it, which has the ASIN inside.
     Raises MetadataError when there is no count to read.
     """
     try:
@@ -79,7 +81,15 @@ def parse_metadata(text: bytes) -> Bin:
     if not isinstance(count, int) or isinstance(count, bool):
         raise MetadataError(REASON_NOT_WHOLE)
     products = metadata.get("BIN_FCSKU_DATA")
-    return Bin(count, tuple(map(intern, sorted(products))) if isinstance(products, dict) else ())
+    if not isinstance(products, dict):
+        return Bin(count, ())
+    asins = {_asin(key, product) for key, product in products.items()}
+    return Bin(count, tuple(map(intern, sorted(asins))))
+
+
+def _asin(key: str, product: object) -> str:
+    asin = product.get("asin") if isinstance(product, dict) else None
+    return asin if isinstance(asin, str) and asin else key
 
 
 def start_selection(folder: Path) -> None:

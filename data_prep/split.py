@@ -4,8 +4,11 @@ A bin is photographed again after one item goes in or out; a random split tests 
 network on bins that it was trained on. So photos that share a product (ASIN), directly
 or through other photos, form one group, and a group goes to one side as a whole. The
 side comes from a hash of the group's name alone: more photos later move no photo to the
-other side, unless they join two groups into one. With `random`, the side comes from a hash of
-the photo's id instead.
+other side, unless they join two groups into one.
+
+Of very many photos most may hang together, and one group cannot be on two sides. Then `purge`:
+the side comes from the photo's first product alone, and photos that share any product with a test
+photo are left out of training. `random` draws photo by photo, for comparison.
 """
 
 import csv
@@ -23,6 +26,7 @@ from tqdm import tqdm
 from data_prep.folder import (
     REASON_NO_METADATA,
     REASON_OUT_OF_RANGE,
+    REASON_TESTED,
     Bin,
     DataError,
     LeftOut,
@@ -38,7 +42,7 @@ from data_prep.folder import (
 
 Side = Literal["train", "test"]
 SIDES: tuple[Side, ...] = ("train", "test")
-Method = Literal["group", "random"]
+Method = Literal["group", "purge", "random"]
 LARGE_GROUP = 0.1  # share of the photos in one group, from which on it is worth a warning
 METHODS: tuple[Method, ...] = get_args(Method)
 
@@ -92,18 +96,27 @@ def split_bins(
     method: Method,
     test_fraction: float,
 ) -> Split:
-    """Give each photo its group and its side."""
-    groups = group_by_asin({photo_id: found.asins for photo_id, found in bins.items()})
+    """Give each photo its group and its side; `purge` leaves some out."""
+    asins = {photo_id: found.asins for photo_id, found in bins.items()}
+    groups = group_by_first_asin(asins) if method == "purge" else group_by_asin(asins)
 
     def side(photo_id: str) -> Side:
-        # An id is no group's name, so that both methods draw from hashes of their own.
-        name = groups[photo_id] if method == "group" else f"id-{photo_id}"
+        # An id is no group's name, so that the methods draw from hashes of their own.
+        name = f"id-{photo_id}" if method == "random" else groups[photo_id]
         return side_of(name, test_fraction)
 
     photos = [
         Photo(photo_id, bins[photo_id].count, groups[photo_id], side(photo_id))
         for photo_id in sorted(bins)
     ]
+    if method == "purge":
+        tested = {asin for photo in photos if photo.side == "test" for asin in asins[photo.id]}
+        kept = [
+            photo for photo in photos if photo.side == "test" or tested.isdisjoint(asins[photo.id])
+        ]
+        gone = asins.keys() - {photo.id for photo in kept}
+        left_out = [*left_out, *(LeftOut(photo_id, REASON_TESTED) for photo_id in gone)]
+        photos = kept
     return Split(list(counts), method, test_fraction, photos, sorted(left_out))
 
 
@@ -194,6 +207,14 @@ def group_by_asin(asins: Mapping[str, Sequence[str]]) -> dict[str, str]:
     }
 
 
+def group_by_first_asin(asins: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Photo id → its smallest ASIN, or `photo-<id>` for one without any."""
+    return {
+        photo_id: min(together) if together else f"photo-{photo_id}"
+        for photo_id, together in asins.items()
+    }
+
+
 def side_of(group: str, test_fraction: float) -> Side:
     """The side of a group, fixed for ever by the SHA-256 of its name."""
     share = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) / 2**64
@@ -249,12 +270,13 @@ def _warnings(photos: Sequence[Photo]) -> list[str]:
     if there := twins(photos):
         warnings.append(
             f"warning: {there:,} of {tested:,} test photos ({there / tested:.0%}) show a product "
-            "that training sees: the test flatters the model; `--split group` does not"
+            "that training sees: the test flatters the model; that of `--split group` does not"
         )
     largest = largest_group(photos)
     if largest > LARGE_GROUP * len(photos):
         warnings.append(
             f"warning: {largest:,} photos ({largest / len(photos):.0%}) hang together by their "
-            "products and go to one side: the sides' shares may be far from --test-fraction"
+            "products and go to one side: the sides' shares may be far from --test-fraction. "
+            "`--split purge --test-fraction 0.03` leaves out what ties training to the test"
         )
     return warnings

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.folder import Bin, DataError, LeftOut, metadata_path, photo_path, write_selection
+from data_prep.folder import (
+    Bin,
+    DataError,
+    LeftOut,
+    metadata_path,
+    parse_metadata,
+    photo_path,
+    write_selection,
+)
 from data_prep.split import (
     Photo,
     check_enough,
@@ -183,7 +191,7 @@ def test_a_random_split_says_how_many_test_photos_training_has_seen():
     assert "warning" not in describe(grouped)
 
 
-@pytest.mark.parametrize("method", ["group", "random"])
+@pytest.mark.parametrize("method", ["group", "random", "purge"])
 @given(st.integers(1, 200))
 def test_more_photos_move_none_that_share_nothing_with_them(method, more):
     bins = {f"{number:03d}": Bin(1, (f"asin-{number // 2}",)) for number in range(200)}
@@ -199,3 +207,65 @@ def test_a_group_of_most_photos_is_warned_of():
     bins = {f"{number}": Bin(1, ("common",) if number < 50 else ()) for number in range(100)}
     photos = split_bins(bins, [], range(1, 2), method="group", test_fraction=0.2).photos
     assert "warning: 50 photos (50%) hang together" in describe(photos)
+    assert "--split purge" in describe(photos)
+
+
+BINS = st.dictionaries(
+    st.text("0123456789", min_size=1, max_size=4),
+    st.lists(st.sampled_from([f"B{number}" for number in range(60)]), max_size=4, unique=True),
+    max_size=80,
+)
+
+
+@given(BINS)
+def test_a_purged_split_trains_on_no_product_of_the_test_and_loses_no_photo(asins):
+    bins = {photo_id: Bin(1, tuple(sorted(found))) for photo_id, found in asins.items()}
+    split = split_bins(bins, [], range(1, 2), method="purge", test_fraction=0.1)
+    products = {
+        side: {asin for photo in split.photos if photo.side == side for asin in asins[photo.id]}
+        for side in ("train", "test")
+    }
+    assert products["train"].isdisjoint(products["test"])
+    assert {one.reason for one in split.left_out} <= {"shares a product with a test photo"}
+    ids = [photo.id for photo in split.photos] + [one.id for one in split.left_out]
+    assert sorted(ids) == sorted(asins)
+
+
+@given(BINS, BINS)
+def test_a_purged_split_never_moves_a_photo_from_training_to_the_test(asins, more):
+    def sides(found):
+        bins = {photo_id: Bin(1, tuple(sorted(some))) for photo_id, some in found.items()}
+        split = split_bins(bins, [], range(1, 2), method="purge", test_fraction=0.1)
+        return {photo.id: photo.side for photo in split.photos}
+
+    before, after = sides(asins), sides(more | asins)
+    assert {one for one, side in after.items() if side == "test" and one in asins} == {
+        one for one, side in before.items() if side == "test"
+    }
+
+
+def test_a_purged_split_parts_what_hangs_together():
+    dice = random.Random(0)
+    bins = {
+        f"{number:05d}": Bin(1, tuple({f"B{dice.randrange(3000)}" for _ in range(3)}))
+        for number in range(4000)
+    }
+    grouped = split_bins(bins, [], range(1, 2), method="group", test_fraction=0.03).photos
+    assert "hang together" in describe(grouped)
+    split = split_bins(bins, [], range(1, 2), method="purge", test_fraction=0.03)
+    sides = [photo.side for photo in split.photos]
+    assert 60 < sides.count("test") < 180
+    assert sides.count("train") > 2400
+    assert "warning" not in describe(split.photos)
+
+
+def test_a_product_is_known_by_its_asin_whoever_sells_it():
+    products = {
+        "B1": {"asin": "B1"},
+        "ZZX": {"asin": "B2"},
+        "B3": {},
+        "B4": None,
+        "B5": {"asin": 5},
+    }
+    text = json.dumps({"EXPECTED_QUANTITY": 5, "BIN_FCSKU_DATA": products}).encode()
+    assert parse_metadata(text).asins == ("B1", "B2", "B3", "B4", "B5")
