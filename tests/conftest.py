@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 read_api = functools.cache(JSONFileLoader().load_file)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test goes first: the other process has enough to do meanwhile."""
+    items.sort(key=lambda item: item.path.name != "test_notebook.py")
+
+
 @pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An empty account, mocked, in us-east-1."""
