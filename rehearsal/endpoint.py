@@ -4,7 +4,6 @@ answers sagemaker-runtime."""
 import json
 import sys
 import tarfile
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -14,6 +13,7 @@ from types import TracebackType
 
 import boto3
 
+from rehearsal.http_server import serve
 from rehearsal.ports import free_port
 from rehearsal.processes import Processes
 
@@ -136,6 +136,4 @@ def _runtime(endpoint: str, container: str, port: int) -> ThreadingHTTPServer:
         def log_message(self, *_: object) -> None:
             """Nothing: the container logs each request."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server
+    return serve(Handler, port)

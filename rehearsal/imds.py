@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from rehearsal.http_server import serve
+
 TOKEN_PATH = "/latest/api/token"
 CREDENTIALS_PATH = "/latest/meta-data/iam/security-credentials/"
 NOTICE_PATH = "/latest/meta-data/spot/instance-action"
@@ -96,6 +98,4 @@ def start_imds(metadata: Metadata) -> ThreadingHTTPServer:
         def log_message(self, *_: object) -> None:
             """Nothing: a machine asks every few seconds."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server
+    return serve(Handler)
