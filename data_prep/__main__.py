@@ -10,7 +10,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from tqdm import tqdm
 
 from data_prep import arguments as flags
-from data_prep import own_photos, shares, source, split, upload, verify
+from data_prep import own_photos, shares, source, split, stats, upload, verify
 from data_prep import pack as packing
 from data_prep.download import download
 from data_prep.folder import DataError, dataset_path, summarize
@@ -96,7 +96,7 @@ def run_download(options: argparse.Namespace) -> None:
     else:
         read = own_photos.read_folder if kind == "folder" else own_photos.read_csv
         photos, left_out = own_photos.take_in(
-            read(path)[: options.limit], options.data, options.counts
+            read(path)[: options.limit], options.data, options.counts, requests=options.requests
         )
     print(f"{len(photos):,} photos in {options.data}; {summarize(left_out)}")
 
@@ -194,9 +194,11 @@ def run_verify(options: argparse.Namespace) -> None:
 
 
 def run_stats(options: argparse.Namespace) -> None:
-    from data_prep.stats import write_page  # Matplotlib
-
-    print(write_page(options.data, options.output or options.data / "stats.html", options.workers))
+    print(
+        stats.write_page(
+            options.data, options.output or options.data / "stats.html", options.workers
+        )
+    )
 
 
 def run_weights(options: argparse.Namespace) -> None:

@@ -51,7 +51,7 @@ def download(
         found = Download(public_bucket(bucket), folder, counts, progress)
         run(found.run(ids, limit, requests))
         progress.total = progress.n  # the bucket may hold fewer than `limit`
-    _check(found.failures)
+    check_failures(found.failures)
     write_selection(folder, found.photos, found.left_out)
     return found.photos, found.left_out
 
@@ -64,16 +64,17 @@ def fetch_photos(ids: Sequence[str], folder: Path, bucket: Bucket, requests: int
 
     async def fetch(photo_id: str) -> FetchError | None:
         try:
-            await _fetch_file(bucket, f"bin-images/{photo_id}.jpg", photo_path(folder, photo_id))
+            await fetch_file(bucket, f"bin-images/{photo_id}.jpg", photo_path(folder, photo_id))
         except FetchError as error:
             return error
         return None
 
     outcomes = run(each(fetch, ids, at_once=requests))
-    _check([outcome for outcome in outcomes if outcome])
+    check_failures([outcome for outcome in outcomes if outcome])
 
 
-def _check(failures: Sequence[FetchError]) -> None:
+def check_failures(failures: Sequence[FetchError]) -> None:
+    """Raise DataError, of one line, if there are any."""
     if failures:
         raise DataError(
             f"could not be fetched: {len(failures)} photos, the first because of {failures[0]}: "
@@ -135,12 +136,12 @@ class Download:
         return None
 
     async def _fetch_file(self, key: str, path: Path) -> bool:
-        fetched = await _fetch_file(self._bucket, key, path)
+        fetched = await fetch_file(self._bucket, key, path)
         self._bytes += fetched or 0
         return fetched is not None
 
 
-async def _fetch_file(bucket: Bucket, key: str, path: Path) -> int | None:
+async def fetch_file(bucket: Bucket, key: str, path: Path) -> int | None:
     """Fetch an object unless the file is there; returns its bytes, None without such a key."""
     if path.exists():
         return 0

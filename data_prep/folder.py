@@ -10,6 +10,7 @@
 An id is text: `00001` and `1` are two photos. It is never turned into a number.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -148,6 +149,12 @@ def read_json(path: Path, hint: str) -> Any:
         raise DataError(f"{path} does not exist: {hint}") from error
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {hint}") from error
+
+
+def sha256_of(file: Path) -> str:
+    """Of its bytes, in hexadecimal."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def write_atomic(path: Path, content: bytes) -> None:

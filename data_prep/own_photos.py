@@ -5,18 +5,19 @@ csv       columns photo (a path, from the file's folder on, or s3://bucket/key),
           if there is one, group: photos of a group are on one side of the split
 """
 
-import asyncio
 import csv
 import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
+from data_prep.download import REQUESTS, check_failures, fetch_file
 from data_prep.folder import (
     REASON_NO_PHOTO,
     REASON_OUT_OF_RANGE,
@@ -28,7 +29,7 @@ from data_prep.folder import (
     write_atomic,
     write_selection,
 )
-from data_prep.objects import Bucket, own_bucket
+from data_prep.objects import Bucket, FetchError, each, own_bucket, run
 
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 UNSAFE = re.compile(r"[^A-Za-z0-9._-]")  # in a file name, or in a tar's
@@ -42,6 +43,10 @@ class OwnPhoto:
     place: str  # a path or s3://bucket/key
     count: int
     group: str  # empty: on its own
+
+    @property
+    def in_s3(self) -> bool:
+        return self.place.startswith("s3://")
 
 
 def read_folder(source: Path) -> list[OwnPhoto]:
@@ -109,41 +114,48 @@ def _with_unique_ids(photos: list[OwnPhoto]) -> list[OwnPhoto]:
 
 
 def take_in(
-    photos: Sequence[OwnPhoto], folder: Path, counts: range
+    photos: Sequence[OwnPhoto], folder: Path, counts: range, *, requests: int = REQUESTS
 ) -> tuple[list[str], list[LeftOut]]:
     """Copy the photos with a count in `counts` into the working folder, with their metadata.
 
     A photo that is there already is not fetched from S3 again. Writes `selection.json`; returns
-    the ids that are there now, and those left out. Raises DataError when S3 does not answer.
+    the ids that are there now, and those left out.
+    Raises DataError when some could not be fetched, after the others were.
     """
     start_selection(folder)
-    taken: list[str] = []
-    left_out: list[LeftOut] = []
-    buckets: dict[str, Bucket] = {}
-    for photo in tqdm(photos, desc="download", unit=" photos"):
-        reason = REASON_OUT_OF_RANGE
-        if photo.count in counts:
-            reason = "" if _copy(photo, folder, buckets) else REASON_NO_PHOTO
-        if reason:
-            left_out.append(LeftOut(photo.id, reason))
-        else:
-            taken.append(photo.id)
+    wanted = [photo for photo in photos if photo.count in counts]
+    buckets = {_bucket_of(photo): own_bucket(_bucket_of(photo)) for photo in wanted if photo.in_s3}
+    progress: tqdm[Any] = tqdm(total=len(wanted), desc="download", unit=" photos")
+
+    async def copy(photo: OwnPhoto) -> bool | FetchError:
+        try:
+            return await _copy(photo, folder, buckets)
+        except FetchError as error:
+            return error
+        finally:
+            progress.update()
+
+    with progress:
+        outcomes = run(each(copy, wanted, at_once=requests))
+    check_failures([outcome for outcome in outcomes if isinstance(outcome, FetchError)])
+    there = {photo.id for photo, outcome in zip(wanted, outcomes, strict=True) if outcome}
+    taken = [photo.id for photo in wanted if photo.id in there]
+    left_out = [
+        LeftOut(photo.id, REASON_NO_PHOTO if photo.count in counts else REASON_OUT_OF_RANGE)
+        for photo in photos
+        if photo.id not in there
+    ]
     write_selection(folder, taken, left_out)
     return taken, left_out
 
 
-def _copy(photo: OwnPhoto, folder: Path, buckets: dict[str, Bucket]) -> bool:
+async def _copy(photo: OwnPhoto, folder: Path, buckets: Mapping[str, Bucket]) -> bool:
     """Copy one photo and write its metadata; False when there is no such photo."""
     target = photo_path(folder, photo.id)
-    if photo.place.startswith("s3://"):
-        if not target.exists():
-            bucket, _, key = photo.place.removeprefix("s3://").partition("/")
-            if bucket not in buckets:
-                buckets[bucket] = own_bucket(bucket)
-            content = asyncio.run(buckets[bucket].fetch(key))
-            if content is None:
-                return False
-            write_atomic(target, content)
+    if photo.in_s3:
+        key = photo.place.removeprefix(f"s3://{_bucket_of(photo)}/")
+        if await fetch_file(buckets[_bucket_of(photo)], key, target) is None:
+            return False
     else:
         try:
             content = Path(photo.place).read_bytes()
@@ -157,3 +169,7 @@ def _copy(photo: OwnPhoto, folder: Path, buckets: dict[str, Bucket]) -> bool:
     }
     write_atomic(metadata_path(folder, photo.id), json.dumps(metadata).encode())
     return True
+
+
+def _bucket_of(photo: OwnPhoto) -> str:
+    return photo.place.removeprefix("s3://").partition("/")[0]

@@ -29,6 +29,7 @@ from data_prep.folder import (
     by_reason,
     dataset_path,
     photo_path,
+    sha256_of,
     to_json,
     write_atomic,
 )
@@ -182,8 +183,7 @@ def _find_part(dataset: Path, plan: ShardPlan, inputs: str) -> Part | None:
     """What is known of a shard that is there with the bytes that it should have, or None."""
     try:
         part = read_part(part_path(dataset, plan.file).read_bytes())
-        with (dataset / plan.file).open("rb") as shard:
-            there = hashlib.file_digest(shard, "sha256").hexdigest()
+        there = sha256_of(dataset / plan.file)
     except FileNotFoundError:
         return None
     return part if (part.inputs, part.shard.sha256) == (inputs, there) else None

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from sys import intern
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import boto3
 from tqdm import tqdm
@@ -41,6 +41,7 @@ from data_prep.upload import upload_file, upload_joined
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+T = TypeVar("T")
 RESOURCE_CONFIG = Path("/opt/ml/config/resourceconfig.json")  # in a container of SageMaker
 LOOK_SECONDS = float(os.environ.get("SHARE_LOOK_SECONDS", "2"))  # at what the others have done
 
@@ -52,7 +53,8 @@ class Share:
     number: int
     of: int
 
-    def mine(self, things: Sequence[Any]) -> Sequence[Any]:
+    def mine(self, things: Sequence[T]) -> Sequence[T]:
+        """Those that fall to this machine."""
         return things[self.number - 1 :: self.of]
 
 

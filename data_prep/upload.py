@@ -1,6 +1,5 @@
 """A packed dataset → `s3://<our bucket>/datasets/<name>/`, the manifest last."""
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +7,7 @@ import boto3
 from botocore.exceptions import ClientError
 from tqdm import tqdm
 
-from data_prep.folder import DataError, dataset_path, read_json
+from data_prep.folder import DataError, dataset_path, read_json, sha256_of
 from data_prep.split import SIDES
 
 if TYPE_CHECKING:
@@ -28,12 +27,13 @@ def upload_dataset(folder: Path, name: str, bucket: str) -> str:
     shards = [shard for side in SIDES for shard in manifest["shards"][side]]
     files = [dataset / shard["file"] for shard in shards]
     for file, shard in zip(files, shards, strict=True):
-        if not file.exists() or _sha256(file) != shard["sha256"]:
+        if not file.exists() or sha256_of(file) != shard["sha256"]:
             raise DataError(f"{file} is not the shard that the manifest describes: {hint}")
     client = boto3.client("s3")
     prefix = f"datasets/{name}"
     manifest_file, manifest_key = dataset / "manifest.json", f"{prefix}/manifest.json"
-    if not _is_there(client, bucket, manifest_key, manifest_file):
+    ours = manifest_file.stat().st_size, sha256_of(manifest_file)
+    if stored(client, bucket, manifest_key) != ours:
         client.delete_object(Bucket=bucket, Key=manifest_key)
     for file in files:
         upload_file(client, file, bucket, f"{prefix}/{file.name}")
@@ -56,7 +56,8 @@ def upload_weights(file: Path, bucket: str) -> str:
 
 def upload_file(client: "S3Client", file: Path, bucket: str, key: str) -> None:
     """Upload one file with a progress bar, unless the bucket has the same bytes."""
-    if _is_there(client, bucket, key, file):
+    sha256 = sha256_of(file)
+    if stored(client, bucket, key) == (file.stat().st_size, sha256):
         return
     with tqdm(
         total=file.stat().st_size, desc=f"upload {file.name}", unit="B", unit_scale=True
@@ -65,23 +66,17 @@ def upload_file(client: "S3Client", file: Path, bucket: str, key: str) -> None:
             str(file),
             bucket,
             key,
-            ExtraArgs={"Metadata": {"sha256": _sha256(file)}},
+            ExtraArgs={"Metadata": {"sha256": sha256}},
             Callback=progress.update,
         )
 
 
-def _is_there(client: "S3Client", bucket: str, key: str, file: Path) -> bool:
-    """Whether the object was uploaded with the bytes of the file."""
+def stored(client: "S3Client", bucket: str, key: str) -> tuple[int, str | None] | None:
+    """Size and SHA-256 of what `upload_file` left; None without such an object."""
     try:
         found = client.head_object(Bucket=bucket, Key=key)
     except ClientError as error:
         if error.response["Error"]["Code"] == "404":
-            return False
+            return None
         raise
-    size = file.stat().st_size
-    return found["ContentLength"] == size and found["Metadata"].get("sha256") == _sha256(file)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return found["ContentLength"], found["Metadata"].get("sha256")

@@ -1,6 +1,7 @@
 """Is a packed data set what its manifest says?"""
 
 import hashlib
+import io
 import json
 import tarfile
 from collections import Counter
@@ -11,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-from botocore.exceptions import ClientError
 from tqdm import tqdm
 
 from data_prep.folder import dataset_path, read_json
 from data_prep.processes import process_pool
 from data_prep.split import SIDES, Side
+from data_prep.upload import stored
 from serving.preprocess import PhotoError, to_pixels
 
 
@@ -38,7 +39,9 @@ def verify_folder(folder: Path, name: str, workers: int | None = None) -> list[s
     another size, groups on both sides, lists. Raises DataError without a manifest.
     """
     dataset = dataset_path(folder, name)
-    manifest = read_json(dataset / "manifest.json", f"run `python -m data_prep pack --name {name}`")
+    manifest = read_json(
+        dataset / "manifest.json", f"run `python -m data_prep pack --name {name}` first"
+    )
     shards = [(side, shard) for side in SIDES for shard in manifest["shards"][side]]
     look = partial(look_at_shard, dataset, size=manifest["size"])
     with process_pool(workers) as pool:
@@ -65,7 +68,7 @@ def look_at_shard(dataset: Path, shard: dict[str, Any], size: int) -> Found:
     if hashlib.sha256(content).hexdigest() != shard["sha256"]:
         found.problems.append(f"{shard['file']} does not have the hash in the manifest")
     try:
-        for photo_id, jpeg, label in read_samples(dataset / shard["file"]):
+        for photo_id, jpeg, label in read_samples(content):
             found.ids.append(photo_id)
             found.counts[label["count"]] += 1
             found.groups.add(label["group"])
@@ -89,9 +92,9 @@ def _look_at_photo(found: Found, photo_id: str, jpeg: bytes, size: int) -> None:
             found.problems.append(f"{found.file}: photo {photo_id} has another size")
 
 
-def read_samples(shard: Path) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+def read_samples(shard: bytes) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
     """Id, JPEG and label of each photo."""
-    with tarfile.open(shard) as tar:
+    with tarfile.open(fileobj=io.BytesIO(shard)) as tar:
         members = iter(tar)
         for photo, label in zip(members, members, strict=True):
             jpeg, text = tar.extractfile(photo), tar.extractfile(label)
@@ -136,12 +139,9 @@ def verify_bucket(bucket: str, name: str) -> list[str]:
     for side in SIDES:
         for shard in tqdm(manifest["shards"][side], desc=f"verify {side}", unit=" shards"):
             key = f"{prefix}/{shard['file']}"
-            try:
-                there = client.head_object(Bucket=bucket, Key=key)
-            except ClientError as error:
-                problems.append(f"s3://{bucket}/{key}: {error.response['Error']['Message']}")
-                continue
-            stored = there["ContentLength"], there["Metadata"].get("sha256")
-            if stored != (shard["bytes"], shard["sha256"]):
+            there = stored(client, bucket, key)
+            if there is None:
+                problems.append(f"s3://{bucket}/{key}: Not Found")
+            elif there != (shard["bytes"], shard["sha256"]):
                 problems.append(f"s3://{bucket}/{key} is not the shard that the manifest describes")
     return problems

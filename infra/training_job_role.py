@@ -12,7 +12,7 @@ from infra.statements import allow, list_prefixes, on_objects, use_key
 JOBS = "bin-counter-*"  # names of training jobs and searches, by training.sagemaker_request
 LOG_GROUP = "log-group:/aws/sagemaker/TrainingJobs:*"
 METRICS = "/aws/sagemaker/TrainingJobs"
-IMAGE = "pytorch"  # AWS's repository, in an account of its own that differs by region
+IMAGE = "pytorch"  # AWS's repository, in an account that differs by region
 LISTS = ["checkpoints/*", "datasets/*", "runs/*", "weights/*"]
 READS = [
     "checkpoints/*",
@@ -89,7 +89,7 @@ class TrainingJobRole(Construct):
         acknowledge(
             role,
             f"IAM5[Resource::arn:<AWS::Partition>:ecr:<AWS::Region>:*:repository/{IMAGE}]",
-            "AWS keeps its images in an account for each region; nobody else's are let in here.",
+            "AWS keeps its images in an account for each region; only the name is known here.",
         )
         acknowledge(role, "IAM5[Resource::*]", "Login to ECR and PutMetricData know no resource.")
         acknowledge(role, "IAMNoInlinePolicy", "The policy is this role's alone, goes with it.")

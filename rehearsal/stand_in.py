@@ -87,12 +87,12 @@ class StandIn:
 
     def deploy(self, *stacks: str) -> None:
         """`cdk deploy`, with the flags that moto needs (no change sets)."""
-        self._cdk(["deploy", *stacks], *self.deploy_flags)
+        self._cdk(["deploy", *stacks], "--require-approval", "never", *self.deploy_flags)
 
     @property
     def deploy_flags(self) -> list[str]:
         return [
-            *("--app", str(self._assembly), "--require-approval", "never"),
+            *("--app", str(self._assembly)),
             *("--method", "direct", "--previous-parameters=false"),
         ]
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import tarfile
 from datetime import UTC, datetime, timedelta
@@ -19,7 +20,10 @@ from training.deployment import Deployment, LaunchError
 from training.metric_line import OBJECTIVE
 from training.run_record import OUTPUTS, RunRecord
 from training.sagemaker import parse_arguments, run_command
+from training.sagemaker_environment import sagemaker_defaults
 from training.search_space import SPACES
+from training.settings import as_flags
+from training.settings import parse_arguments as parse_train_arguments
 
 account = training_account.account
 QUOTAS = {
@@ -116,6 +120,33 @@ def test_a_run_is_recorded_with_its_job_as_a_spot_machines_is(account: Account) 
     )
     assert found["HyperParameters"]["epochs"] == "7"
     assert found["RoleArn"] == "arn:aws:iam::123456789012:role/job"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--mode", "finetune", "--epochs", "20", "--batch-size", "256"],  # what head mode has
+        ["--epochs", "5", "--hidden", "0", "--average", "0.998"],  # what finetune has
+        ["--mode", "finetune", "--threads", f"{os.cpu_count()}"],  # what this machine has
+        [],
+    ],
+)
+def test_the_container_trains_with_what_was_asked_for_here(
+    account: Account, words: list[str]
+) -> None:
+    train("--", *words)
+    described: Any = boto3.client("sagemaker").describe_training_job(
+        TrainingJobName=job_of(account.record())
+    )
+    places = ["--data", "-", "--weights", "-", "--output", "-"]
+    asked = vars(parse_train_arguments([*places, *words]))
+    environment = {"SM_MODEL_DIR": "/m", "SM_HPS": json.dumps(described["HyperParameters"])}
+    there = vars(parse_train_arguments([*places, *as_flags(sagemaker_defaults(environment))]))
+    ours = {"snapshot_seconds", "model_dir", "checkpoint_dir", "run_id"}  # set by the job
+    assert {k: v for k, v in there.items() if k not in ours} == {
+        k: v for k, v in asked.items() if k not in ours
+    }
+    assert account.record().request()["epochs"] == there["epochs"]
 
 
 def test_time_and_cost_are_stated_before_the_question(

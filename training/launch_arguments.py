@@ -2,9 +2,8 @@
 
 import argparse
 import math
-from typing import Any
 
-from training.settings import ARCHITECTURES, expand_settings
+from training.settings import ARCHITECTURES, expand_settings, given_settings
 from training.settings import parse_arguments as parse_train_arguments
 
 LONGEST_HOURS = 7 * 24
@@ -15,7 +14,7 @@ def parse_start(parser: argparse.ArgumentParser, arguments: list[str]) -> argpar
     """Flags of `parser`, which has --arch, and after -- those of training.train.
 
     They come as `train_arguments`, with `--settings FILE` expanded; as `train_settings`, by name,
-    those that are not the usual; and `epochs`, `mode`, `members`. What training.train would
+    but for the machine's own; and `epochs`, `mode`, `members`. What training.train would
     refuse is refused here, by its own parser.
     """
     divider = arguments.index("--") if "--" in arguments else len(arguments)
@@ -30,13 +29,10 @@ def parse_start(parser: argparse.ArgumentParser, arguments: list[str]) -> argpar
     for name in SET_BY_MACHINE:
         if getattr(asked, name) != getattr(usual, name):
             parser.error(f"--{name.replace('_', '-')} is set by the machine, not after --")
-    args.train_settings = _differences(asked, usual)
+    given = given_settings([*set_by_machine, *args.train_arguments])
+    args.train_settings = {k: v for k, v in given.items() if k not in SET_BY_MACHINE}
     args.epochs, args.mode, args.members = asked.epochs, asked.mode, asked.members
     return args
-
-
-def _differences(asked: argparse.Namespace, usual: argparse.Namespace) -> dict[str, Any]:
-    return {name: value for name, value in vars(asked).items() if value != getattr(usual, name)}
 
 
 def add_what(parser: argparse.ArgumentParser) -> None:

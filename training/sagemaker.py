@@ -20,6 +20,7 @@ and `-- --profile` leaves a profile by torch.profiler in the job's output.
 import argparse
 import json
 import sys
+import tarfile
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def start(deployment: Deployment, args: argparse.Namespace) -> bool:
             deployment, job, args.train_arguments, trials=trials, parallel=parallel
         )
         _state(args, job, plan.estimate.seconds, plan.estimate.dollars, plan.estimate.basis)
-    if args.dry_run:
+    if args.dry_run and "image" not in plan.failed:  # without one there is no request
         request = dry_search(deployment, job, args) if tunes else dry_job(deployment, job)
         print(json.dumps(request, indent=1))
     if plan.failed:
@@ -172,7 +173,8 @@ def _job(args: argparse.Namespace, name: str) -> Job:
 def _state(args: argparse.Namespace, job: Job, seconds: float, dollars: float, basis: str) -> None:
     machines = f"{job.instances} × {job.instance_type}"
     saved = ", before what managed spot saves" if job.spot else ""
-    limit = f"ended by force after {args.max_hours:g} hours of training"
+    each = "each trial " if args.command == "tune" else ""
+    limit = f"{each}ended by force after {args.max_hours:g} hours of training"
     print(f"about {duration(seconds)} and ${dollars:.3f} on {machines}{saved}; {limit}")
     print(f"  basis: {basis}")
 
@@ -209,6 +211,8 @@ def main() -> None:
     except (BotoCoreError, ClientError) as error:
         hint = DENIED if "explicit deny" in str(error) else ""
         sys.exit(f"error: AWS: {in_one_line(error)}{hint}")
+    except (OSError, tarfile.TarError) as error:
+        sys.exit(f"error: {in_one_line(error)}")
     if not succeeded:
         sys.exit(1)
 

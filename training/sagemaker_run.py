@@ -44,6 +44,7 @@ from training.status import duration
 from training.transfer import pack_files
 
 PROGRAM = "python -m training.sagemaker"
+MORE = "--max-hours, --max-wait-hours; a new run starts from zero"
 OVER = {"Completed", "Failed", "Stopped"}  # TrainingJobStatus
 
 
@@ -173,7 +174,7 @@ def follow(deployment: Deployment, record: RunRecord) -> bool:
 def describe_job(job: Mapping[str, Any]) -> str:
     """One line: what SageMaker does, and the latest measurement."""
     latest = {each["MetricName"]: each["Value"] for each in job.get("FinalMetricDataList", [])}
-    message = job.get("SecondaryStatusTransitions", [{}])[-1].get("StatusMessage", "")
+    message = (job.get("SecondaryStatusTransitions") or [{}])[-1].get("StatusMessage", "")
     parts = [f"{job['SecondaryStatus']}, {message}".rstrip(", "), describe_metrics(latest)]
     return "; ".join(part for part in parts if part)
 
@@ -254,7 +255,7 @@ def _ending(job: Mapping[str, Any]) -> tuple[State, Outcome, str]:
         case "Stopped", "Stopped":
             return "stopped", "stopped", "stopped as asked"
         case "Stopped", limit:  # MaxRuntimeExceeded, MaxWaitTimeExceeded
-            return "failed", "failed", f"{limit}: give it more with --max-hours, --max-wait-hours"
+            return "failed", "failed", f"{limit}: give it more with {MORE}"
         case _:
             return "failed", "failed", " ".join(reason.split()) or "no reason was given"
 

@@ -155,14 +155,7 @@ def parse_arguments(
     What is not given comes from --settings, from SageMaker's environment, or from the recipe of
     the mode, the first that has it.
     """
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_places(parser.add_argument_group("places"))
-    _add_recipe(parser.add_argument_group("recipe (what decides the weights)"))
-    _add_machine(parser.add_argument_group("machine"))
+    parser = _make_parser(prog, description)
     given = sys.argv[1:] if arguments is None else arguments
     try:
         # Of a flag that is there twice, the last one counts.
@@ -174,6 +167,29 @@ def parse_arguments(
         if getattr(args, name) is None:
             setattr(args, name, value)
     return args
+
+
+def given_settings(arguments: list[str]) -> dict[str, Any]:
+    """By name, the flags of training.train that are in `arguments`, and no defaults: those depend
+    on the mode and on the machine that is asked."""
+    parser, absent = _make_parser(), object()
+    blank = argparse.Namespace(**{action.dest: absent for action in parser._actions})
+    given = vars(parser.parse_args(arguments, blank))
+    return {name: value for name, value in given.items() if value is not absent}
+
+
+def _make_parser(
+    prog: str = "python -m training.train", description: str | None = None
+) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_places(parser.add_argument_group("places"))
+    _add_recipe(parser.add_argument_group("recipe (what decides the weights)"))
+    _add_machine(parser.add_argument_group("machine"))
+    return parser
 
 
 def as_flags(values: dict[str, Any]) -> list[str]:
