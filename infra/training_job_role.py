@@ -1,6 +1,6 @@
 """The role that SageMaker takes for training jobs and the trials of a search."""
 
-from aws_cdk import Stack
+from aws_cdk import Aws, CfnMapping, Stack
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_kms as kms
 from aws_cdk import aws_s3 as s3
@@ -8,11 +8,11 @@ from constructs import Construct
 
 from infra.acknowledge import acknowledge, acknowledge_objects
 from infra.statements import allow, list_prefixes, on_objects, use_key
+from training.sagemaker_image import REPOSITORY, image_accounts
 
 JOBS = "bin-counter-*"  # names of training jobs and searches, by training.sagemaker_request
 LOG_GROUP = "log-group:/aws/sagemaker/TrainingJobs:*"
 METRICS = "/aws/sagemaker/TrainingJobs"
-IMAGE = "pytorch"  # AWS's repository, in an account that differs by region
 LISTS = ["checkpoints/*", "datasets/*", "runs/*", "weights/*"]
 READS = [
     "checkpoints/*",
@@ -56,7 +56,10 @@ class TrainingJobRole(Construct):
                     "ecr:BatchGetImage",
                     "ecr:GetDownloadUrlForLayer",
                 ],
-                [f"arn:{stack.partition}:ecr:{stack.region}:*:repository/{IMAGE}"],
+                [
+                    f"arn:{stack.partition}:ecr:{stack.region}:{self._image_account()}:"
+                    f"repository/{REPOSITORY}"
+                ],
             ),
             allow(
                 "Log",
@@ -76,6 +79,12 @@ class TrainingJobRole(Construct):
             self.role.add_to_policy(statement)
         self._acknowledge(bucket)
 
+    def _image_account(self) -> str:
+        """AWS's, which differs by region."""
+        accounts = {region: {"account": account} for region, account in image_accounts().items()}
+        mapping = CfnMapping(self, "ImageAccounts", mapping=accounts)
+        return mapping.find_in_map(Aws.REGION, "account")
+
     def _acknowledge(self, bucket: s3.IBucket) -> None:
         role = self.role
         acknowledge_objects(
@@ -85,11 +94,6 @@ class TrainingJobRole(Construct):
             role,
             f"IAM5[Resource::arn:<AWS::Partition>:logs:<AWS::Region>:<AWS::AccountId>:{LOG_GROUP}]",
             "SageMaker names the log streams.",
-        )
-        acknowledge(
-            role,
-            f"IAM5[Resource::arn:<AWS::Partition>:ecr:<AWS::Region>:*:repository/{IMAGE}]",
-            "AWS keeps its images in an account for each region; only the name is known here.",
         )
         acknowledge(role, "IAM5[Resource::*]", "Login to ECR and PutMetricData know no resource.")
         acknowledge(role, "IAMNoInlinePolicy", "The policy is this role's alone, goes with it.")

@@ -45,15 +45,13 @@ class TrainedModel:
 def trained_models(s3: "S3Client", bucket: str) -> list[TrainedModel]:
     """The models of all runs in `bucket` that succeeded, the oldest first."""
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix="runs/")
-    sizes = {
-        item["Key"].split("/")[1]: item["Size"]
-        for page in pages
-        for item in page.get("Contents", [])
-        if item["Key"].endswith(f"/{MODEL}")
-    }
+    sizes = {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", [])}
+    packed = [key for key in sizes if key.endswith(f"/{MODEL}")]  # of a job, in a folder of its own
     models = []
-    for run_id, size in tqdm(sizes.items(), desc="runs", unit="run", delay=1, leave=False):
-        record = RunRecord(s3, bucket, run_id)
+    for key in tqdm(packed, desc="runs", unit="run", delay=1, leave=False):
+        record = RunRecord(s3, bucket, key.split("/")[1])
+        if record.key("status.json") not in sizes:
+            continue  # a trial of a search
         status = record.status()
         if status["state"] != "succeeded":
             continue  # it ended between the upload and the last word
@@ -61,14 +59,14 @@ def trained_models(s3: "S3Client", bucket: str) -> list[TrainedModel]:
         judged = record.judged()
         models.append(
             TrainedModel(
-                run_id=run_id,
-                uri=record.uri(MODEL),
+                run_id=record.run_id,
+                uri=f"s3://{bucket}/{key}",
                 finished=status["updated"],
                 arch=request["arch"],
                 dataset=request["dataset"],
                 accuracy=judged["accuracy"],
                 mae=judged.get("mae"),
-                size=size,
+                size=sizes[key],
             )
         )
     return sorted(models, key=lambda model: model.finished)

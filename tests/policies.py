@@ -116,6 +116,9 @@ class Deployed:
             case {"Fn::ImportValue": name}:
                 exporter, exported = self._exports[name]
                 return self._resolve(exported, exporter)
+            case {"Fn::FindInMap": [name, *keys]}:
+                first, second = (self._resolve(key, stack) for key in keys)
+                return self._raw[stack]["Mappings"][name][first][second]
             case {"Fn::Sub": str(text)}:
                 return re.sub(r"\$\{(AWS::\w+)\}", lambda found: PSEUDO[found[1]], text)
             case {"Fn::Join": [separator, parts]}:

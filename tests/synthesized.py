@@ -77,6 +77,8 @@ def plain(value: Any) -> Any:
             return f"<{name}.{attribute}>"
         case {"Fn::ImportValue": name}:
             return f"<{name}>"
+        case {"Fn::FindInMap": [name, *_]}:
+            return f"<{name}>"
         case {"Fn::Sub": text}:
             return text
         case {"Fn::Join": [separator, parts]}:

@@ -44,6 +44,19 @@ def test_each_model_is_listed_with_its_metrics_the_oldest_first(
     assert captured.err == "no endpoint is deployed\n"
 
 
+def test_the_model_of_a_job_is_where_sagemaker_left_it_and_trials_have_none_to_serve(
+    client: "S3Client", two_models: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = "s3://ours/runs/b-later/a-job/output/model.tar.gz"
+    client.delete_object(Bucket="ours", Key="runs/b-later/model.tar.gz")
+    for key in (uri.removeprefix("s3://ours/"), "runs/a-search/a-trial/output/model.tar.gz"):
+        client.put_object(Bucket="ours", Key=key, Body=b"")
+    main([])
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    main(["use", "b-later"])
+    assert chosen() == uri
+
+
 def test_what_is_deployed_next_and_what_is_served_are_marked(
     two_models: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

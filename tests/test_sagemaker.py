@@ -12,6 +12,7 @@ from typing import Any
 import boto3
 import pytest
 import training_account
+from botocore.exceptions import ClientError
 from training_account import EARLIER, Account, Clock
 
 from training import launch, sagemaker_run, sagemaker_search
@@ -26,6 +27,7 @@ from training.settings import as_flags
 from training.settings import parse_arguments as parse_train_arguments
 
 account = training_account.account
+EARLY = datetime(2026, 1, 1, tzinfo=UTC)
 QUOTAS = {
     "ml.m5.large for spot training job usage": 4.0,
     "ml.m5.large for training job usage": 0.0,
@@ -73,7 +75,7 @@ def job_of(record: RunRecord) -> str:
 
 def job(record: RunRecord, status: str = "Completed", **more: Any) -> dict[str, Any]:
     """How SageMaker describes the job of a run: 10 minutes of training, 3 of them paid for."""
-    started = datetime.now(UTC) - timedelta(minutes=11)
+    started = datetime.now(UTC) - timedelta(minutes=10)
     model = record.uri(f"{job_of(record)}/output/model.tar.gz")
     return {
         "TrainingJobStatus": status,
@@ -156,7 +158,8 @@ def test_time_and_cost_are_stated_before_the_question(
     with pytest.raises(LaunchError, match="not started"):
         run("train", "--dataset", "photos", "--instances", "2")
     said = capsys.readouterr().out
-    assert "on 2 × ml.m5.large, before what managed spot saves; ended by force after 3 h" in said
+    assert re.search(r"run \d{8}-\d{6}-resnet50-\w{4}: about \d+ min and \$0\.\d+ on 2 × ml", said)
+    assert "ml.m5.large, before what managed spot saves; ended by force after 3 hours of" in said
     assert "4 of ml.m5.large for spot training job usage, 2 needed" in said
     assert account.run_ids() == set()
 
@@ -177,11 +180,38 @@ def test_a_search_takes_as_long_as_its_trials_in_turn_and_costs_as_much_as_all(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run("tune", "--dataset", "photos", "--yes", "--trials", "4", "--parallel", "2")
-    run("train", "--dataset", "photos", "--yes")
+    run("train", "--dataset", "photos", "--yes", "--", "--epochs", "22")  # the middle of 5 to 40
     said = re.findall(r"about (\d+) min and \$([0-9.]+)", capsys.readouterr().out)
     (minutes, dollars), (one, each) = [(int(m), float(d)) for m, d in said]
     assert minutes == pytest.approx(2 * one, abs=1)
     assert dollars == pytest.approx(4 * each, abs=0.003)
+
+
+def test_where_no_rate_was_measured_the_longest_time_is_stated(
+    account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quota = {"QuotaName": "ml.g5.xlarge for spot training job usage", "QuotaCode": "L-9"}
+    account.answers["ListServiceQuotas"] = {"Quotas": [quota | {"Value": 2.0}]}
+    words = ["--dataset", "photos", "--yes", "--instance-type", "ml.g5.xlarge"]
+    assert run("tune", *words, "--parallel", "2", "--max-hours", "1.5")
+    said = capsys.readouterr().out
+    assert "about 1 h 30 min and $4.224 on" in said, "3 hours of ml.g5.xlarge"
+    assert "no rate was measured: the longest it may take" in said
+
+
+def test_a_search_ends_as_a_whole_after_max_hours(account: Account) -> None:
+    assert run("tune", "--dataset", "photos", "--yes", "--max-hours", "1.5")
+    (search,) = boto3.client("sagemaker").list_hyper_parameter_tuning_jobs()[
+        "HyperParameterTuningJobSummaries"
+    ]
+    assert search["ResourceLimits"]["MaxRuntimeInSeconds"] == 5400
+
+
+def test_what_is_searched_for_cannot_be_fixed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["tune", "--", "--epochs", "9", "--learning-rate", "1e-3"])
+    assert "--epochs, --learning-rate: searched for by `tune`" in capsys.readouterr().err
+    parse_arguments(["tune", "--", "--mode", "finetune", "--hidden", "64"])
 
 
 def test_parallel_trials_count_for_the_quota(capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,14 +278,68 @@ def test_a_dry_run_prints_the_request_even_when_the_quota_says_no(
     assert "ResourceConfig" in json.loads(capsys.readouterr().out)
 
 
-def test_a_job_that_is_refused_leaves_a_failed_run(account: Account) -> None:
-    account.answers["CreateTrainingJob"] = KeyboardInterrupt()
-    with pytest.raises(KeyboardInterrupt):
+REFUSED = ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "CreateTrainingJob")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), REFUSED], ids=["broken off", "refused"])
+def test_a_job_that_is_not_made_leaves_a_failed_run(account: Account, error: BaseException) -> None:
+    account.answers["CreateTrainingJob"] = error
+    with pytest.raises(type(error)):
         train()
     status = account.record().status()
     assert (status["state"], status["message"]) == ("failed", "could not be started")
     with pytest.raises(LaunchError, match="nothing to stop"):
         run("stop")
+
+
+def test_a_job_that_is_made_is_in_its_runs_record_though_the_answer_was_lost(
+    account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = iter([ConnectionError("gone"), None])  # the SDK asks once it has started a job
+    account.answers["DescribeTrainingJob"] = lambda _: answer(next(lost, None))
+    with pytest.raises(ConnectionError):
+        train()
+    record = account.record()
+    assert record.status()["state"] == "running"
+    assert f"`python -m training.sagemaker stop {record.run_id}`" in capsys.readouterr().err
+    account.answers["StopTrainingJob"] = {}
+    run("stop")
+
+
+def answer(given: Any) -> Any:
+    if isinstance(given, BaseException):
+        raise given
+    return given
+
+
+def test_a_run_whose_job_never_was_is_told_so(
+    account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train()
+    absent = {"Error": {"Code": "ValidationException", "Message": "Requested resource not found."}}
+    account.answers["DescribeTrainingJob"] = ClientError(absent, "DescribeTrainingJob")
+    assert not run("follow")
+    assert account.record().status()["state"] == "failed"
+    assert "could not be started" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("chosen", "served"),
+    [("s3://bins/runs/later/model.tar.gz", "later"), ("none: no model", None)],
+)
+def test_a_model_chosen_after_the_job_ended_stays(
+    account: Account, capsys: pytest.CaptureFixture[str], chosen: str, served: str | None
+) -> None:
+    train()
+    record = account.record()
+    leave_results(account, record)
+    account.answers["DescribeTrainingJob"] = job(record, TrainingEndTime=EARLY)
+    ssm = boto3.client("ssm")
+    ssm.put_parameter(Name="/model", Value=chosen, Overwrite=True)
+    assert run("follow")
+    assert run_of(chosen_model()) == (served or record.run_id)
+    said = capsys.readouterr().out
+    assert (f"`python -m serving.models use {record.run_id}`" in said) == bool(served)
 
 
 def test_a_run_that_ends_is_taken_up_with_results_costs_and_model(
@@ -340,9 +424,10 @@ def test_every_other_end_is_told_and_serves_no_model(
 
 def test_stop_asks_sagemaker_and_a_run_that_is_over_has_nothing_to_stop(account: Account) -> None:
     train()
-    account.answers["StopTrainingJob"] = {}
+    stopped: list[Any] = []
+    account.answers["StopTrainingJob"] = lambda asked: stopped.append(asked) or {}
     run("stop")
-    assert account.order("StopTrainingJob") == ["StopTrainingJob"]
+    assert stopped == [{"TrainingJobName": job_of(account.record())}]
     account.record().set_status("stopped", "stopped as asked", [])
     with pytest.raises(LaunchError, match="nothing to stop"):
         run("stop")
@@ -366,7 +451,11 @@ def test_launch_lists_and_shows_a_run_on_sagemaker_and_says_who_follows_it(
     assert f"training.sagemaker follow {record.run_id}" in capsys.readouterr().out
     launch.run_command(launch.parse_arguments(["list"]))
     assert record.run_id in capsys.readouterr().out
-    for words in (["follow", record.run_id], ["resume", record.run_id, "--yes"]):
+    for words in (
+        ["follow", record.run_id],
+        ["resume", record.run_id, "--yes"],
+        ["logs", record.run_id],
+    ):
         with pytest.raises(LaunchError, match="SageMaker"):
             launch.run_command(launch.parse_arguments(words))
 
@@ -399,12 +488,12 @@ def trial(number: int, value: float | None, status: str = "Completed") -> dict[s
 
 def end_search(account: Account, *trials: dict[str, Any]) -> str:
     """Start a search, and let it end with these trials; returns its name."""
-    run("tune", "--dataset", "photos", "--yes", "--trials", "3", "--", "--epochs", "4")
+    run("tune", "--dataset", "photos", "--yes", "--trials", "3", "--", "--seed", "4")
     (search,) = boto3.client("sagemaker").list_hyper_parameter_tuning_jobs()[
         "HyperParameterTuningJobSummaries"
     ]
     name: str = search["HyperParameterTuningJobName"]
-    static = {"arch": "resnet50", "epochs": "4", "mode": "head", "sagemaker_program": "x.py"}
+    static = {"arch": "resnet50", "seed": "4", "mode": "head", "sagemaker_program": "x.py"}
     account.answers |= {
         "DescribeHyperParameterTuningJob": {
             "HyperParameterTuningJobName": name,
@@ -444,6 +533,7 @@ def test_a_search_without_a_good_trial_fails_in_one_line(account: Account, tmp_p
 
 def test_a_search_is_ended_by_its_name(account: Account) -> None:
     run("tune", "--dataset", "photos", "--yes")
-    account.answers["StopHyperParameterTuningJob"] = {}
+    stopped: list[Any] = []
+    account.answers["StopHyperParameterTuningJob"] = lambda asked: stopped.append(asked) or {}
     run("stop", "bin-counter-261126-120000")
-    assert account.order("StopHyperParameterTuningJob")
+    assert stopped == [{"HyperParameterTuningJobName": "bin-counter-261126-120000"}]

@@ -11,13 +11,13 @@ from botocore.validate import ParamValidator
 from packaging.requirements import Requirement
 
 from training.metric_line import OBJECTIVE, metric_definitions
+from training.sagemaker_image import training_image
 from training.sagemaker_request import (
     DryRunError,
     Job,
     RunSession,
     files_for_the_container,
     model_trainer,
-    training_image,
     tuner,
 )
 from training.search_space import SPACES
@@ -63,7 +63,7 @@ def training_job(**changes: Any) -> dict[str, Any]:
 
 def tuning_job(mode: str = "head", **changes: Any) -> dict[str, Any]:
     trainer = model_trainer(RunSession(boto3.Session(), "bins", dry=True), ROLE, job(**changes))
-    search = tuner(trainer, mode, trials=9, parallel=3, seed=1)
+    search = tuner(trainer, mode, trials=9, parallel=3, max_seconds=5400, seed=1)
     with pytest.raises(DryRunError) as caught:
         search.tune(inputs=trainer.input_data_config, job_name="bin-counter-1", wait=False)
     return valid("CreateHyperParameterTuningJob", caught.value.request)
@@ -111,8 +111,9 @@ def test_a_job_on_demand_waits_for_nothing() -> None:
     assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 3600}
 
 
-def test_a_name_fits_the_roles_and_sagemaker_however_long_the_architecture() -> None:
-    name = training_job()["TrainingJobName"]
+@pytest.mark.parametrize("arch", ["resnet50", "efficientnet_lite0", "a" * 60])
+def test_a_name_fits_the_roles_and_sagemaker_however_long_the_architecture(arch: str) -> None:
+    name = training_job(arch=arch)["TrainingJobName"]
     assert re.fullmatch(r"bin-counter-[a-zA-Z0-9](-*[a-zA-Z0-9]){0,50}", name)
     assert len(name) <= 63
 
@@ -153,6 +154,7 @@ def test_a_search_has_the_ranges_of_the_one_on_this_machine(mode: str) -> None:
     assert config["ResourceLimits"] == {
         "MaxNumberOfTrainingJobs": 9,
         "MaxParallelTrainingJobs": 3,
+        "MaxRuntimeInSeconds": 5400,
     }
 
 
@@ -169,6 +171,10 @@ def test_a_search_is_managed_spot_with_one_folder_of_checkpoints() -> None:
     assert definition["EnableManagedSpotTraining"] is True
     assert definition["CheckpointConfig"]["S3Uri"] == f"s3://bins/checkpoints/{RUN}/"
     assert definition["StoppingCondition"]["MaxWaitTimeInSeconds"] == 7200
+
+
+def test_a_search_over_all_layers_keeps_no_snapshots_that_every_trial_would_download() -> None:
+    assert "CheckpointConfig" not in tuning_job("finetune")["TrainingJobDefinition"]
 
 
 def test_a_search_on_several_machines_asks_the_toolkit_for_torchrun() -> None:

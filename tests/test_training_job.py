@@ -134,7 +134,7 @@ def test_the_drivers_train_and_leave_model_report_and_metrics(
         "report.html",
         "weights.pth",
     }
-    assert json.loads((left.model / "model.json").read_text())["run_id"] == "peaceful"
+    assert json.loads((left.model / "model.json").read_text())["run_id"] == RUN
     assert "Running Basic Script driver" in left.log
     assert "Installing requirements" in left.log
     assert "step/s" not in left.log, "CloudWatch keeps lines, not progress bars"
@@ -212,7 +212,7 @@ def test_a_job_that_is_asked_to_stops_and_leaves_nothing_running(s3: Any, tmp_pa
 
 def test_a_trial_of_a_search_is_started_by_the_toolkit(s3: Any, tmp_path: Path) -> None:
     base = trainer()
-    search = tuner(base, "head", trials=1, parallel=1, seed=1)
+    search = tuner(base, "head", trials=1, parallel=1, max_seconds=600, seed=1)
     base.sagemaker_session = RunSession(boto3.Session(), "bins", dry=True)
     with pytest.raises(DryRunError) as caught:
         search.tune(inputs=base.input_data_config, job_name="bin-counter-1", wait=False)

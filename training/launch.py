@@ -36,6 +36,7 @@ from training.status import choose_run, format_run, look
 from training.stop import stop
 
 PROGRAM = "python -m training.launch"
+LIMIT = "no machine runs after this, whatever happens"
 DENIED = (
     "; if the budget is spent (over_budget=deny), TrainStack's output LiftDeny is the command "
     "that lifts it"
@@ -58,7 +59,7 @@ def _start_flags() -> argparse.ArgumentParser:
     )
     parser.set_defaults(command="start")
     add_what(parser)
-    add_start_flags(parser)
+    add_start_flags(parser, LIMIT)
     return parser
 
 
@@ -79,7 +80,7 @@ def _commands() -> argparse.ArgumentParser:
     explanation = "go on with a run that was stopped or has failed: same code, new deadline"
     command = commands.add_parser("resume", help=explanation, description=explanation)
     command.add_argument("run", metavar="RUN", help="its id, see list")
-    add_start_flags(command)
+    add_start_flags(command, LIMIT)
     explanation = "the newest runs, and whose model is the newest"
     commands.add_parser("list", help=explanation, description=explanation)
     return parser

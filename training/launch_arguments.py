@@ -6,6 +6,7 @@ import math
 from training.settings import ARCHITECTURES, expand_settings, given_settings
 from training.settings import parse_arguments as parse_train_arguments
 
+SHORTEST_HOURS = 0.1
 LONGEST_HOURS = 7 * 24
 SET_BY_MACHINE = ("data", "weights", "output", "model_dir", "arch", "checkpoint_dir", "run_id")
 
@@ -47,25 +48,25 @@ def add_what(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_start_flags(parser: argparse.ArgumentParser) -> None:
-    """--max-hours, --yes and --follow."""
+def add_start_flags(parser: argparse.ArgumentParser, limit: str) -> None:
+    """--max-hours, for which `limit` is the help, --yes and --follow."""
     flag = parser.add_argument
     flag(
         "--max-hours",
         type=hours,
         default=3,
-        help="no machine runs after this, whatever happens (default: %(default)s)",
+        help=f"{limit} (default: %(default)s)",
     )
     flag("--yes", action="store_true", help="start without asking")
     flag("--follow", action="store_true", help="show the progress until the run ends")
 
 
 def hours(text: str) -> float:
-    """A flag's value: above 0, a week at most."""
+    """A flag's value: six minutes to a week."""
     try:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not 0 < number <= LONGEST_HOURS:
-        raise argparse.ArgumentTypeError(f"must be above 0, at most {LONGEST_HOURS}, not {text}")
+    if not SHORTEST_HOURS <= number <= LONGEST_HOURS:
+        raise argparse.ArgumentTypeError(f"must be {SHORTEST_HOURS} to {LONGEST_HOURS}, not {text}")
     return number

@@ -15,8 +15,9 @@ from training.status import Run, look
 def print_logs(deployment: Deployment, run_id: str, *, follow: bool) -> None:
     """Print the log of each machine in turn; with `follow`, what is added until the run ends.
 
-    Raises LaunchError for a run without a log.
+    Raises LaunchError for a run without a log, and for one on SageMaker, which keeps it itself.
     """
+    _refuse_jobs(look(deployment, run_id))
     printed: dict[str, int] = {}  # bytes, by key
     while True:
         run = look(deployment, run_id)  # before the logs: they end later
@@ -26,6 +27,14 @@ def print_logs(deployment: Deployment, run_id: str, *, follow: bool) -> None:
         time.sleep(POLL_SECONDS)
     if not printed:
         raise LaunchError(f"no machine of run {run_id} has stored a log yet")
+
+
+def _refuse_jobs(run: Run) -> None:
+    if run.request.get("service") == "sagemaker" and run.attempts:
+        raise LaunchError(
+            f"run {run.run_id} is on SageMaker: `aws logs tail /aws/sagemaker/TrainingJobs "
+            f"--since 7d --log-stream-name-prefix {run.attempts[-1]['instance_id']}/` prints it"
+        )
 
 
 def _print_new(deployment: Deployment, run: Run, printed: dict[str, int]) -> None:

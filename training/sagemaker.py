@@ -40,12 +40,18 @@ from training.sagemaker_run import follow as follow_run
 from training.sagemaker_search import dry_request as dry_search
 from training.sagemaker_search import follow as follow_search
 from training.sagemaker_search import is_search, new_search_name, start_search, stop_search
+from training.search_space import SPACES
 from training.settings import whole_number
 from training.start import confirm
 from training.status import duration
 
-# Snapshots of all layers go to S3 one by one, and the older ones stay there until they expire.
-FINETUNE_SNAPSHOT_SECONDS = 300
+# Snapshots of all layers go to S3 one by one; the older ones stay there, and come to a new machine.
+FINETUNE_SNAPSHOTS = 12  # about, in the longest time that is allowed
+SHORTEST_SNAPSHOT_SECONDS = 300
+LIMITS = (
+    "of training, waiting for machines not included; then it is ended by force",
+    "of the whole search; then it is ended by force",
+)
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -62,7 +68,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         command.usage = f"{PROGRAM} {command.prog.split()[-1]} [flags] [-- flags of training.train]"
         add_what(command)
         _add_machines(command)
-        add_start_flags(command)
+        add_start_flags(command, LIMITS[command is tune])
     _add_search(tune)
     for name, explanation in (
         ("follow", "the progress of a run or a search, until it ends"),
@@ -76,6 +82,10 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         chosen = train if arguments[0] == "train" else tune
         args = parse_start(chosen, arguments[1:])
         args.command = arguments[0]
+        searched = sorted(args.train_settings.keys() & SPACES[args.mode]) if chosen is tune else []
+        if searched:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in searched)
+            tune.error(f"{flags}: searched for by `tune`, leave it out after --")
         return args
     return parser.parse_args(arguments)
 
@@ -150,9 +160,10 @@ def start(deployment: Deployment, args: argparse.Namespace) -> bool:
 
 def _job(args: argparse.Namespace, name: str) -> Job:
     settings: dict[str, Any] = {"arch": args.arch, **args.train_settings}
-    if args.mode == "finetune":
-        settings.setdefault("snapshot_seconds", FINETUNE_SNAPSHOT_SECONDS)
     max_seconds = round(args.max_hours * 3600)
+    if args.mode == "finetune":
+        often = max(SHORTEST_SNAPSHOT_SECONDS, max_seconds // FINETUNE_SNAPSHOTS)
+        settings.setdefault("snapshot_seconds", often)
     max_wait = 2 * args.max_hours if args.max_wait_hours is None else args.max_wait_hours
     if max_wait < args.max_hours:
         raise LaunchError("--max-wait-hours includes the training: give it at least --max-hours")
@@ -173,9 +184,13 @@ def _job(args: argparse.Namespace, name: str) -> Job:
 def _state(args: argparse.Namespace, job: Job, seconds: float, dollars: float, basis: str) -> None:
     machines = f"{job.instances} × {job.instance_type}"
     saved = ", before what managed spot saves" if job.spot else ""
-    each = "each trial " if args.command == "tune" else ""
-    limit = f"{each}ended by force after {args.max_hours:g} hours of training"
-    print(f"about {duration(seconds)} and ${dollars:.3f} on {machines}{saved}; {limit}")
+    after = "" if args.command == "tune" else " of training"
+    limit = f"ended by force after {args.max_hours:g} hours{after}"
+    kind = "search" if args.command == "tune" else "run"
+    print(
+        f"{kind} {job.run_id}: about {duration(seconds)} and ${dollars:.3f} on {machines}{saved}; "
+        f"{limit}"
+    )
     print(f"  basis: {basis}")
 
 

@@ -9,7 +9,7 @@ PLACES = {
     "SM_CHANNEL_DATA": "data",
     "SM_OUTPUT_DATA_DIR": "output",
     "SM_MODEL_DIR": "model_dir",
-    "TRAINING_JOB_NAME": "run_id",
+    "RUN_ID": "run_id",  # by training.sagemaker_request
 }
 
 

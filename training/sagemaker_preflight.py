@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from optuna.distributions import IntDistribution
+
 from costs.estimate import BOOT_SECONDS, Estimate, estimate_training
 from costs.prices import PriceError, load_prices
 from training.deployment import Deployment, LaunchError
@@ -15,10 +17,13 @@ from training.preflight import (
     check_dataset,
     check_weights,
 )
-from training.sagemaker_request import Job, training_image
+from training.sagemaker_image import training_image
+from training.sagemaker_request import Job
+from training.search_space import SPACES
 from training.settings import parse_arguments
 
 EC2_TYPE = "c7i.large"  # whose rates are taken
+GPU = ("ml.g", "ml.p")  # how types with one begin; no rate was measured on SageMaker's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +58,23 @@ def estimate_job(
 ) -> Estimate:
     """Time of `trials` trainings, `parallel` at once, and dollars without what managed spot saves.
 
-    Raises LaunchError for a machine type without a known price.
+    The trials of a search have the middle of the epochs that it tries. On a GPU it is the longest
+    that all may take. Raises LaunchError for a machine type without a known price.
     """
     places = ["--data", "-", "--weights", "-", "--output", "-", "--arch", job.arch]
     args = parse_arguments([*places, *train_arguments])
     prices = load_prices()
+    epochs = middle_epochs(args.mode) if trials > 1 else args.epochs
     alone = estimate_training(
-        photos, job.arch, args.epochs, EC2_TYPE, prices, mode=args.mode, members=args.members
+        photos, job.arch, epochs, EC2_TYPE, prices, mode=args.mode, members=args.members
     )
     try:
         hour = prices.sagemaker_hour(job.instance_type, "training").dollars
     except PriceError as error:
         raise LaunchError(f"{error}: choose one of them with --instance-type") from error
+    if job.instance_type.startswith(GPU):
+        dollars = parallel * job.max_seconds / 3600 * job.instances * hour
+        return Estimate(job.max_seconds, dollars, "no rate was measured: the longest it may take")
     seconds = BOOT_SECONDS + (alone.seconds - BOOT_SECONDS) / job.instances
     basis = alone.basis
     if job.instances > 1:
@@ -76,6 +86,13 @@ def estimate_job(
         trials * seconds / 3600 * job.instances * hour,
         basis,
     )
+
+
+def middle_epochs(mode: str) -> int:
+    """Of those that a search tries."""
+    tried = SPACES[mode]["epochs"]
+    assert isinstance(tried, IntDistribution)
+    return (tried.low + tried.high) // 2
 
 
 def _image(deployment: Deployment, job: Job) -> tuple[str, str]:

@@ -1,14 +1,13 @@
 """What is asked of SageMaker: a training job, or a search over some, by its own SDK."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import boto3
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from sagemaker.core import image_uris
 from sagemaker.core.helper.session_helper import Session
 from sagemaker.core.parameter import CategoricalParameter, ContinuousParameter, IntegerParameter
 from sagemaker.core.shapes import MetricDefinition
@@ -27,9 +26,9 @@ from sagemaker.train.tuner import HyperparameterTuner
 
 from infra.tags import PART_KEY, PROJECT, PROJECT_KEY
 from training.metric_line import OBJECTIVE, metric_definitions
+from training.sagemaker_image import training_image
 from training.search_space import SPACES
 
-IMAGE = ("pytorch-amzn2023", "2.14")  # the newest that the SDK knows; the container's PyTorch
 ENTRY = "sagemaker_entry.py"
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 IN_THE_IMAGE = ("torch==", "torchvision==")  # made for its CPU or GPU
@@ -70,14 +69,27 @@ class DryRunError(Exception):
 class RunSession(Session):  # type: ignore[misc]  # untyped
     """SageMaker's session, whose files go to the data bucket; a dry one writes and starts nothing.
 
-    Then the calls that would start something raise DryRunError.
+    Then the calls that would start something raise DryRunError. Otherwise `before` is called with
+    their parameters first.
     """
 
-    def __init__(self, session: boto3.Session, bucket: str, *, dry: bool = False) -> None:
+    def __init__(
+        self,
+        session: boto3.Session,
+        bucket: str,
+        *,
+        dry: bool = False,
+        before: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> None:
         self._bucket, self._dry = bucket, dry
-        if dry:
-            for operation in ("CreateTrainingJob", "CreateHyperParameterTuningJob"):
-                session.events.register(f"provide-client-params.sagemaker.{operation}", _refuse)
+
+        def asked(params: dict[str, Any], **_: Any) -> None:
+            if dry:
+                raise DryRunError(params)
+            before(params)
+
+        for operation in ("CreateTrainingJob", "CreateHyperParameterTuningJob"):
+            session.events.register(f"provide-client-params.sagemaker.{operation}", asked)
         super().__init__(session, default_bucket=bucket, sagemaker_config=NO_TELEMETRY)
 
     def default_bucket(self) -> str:
@@ -90,19 +102,6 @@ class RunSession(Session):  # type: ignore[misc]  # untyped
             return f"s3://{bucket}/{key_prefix}"
         uri: str = super().upload_data(path, bucket, key_prefix, **keywords)
         return uri
-
-
-def _refuse(params: dict[str, Any], **_: Any) -> None:
-    raise DryRunError(params)
-
-
-def training_image(instance_type: str, region: str) -> str:
-    """URI of AWS's PyTorch image for training on such a machine; nobody is asked."""
-    framework, version = IMAGE
-    uri: str = image_uris.retrieve(
-        framework, region, version=version, instance_type=instance_type, image_scope="training"
-    )
-    return uri
 
 
 def files_for_the_container() -> dict[str, bytes]:
@@ -144,7 +143,7 @@ def model_trainer(session: RunSession, role: str, job: Job) -> ModelTrainer:
             max_wait_time_in_seconds=job.max_wait_seconds if job.spot else None,
         ),
         # CloudWatch keeps lines, which a progress bar has none of.
-        environment={"TQDM_DISABLE": "1"},
+        environment={"RUN_ID": job.run_id, "TQDM_DISABLE": "1"},
         hyperparameters=dict(job.hyperparameters),
         tags=[Tag(key=key, value=value) for key, value in TAGS.items()],
     )
@@ -154,9 +153,15 @@ def model_trainer(session: RunSession, role: str, job: Job) -> ModelTrainer:
 
 
 def tuner(
-    trainer: ModelTrainer, mode: str, *, trials: int, parallel: int, seed: int
+    trainer: ModelTrainer, mode: str, *, trials: int, parallel: int, max_seconds: int, seed: int
 ) -> HyperparameterTuner:
-    """A search from what `trainer` has, over the ranges of `mode`, for the least loss."""
+    """A search from what `trainer` has, over the ranges of `mode`, for the least loss.
+
+    All of it ends after `max_seconds`.
+    """
+    if mode == "finetune":
+        # Snapshots of all layers, of all trials, would be in one folder, for each to download.
+        trainer.checkpoint_config = None
     if trainer.distributed:
         # The API of searches knows no entry point: the image's own toolkit starts the trials.
         trainer.hyperparameters["sagemaker_torch_distributed_enabled"] = "true"
@@ -171,6 +176,7 @@ def tuner(
         strategy="Bayesian",
         max_jobs=trials,
         max_parallel_jobs=parallel,
+        max_runtime_in_seconds=max_seconds,
         early_stopping_type="Auto",
         random_seed=seed,
         tags=[{"Key": key, "Value": value} for key, value in TAGS.items()],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import secrets
+import sys
 import tarfile
 import tempfile
 import time
@@ -46,6 +47,8 @@ from training.transfer import pack_files
 PROGRAM = "python -m training.sagemaker"
 MORE = "--max-hours, --max-wait-hours; a new run starts from zero"
 OVER = {"Completed", "Failed", "Stopped"}  # TrainingJobStatus
+ABSENT = {"ResourceNotFound", "ValidationException"}  # of a job, by the API and in practice
+NOT_STARTED = "could not be started"
 
 
 def new_run_id(arch: str) -> str:
@@ -67,8 +70,8 @@ def training_role() -> str:
     return stack_output("TrainStack", "TrainingJobRoleArn")
 
 
-def start_job(deployment: Deployment, job: Job, args: Namespace, plan: JobPlan) -> str:
-    """Write the run's request, start the job; returns the job's name."""
+def start_job(deployment: Deployment, job: Job, args: Namespace, plan: JobPlan) -> None:
+    """Write the run's request, start the job."""
     record = deployment.record(job.run_id)
     deadline = datetime.now(UTC) + timedelta(seconds=job.max_wait_seconds)
     request = Request(
@@ -88,27 +91,51 @@ def start_job(deployment: Deployment, job: Job, args: Namespace, plan: JobPlan) 
     put_code(deployment, job.run_id)
     record.write("request.json", request)
     record.set_status("requested", f"requested {utc_now()}", [])
-    try:
-        trainer = model_trainer(
-            RunSession(deployment.session, deployment.bucket), training_role(), job
+
+    def note(asked: Mapping[str, Any]) -> None:
+        """Before SageMaker is asked: no job is ever there that no record knows."""
+        attempt = Attempt(
+            instance_id=asked["TrainingJobName"],
+            instance_type=job.instance_type,
+            zone=deployment.session.region_name,
+            purchase="spot" if job.spot else "on_demand",
+            started=utc_now(),
+            machines=job.instances,
         )
+        record.set_status("running", f"training job {attempt['instance_id']}", [attempt])
+
+    try:
+        session = RunSession(deployment.session, deployment.bucket, before=note)
+        trainer = model_trainer(session, training_role(), job)
         trainer.train(wait=False)
         if trainer._latest_training_job is None:
             raise KeyboardInterrupt  # which the SDK's telemetry swallows
     except BaseException:
-        record.set_status("failed", "could not be started", [])
+        _close_unless_there(deployment, record)
         raise
-    name: str = trainer._latest_training_job.training_job_name
-    attempt = Attempt(
-        instance_id=name,
-        instance_type=job.instance_type,
-        zone=deployment.session.region_name,
-        purchase="spot" if job.spot else "on_demand",
-        started=utc_now(),
-        machines=job.instances,
-    )
-    record.set_status("running", f"training job {name}", [attempt])
-    return name
+
+
+def _close_unless_there(deployment: Deployment, record: RunRecord) -> None:
+    """After a start that broke off: the run has failed, unless its job was made all the same."""
+    attempts = record.status()["attempts"]
+    if attempts and _describe(deployment, attempts[-1]["instance_id"]):
+        print(
+            f"run {record.run_id} has started all the same: end it with `{PROGRAM} stop "
+            f"{record.run_id}`",
+            file=sys.stderr,
+        )
+    else:
+        record.set_status("failed", NOT_STARTED, [])
+
+
+def _describe(deployment: Deployment, name: str) -> Any:
+    """What SageMaker says of a training job; None when there is none of that name."""
+    try:
+        return deployment.session.client("sagemaker").describe_training_job(TrainingJobName=name)
+    except ClientError as error:
+        if error.response["Error"]["Code"] in ABSENT:
+            return None
+        raise
 
 
 def put_code(deployment: Deployment, folder: str) -> None:
@@ -151,12 +178,11 @@ def follow(deployment: Deployment, record: RunRecord) -> bool:
     if not status["attempts"]:
         raise LaunchError(f"run {record.run_id} has no job: its start broke off, start a new one")
     attempt = status["attempts"][-1]
-    sagemaker = deployment.session.client("sagemaker")
     line = StatusLine()
     try:
         while True:
-            job: Any = sagemaker.describe_training_job(TrainingJobName=attempt["instance_id"])
-            if job["TrainingJobStatus"] in OVER:
+            job = _describe(deployment, attempt["instance_id"])
+            if not job or job["TrainingJobStatus"] in OVER:
                 break
             line.show(describe_job(job))
             time.sleep(POLL_SECONDS)
@@ -168,6 +194,10 @@ def follow(deployment: Deployment, record: RunRecord) -> bool:
         )
         return False
     line.close()
+    if not job:
+        record.set_status("failed", NOT_STARTED, [])
+        print(f"run {record.run_id} failed: {NOT_STARTED}")
+        return False
     return take_up(deployment, record, job)
 
 
@@ -203,9 +233,7 @@ def take_up(deployment: Deployment, record: RunRecord, job: Mapping[str, Any]) -
             prices=load_prices(),
         ),
     )
-    if model:
-        name = stack_output("TrainStack", "ModelParameterName")
-        deployment.session.client("ssm").put_parameter(Name=name, Value=model, Overwrite=True)
+    kept = publish(deployment, model, job["TrainingEndTime"]) if model else None
     record.set_status(state, message, attempts)  # last: until then, to be taken up once more
     trained = duration(job.get("TrainingTimeInSeconds", 0))
     billed = duration(ended["billed_seconds"])
@@ -217,7 +245,27 @@ def take_up(deployment: Deployment, record: RunRecord, job: Mapping[str, Any]) -
     if model:
         exact = record.judged()["accuracy"]["value"]
         print(f"  {exact:.1%} exact; report: {record.uri('report.html')}")
+    if kept:
+        print(
+            f"  the next deploy of the endpoint serves {kept}, chosen since this job ended; "
+            f"`python -m serving.models use {record.run_id}` changes that"
+        )
     return state == "succeeded"
+
+
+def publish(deployment: Deployment, model: str, ended: datetime) -> str | None:
+    """Have the endpoint's next deploy serve `model`, unless another was chosen after it `ended`.
+
+    Returns that other.
+    """
+    name = stack_output("TrainStack", "ModelParameterName")
+    ssm = deployment.session.client("ssm")
+    parameter = ssm.get_parameter(Name=name)["Parameter"]
+    chosen = parameter["Value"]
+    if chosen != model and parameter["LastModifiedDate"] > ended and chosen.startswith("s3://"):
+        return chosen
+    ssm.put_parameter(Name=name, Value=model, Overwrite=True)
+    return None
 
 
 def keep_results(record: RunRecord, output: str) -> None:

@@ -64,7 +64,14 @@ def _tune(session: RunSession, job: Job, args: Namespace) -> None:
     trainer = model_trainer(session, training_role(), job)
     # The test photos are not for choosing; no trial is served.
     trainer.hyperparameters |= {"mode": args.mode, "skip_test": "true", "int8": "no"}
-    search = tuner(trainer, args.mode, trials=args.trials, parallel=args.parallel, seed=1)
+    search = tuner(
+        trainer,
+        args.mode,
+        trials=args.trials,
+        parallel=args.parallel,
+        max_seconds=job.max_seconds,
+        seed=1,
+    )
     search.tune(inputs=trainer.input_data_config, job_name=job.run_id, wait=False)
 
 
@@ -100,6 +107,8 @@ def _describe(search: Mapping[str, Any]) -> str:
     counters = search["TrainingJobStatusCounters"]
     words = {"Completed": "completed", "InProgress": "in progress", "Stopped": "stopped"}
     parts = [f"{counters[name]} {word}" for name, word in words.items()]
+    if failed := counters["NonRetryableError"] + counters["RetryableError"]:
+        parts.append(f"{failed} failed")
     best = search.get("BestTrainingJob", {}).get("FinalHyperParameterTuningJobObjectiveMetric")
     return ", ".join(parts) + (f"; best {best['Value']:.4f}" if best else "")
 

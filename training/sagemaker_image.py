@@ -1,0 +1,23 @@
+"""AWS's PyTorch image that training on SageMaker runs in, by the SDK's own tables."""
+
+from sagemaker.core import image_uris
+
+FRAMEWORK, VERSION = "pytorch-amzn2023", "2.14"  # the newest that the SDK knows
+REPOSITORY = "pytorch"
+
+
+def training_image(instance_type: str, region: str) -> str:
+    """URI of the image for training on such a machine; nobody is asked.
+
+    Raises ValueError where there is none.
+    """
+    uri: str = image_uris.retrieve(
+        FRAMEWORK, region, version=VERSION, instance_type=instance_type, image_scope="training"
+    )
+    return uri
+
+
+def image_accounts() -> dict[str, str]:
+    """AWS's account that has the image, by region."""
+    versions = image_uris.config_for_framework(FRAMEWORK)["training"]["versions"]
+    return dict(versions[VERSION]["registries"])
