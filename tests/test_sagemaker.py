@@ -525,6 +525,26 @@ def test_the_best_trial_comes_back_as_the_file_that_train_and_launch_take(
     assert "--learning-rate=0.002" in there["train_arguments"]
 
 
+def test_the_trials_of_a_search_are_counted_while_it_goes_on(
+    account: Account, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = end_search(account, trial(1, 1.5))
+    over = account.answers["DescribeHyperParameterTuningJob"]
+    counters = {"Completed": 3, "InProgress": 2, "Stopped": 1}
+    failed = {"RetryableError": 1, "NonRetryableError": 1}
+    best = {"FinalHyperParameterTuningJobObjectiveMetric": {"Value": 1.23456}}
+    going_on = over | {
+        "HyperParameterTuningJobStatus": "InProgress",
+        "TrainingJobStatusCounters": counters | failed,
+        "BestTrainingJob": best,
+    }
+    answers = iter([going_on, over])
+    account.answers["DescribeHyperParameterTuningJob"] = lambda _: next(answers)
+    run("follow", name, "--output", str(tmp_path))
+    said = capsys.readouterr().out
+    assert "3 completed, 2 in progress, 1 stopped, 2 failed; best 1.2346" in said
+
+
 def test_a_search_without_a_good_trial_fails_in_one_line(account: Account, tmp_path: Path) -> None:
     name = end_search(account, trial(1, None, "Failed"))
     with pytest.raises(LaunchError, match=f"search {name}: no trial was completed"):

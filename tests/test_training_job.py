@@ -10,6 +10,7 @@ from typing import Any
 import boto3
 import numpy as np
 import onnx
+import psutil
 import pytest
 from moto import mock_aws
 from onnx import numpy_helper
@@ -17,7 +18,7 @@ from packed import draw_photos, timeless_history, write_packed
 
 from data_prep.weights import save_weights
 from rehearsal import training_job as module
-from rehearsal.training_job import JobFailedError, JobStoppedError, TrainingJob
+from rehearsal.training_job import Host, JobFailedError, JobStoppedError, TrainingJob
 from training.metric_line import OBJECTIVE
 from training.sagemaker_request import (
     DryRunError,
@@ -172,9 +173,26 @@ def test_an_interrupted_job_ends_in_the_weights_of_one_in_peace(
     assert timeless_history(left.output) == timeless_history(other.output)
 
 
+TOGETHER = SETTINGS | {"mode": "finetune", "epochs": 2, "batch_size": 8, "profile": True}
+
+
+@pytest.mark.slow
+def test_two_hosts_that_are_interrupted_go_on_where_they_were(s3: Any, tmp_path: Path) -> None:
+    lefts = []
+    for name, interrupt_after in (("two-peaceful", None), ("two-interrupted", 1)):
+        request = request_of(trainer(instances=2, hyperparameters=TOGETHER), name)
+        job = TrainingJob(request, work=tmp_path / name, s3=s3, interrupt_after=interrupt_after)
+        lefts.append(run(job, s3, name, tmp_path / name))
+    assert len(job.logs) == 2
+    assert "going on after epoch" in job.logs[1].read_text()
+    peaceful, interrupted = lefts
+    assert timeless_history(interrupted.output) == timeless_history(peaceful.output)
+    for one, expected in zip(interrupted.weights(), peaceful.weights(), strict=True):
+        np.testing.assert_array_equal(one, expected)
+
+
 def test_two_hosts_train_one_model_together(s3: Any, tmp_path: Path) -> None:
-    settings = SETTINGS | {"mode": "finetune", "epochs": 2, "batch_size": 8, "profile": True}
-    request = request_of(trainer(instances=2, hyperparameters=settings), "two")
+    request = request_of(trainer(instances=2, hyperparameters=TOGETHER), "two")
     job = TrainingJob(request, work=tmp_path / "job", s3=s3)
     left = run(job, s3, "two", tmp_path)
     assert "Running Torchrun Driver" in left.log
@@ -203,11 +221,22 @@ def test_code_that_fails_fails_the_job_with_its_last_words(s3: Any, tmp_path: Pa
     assert "--learning-rate: must be above 0" in job.logs[0].read_text()
 
 
-def test_a_job_that_is_asked_to_stops_and_leaves_nothing_running(s3: Any, tmp_path: Path) -> None:
+def test_a_job_that_is_asked_to_stops_and_leaves_nothing_running(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = TrainingJob(request_of(trainer(), "stopped"), work=tmp_path / "job", s3=s3)
-    job.stop()
+    running: list[psutil.Process] = []
+
+    def stop_once_it_runs(hosts: list[Host]) -> bool:
+        running[:] = psutil.Process(hosts[0].process.pid).children(recursive=True)
+        if running:
+            job.stop()
+        return False
+
+    monkeypatch.setattr(job, "_interruption_due", stop_once_it_runs)
     with pytest.raises(JobStoppedError):
         job.run()
+    assert not [process for process in running if process.is_running()]
 
 
 def test_a_trial_of_a_search_is_started_by_the_toolkit(s3: Any, tmp_path: Path) -> None:
