@@ -4,6 +4,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from itertools import islice
 
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
@@ -34,6 +35,7 @@ where it was stopped):
 All 535,234 of the public bucket, and your own:
 
   python -m data_prep list > ids.txt && python -m data_prep all --list ids.txt
+  python -m data_prep all --sagemaker --instances 8    # all, by eight machines of SageMaker
   python -m data_prep all --source folder photos --counts 0-9
 
 What there is, and whether it is whole:
@@ -147,7 +149,12 @@ def run_upload(options: argparse.Namespace) -> None:
 def run_all(options: argparse.Namespace) -> None:
     # Fail before the long part.
     options.bucket = options.bucket or stack_output("DataStack", "BucketName")
-    if options.share.of > 1:
+    if options.sagemaker:
+        run_on_sagemaker(options)
+        return
+    if options.dry_run or options.instances > 1:
+        raise DataError("--dry-run and --instances are for --sagemaker: give it as well")
+    if options.share:
         run_share(options)
         return
     for step in (run_download, run_split, run_pack, run_upload):
@@ -178,6 +185,24 @@ def run_share(options: argparse.Namespace) -> None:
         workers=options.workers,
     )
     print(f"share {options.share.number} of {options.share.of}: done, for {place}")
+
+
+def run_on_sagemaker(options: argparse.Namespace) -> None:
+    """The same by a job, whose machines share the work."""
+    from data_prep.processing_job import prepare_on_sagemaker  # SageMaker's SDK, which is slow
+
+    if options.source[0] != "public":
+        raise DataError("a job has no way to your own photos: leave --source or --sagemaker out")
+    found = source.list_bucket(options.source_bucket)
+    ids = list(
+        islice(
+            tqdm(found, desc="list", unit=" photos")
+            if options.list is None
+            else source.read_list(options.list),
+            options.limit,
+        )
+    )
+    prepare_on_sagemaker(ids, options)
 
 
 def run_verify(options: argparse.Namespace) -> None:
@@ -234,6 +259,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, tuple[Setti
             flags.pack_settings,
             flags.bucket_setting,
             flags.share_setting,
+            flags.sagemaker_settings,
         ),
     ),
     "list": (

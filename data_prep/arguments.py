@@ -8,7 +8,7 @@ from typing import Any
 
 from data_prep.download import REQUESTS
 from data_prep.objects import PUBLIC_BUCKET
-from data_prep.shares import Share, share_of_host
+from data_prep.shares import Share
 from data_prep.split import METHODS
 from data_prep.weights import SOURCES
 
@@ -133,11 +133,29 @@ def share_setting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--share",
         type=share,
-        default=share_of_host(),
         metavar="K/N",
         help="do the K-th of N shares of the work; N machines run the same command, each its own, "
-        "and the first one joins what they made. In a job of SageMaker, that of the host",
+        "and the first one joins what they made",
     )
+
+
+def sagemaker_settings(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument_group("on SageMaker").add_argument
+    flag("--sagemaker", action="store_true", help="as a processing job: public photos alone")
+    flag("--instances", type=positive, default=1, help="machines, each a share (%(default)s)")
+    flag("--instance-type", default="ml.m5.xlarge", help="SageMaker's type (%(default)s)")
+    flag(
+        "--max-hours",
+        type=hours,
+        default=3.0,
+        help="the job is ended by force after this (%(default)s)",
+    )
+    flag(
+        "--dry-run",
+        action="store_true",
+        help="check, print the request as JSON, and start nothing",
+    )
+    flag("--yes", action="store_true", help="start without asking")
 
 
 def weights_settings(parser: argparse.ArgumentParser) -> None:
@@ -169,6 +187,13 @@ def synthesize_settings(parser: argparse.ArgumentParser) -> None:
         help="pixels a side; small photos are drawn faster (%(default)s)",
     )
     workers_setting(parser)
+
+
+def hours(text: str) -> float:
+    value = megabytes(text)
+    if not 0.1 <= value <= 24:
+        raise argparse.ArgumentTypeError(f"must be 0.1 to 24, not {text}")
+    return value
 
 
 def share(text: str) -> Share:

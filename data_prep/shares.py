@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 T = TypeVar("T")
-RESOURCE_CONFIG = Path("/opt/ml/config/resourceconfig.json")  # in a container of SageMaker
 LOOK_SECONDS = float(os.environ.get("SHARE_LOOK_SECONDS", "2"))  # at what the others have done
 
 
@@ -56,16 +55,6 @@ class Share:
     def mine(self, things: Sequence[T]) -> Sequence[T]:
         """Those that fall to this machine."""
         return things[self.number - 1 :: self.of]
-
-
-def share_of_host(config: Path = RESOURCE_CONFIG) -> Share:
-    """What SageMaker tells a container of its job; the only one where there is no such file."""
-    try:
-        content = json.loads(config.read_bytes())
-    except FileNotFoundError:
-        return Share(1, 1)
-    hosts = sorted(content["hosts"])
-    return Share(hosts.index(content["current_host"]) + 1, len(hosts))
 
 
 @dataclass(frozen=True)

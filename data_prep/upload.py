@@ -10,6 +10,8 @@ from tqdm import tqdm
 from data_prep.folder import DataError, dataset_path, read_json, sha256_of
 from data_prep.split import SIDES
 
+ABSENT = {"404", "403"}  # the latter is S3's answer to those who may not list the bucket
+
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
@@ -76,7 +78,7 @@ def stored(client: "S3Client", bucket: str, key: str) -> tuple[int, str | None] 
     try:
         found = client.head_object(Bucket=bucket, Key=key)
     except ClientError as error:
-        if error.response["Error"]["Code"] == "404":
+        if error.response["Error"]["Code"] in ABSENT:
             return None
         raise
     return found["ContentLength"], found["Metadata"].get("sha256")

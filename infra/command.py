@@ -28,6 +28,16 @@ def in_one_line(error: Exception) -> str:
     return message
 
 
+def confirmed(question: str) -> bool:
+    """Whether the user says yes; an end of the input, or Ctrl-C, is a no."""
+    try:
+        reply = input(f"{question} [y/N] ")
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return False
+    return reply.strip().lower() in {"y", "yes"}
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Ctrl-C is one line and exit code 130; a reader that has left, such as `head`, is none

@@ -16,7 +16,7 @@ LEFTOVERS = s3.LifecycleRule(
 
 
 class DataBucket(Construct):
-    """A private, versioned bucket; of what is current, only checkpoints and captures expire.
+    """A private, versioned bucket; of what is current, what is only needed for a time expires.
 
     With RemovalPolicy.DESTROY, both buckets are emptied and deleted with the stack.
     """
@@ -63,6 +63,15 @@ class DataBucket(Construct):
                     prefix="checkpoints/",
                     expiration=Duration.days(14),
                     noncurrent_version_expiration=Duration.days(1),
+                ),
+                *(
+                    s3.LifecycleRule(
+                        id=id,
+                        prefix=prefix,
+                        expiration=Duration.days(14),
+                        noncurrent_version_expiration=Duration.days(1),
+                    )
+                    for id, prefix in (("Preparations", "preparing/"), ("Jobs", "jobs/"))
                 ),
                 s3.LifecycleRule(
                     id="Captures",

@@ -8,8 +8,8 @@ from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
 from infra.acknowledge import acknowledge, acknowledge_objects
+from infra.job_role import JOBS
 from infra.statements import allow, list_prefixes, on_objects, use_key
-from infra.training_job_role import JOBS
 from training.run_record import MODEL, RESULTS
 
 # Keys in the bucket, no more than are used: tests/test_permissions.py tells of one too many.

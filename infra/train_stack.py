@@ -16,11 +16,11 @@ from infra.acknowledge import AWS_KEY, acknowledge, acknowledge_objects
 from infra.budget_action import BudgetAction
 from infra.config import Config
 from infra.dashboard import Dashboard
+from infra.job_role import PREPARATION, TRAINING, JobRole
 from infra.launcher_role import REQUEST, LauncherRole
 from infra.network import TrainingNetwork
 from infra.spot_trainer import GROUP_NAME, SpotTrainer
 from infra.statements import allow, list_prefixes, on_objects, use_key
-from infra.training_job_role import TrainingJobRole
 from training.run_record import RESULTS
 
 MODEL_PARAMETER = "/bin-counter/model-uri"
@@ -100,7 +100,10 @@ class TrainStack(Stack):
             ),
         )
         self._grant_machine(trainer.role, bucket, alerts)
-        jobs = TrainingJobRole(self, "TrainingJob", bucket=bucket, key=key).role
+        jobs = JobRole(self, "TrainingJob", access=TRAINING, bucket=bucket, key=key).role
+        preparation = JobRole(
+            self, "PreparationJob", access=PREPARATION, bucket=bucket, key=key
+        ).role
         launcher = LauncherRole(
             self,
             "Launcher",
@@ -139,6 +142,7 @@ class TrainStack(Stack):
         CfnOutput(self, "GroupName", value=trainer.group.auto_scaling_group_name)
         CfnOutput(self, "LauncherRoleArn", value=launcher.role_arn)
         CfnOutput(self, "TrainingJobRoleArn", value=jobs.role_arn)
+        CfnOutput(self, "PreparationJobRoleArn", value=preparation.role_arn)
         CfnOutput(self, "ModelParameterName", value=self.model.parameter_name)
 
     def _grant_machine(self, role: iam.Role, bucket: s3.IBucket, alerts: sns.ITopic) -> None:

@@ -11,10 +11,10 @@ from data_prep.synthetic import synthesize
 PUBLIC, OURS = "aft-vbi-pds", "ours"
 
 
-def put_bins(folder: Path, photos: int) -> tuple[Any, list[str]]:
+def put_bins(folder: Path, photos: int, ours: str = OURS) -> tuple[Any, list[str]]:
     """Make both buckets, and draw bins into the public one; returns the client and their ids."""
     client = boto3.client("s3")
-    for bucket in (PUBLIC, OURS):
+    for bucket in (PUBLIC, ours):
         client.create_bucket(Bucket=bucket, ACL="public-read")
     synthesize(folder, photos, 3, sides=range(64, 81), workers=1)
     for file in folder.glob("*/*"):
@@ -23,12 +23,12 @@ def put_bins(folder: Path, photos: int) -> tuple[Any, list[str]]:
     return client, sorted(file.stem for file in (folder / "metadata").iterdir())
 
 
-def uploaded(s3: Any) -> dict[str, str]:
+def uploaded(s3: Any, ours: str = OURS) -> dict[str, str]:
     """Hash of each object of the data set in our bucket, by name."""
-    found = s3.list_objects_v2(Bucket=OURS, Prefix="datasets/").get("Contents", [])
+    found = s3.list_objects_v2(Bucket=ours, Prefix="datasets/").get("Contents", [])
     return {
         item["Key"].rsplit("/", 1)[1]: hashlib.sha256(
-            s3.get_object(Bucket=OURS, Key=item["Key"])["Body"].read()
+            s3.get_object(Bucket=ours, Key=item["Key"])["Body"].read()
         ).hexdigest()
         for item in found
     }

@@ -143,7 +143,12 @@ def test_it_encrypts_data_disks_logs_alerts_and_the_endpoint(
 
 @pytest.mark.parametrize(
     ("role", "services"),
-    [("TrainerMachineRole", ["s3", "sns"]), ("LauncherRole", ["s3"]), ("TrainingJobRole", ["s3"])],
+    [
+        ("TrainerMachineRole", ["s3", "sns"]),
+        ("LauncherRole", ["s3"]),
+        ("TrainingJobRole", ["s3"]),
+        ("PreparationJobRole", ["s3"]),
+    ],
 )
 def test_a_role_uses_it_only_through_the_services_that_it_calls(
     other_stacks: dict[str, Template], role: str, services: list[str]

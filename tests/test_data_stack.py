@@ -66,7 +66,8 @@ def test_only_leftovers_expire(bucket: dict[str, Any]) -> None:
         for rule in rules.values()
         if "ExpirationInDays" in rule
     }
-    assert expiring == {"checkpoints/": 14, f"{CAPTURED}/": 30}
+    kept_for = {"checkpoints/": 14, "jobs/": 14, "preparing/": 14, f"{CAPTURED}/": 30}
+    assert expiring == kept_for
     assert rules["Leases"]["Prefix"] == "control/"
     assert rules["Leases"]["NoncurrentVersionExpiration"] == {"NoncurrentDays": 1}
 

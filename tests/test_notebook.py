@@ -1,6 +1,7 @@
 """The notebook: it runs from top to bottom, and what is committed has the outputs of such a run."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,10 @@ from rehearsal.notebook import NOTEBOOK
 from rehearsal.stand_in import ROOT
 
 
+PASSING = re.compile(r"\d\d:\d\d:\d\d  |[\d.]+%  ")  # progress; the profile
+WORD = re.compile(r"\W*[A-Za-z]{4,}\W*")
+
+
 def code_cells(file: Path) -> list[Any]:
     notebook: Any = nbformat.read(file, as_version=4)  # type: ignore[no-untyped-call]
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -22,6 +27,13 @@ def printed(file: Path) -> str:
     """What its cells print."""
     outputs = [output for cell in code_cells(file) for output in cell.outputs]
     return "".join(output.get("text", "") for output in outputs)
+
+
+def told(file: Path) -> set[str]:
+    """The words that its cells print in each run: without numbers, names, and what depends on when
+    one looks."""
+    lines = [line for line in printed(file).splitlines() if not PASSING.match(line.strip())]
+    return {word for line in lines for word in line.split() if WORD.fullmatch(word)}
 
 
 def measured(comparison: str) -> list[str]:
@@ -57,6 +69,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
         cell.source for cell in code_cells(NOTEBOOK)
     ]
     assert measured(printed(ran)) == ["EC2 spot", "SageMaker managed spot"]
+    assert told(ran) == told(NOTEBOOK), "write it again: python -m rehearsal.notebook --write"
     calls = tmp_path / "notebook" / "calls.csv"
     more, fewer = new_calls(calls, "recorded_notebook_calls.csv")
     assert (more, fewer) == (set(), set()), f"see whether each is right, then copy {calls}"

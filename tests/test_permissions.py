@@ -1,6 +1,6 @@
 """Each role may do what its tables say and nothing more.
 
-recorded_calls.csv, recorded_notebook_calls.csv: what our code calls, see rehearsal/recorder.py.
+recorded_*.csv: what our code calls, see rehearsal/recorder.py.
 documented_calls.csv: what an AWS service calls in a role's name, or what the stand-in for AWS does
 not answer; each with the page that says so.
 tempting_calls.csv: what somebody who got hold of a role would like to do.
@@ -19,7 +19,11 @@ from rehearsal.stand_in import ACCOUNT
 
 RECORDED = {
     call
-    for table in ("recorded_calls.csv", "recorded_notebook_calls.csv")
+    for table in (
+        "recorded_calls.csv",
+        "recorded_notebook_calls.csv",
+        "recorded_preparation_calls.csv",
+    )
     for call in read_calls(TABLES / table)
 }
 TEMPTING = sorted(read_calls(TABLES / "tempting_calls.csv"))
@@ -29,6 +33,7 @@ ROLES = (
     "ExecutionRole",
     "LauncherRole",
     "OverBudgetExecutor",
+    "PreparationJobRole",
     "TrainerMachineRole",
     "TrainingJobRole",
 )
@@ -235,6 +240,7 @@ def test_a_service_takes_a_role_for_this_account_alone(
     assert takers == {
         "ExecutionRole": "sagemaker.amazonaws.com",
         "OverBudgetExecutor": "budgets.amazonaws.com",
+        "PreparationJobRole": "sagemaker.amazonaws.com",
         "TrainerMachineRole": "ec2.amazonaws.com",
         "TrainingJobRole": "sagemaker.amazonaws.com",
     }

@@ -14,7 +14,7 @@ import pytest
 from public_bins import OURS, put_bins, uploaded
 
 from data_prep.__main__ import main
-from data_prep.shares import Settings, Share, share_of_host
+from data_prep.shares import Settings, Share
 from data_prep.verify import verify_bucket
 from rehearsal.stand_in import ROOT
 
@@ -101,14 +101,6 @@ def test_a_machine_that_dies_is_started_again_and_completes_the_whole(
         said, _ = machine.communicate(timeout=120)
         assert machine.returncode == 0, said
     assert uploaded(s3) == expected
-
-
-def test_a_host_of_a_job_knows_its_share(tmp_path: Path) -> None:
-    config = tmp_path / "resourceconfig.json"
-    hosts = [f"algo-{number}" for number in (2, 1, 3)]
-    config.write_text(json.dumps({"current_host": "algo-3", "hosts": hosts}))
-    assert share_of_host(config) == Share(3, 3)
-    assert share_of_host(tmp_path / "absent.json") == Share(1, 1)
 
 
 @pytest.mark.parametrize("of", [1, 2, 7, 50])

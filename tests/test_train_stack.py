@@ -28,6 +28,7 @@ def test_outputs_and_fixed_names(template: Template, group: dict[str, Any]) -> N
         "GroupName",
         "LauncherRoleArn",
         "ModelParameterName",
+        "PreparationJobRoleArn",
         "TrainingJobRoleArn",
     }
     assert group["AutoScalingGroupName"] == "bin-trainer"
@@ -172,6 +173,7 @@ def test_who_takes_which_role(template: Template) -> None:
     }
     assert principals == {
         "TrainerMachineRole": {"Service": "ec2.amazonaws.com"},
+        "PreparationJobRole": {"Service": "sagemaker.amazonaws.com"},
         "TrainingJobRole": {"Service": "sagemaker.amazonaws.com"},
         "LauncherRole": {"AWS": "arn:<AWS::Partition>:iam::<AWS::AccountId>:root"},
     }

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import boto3
 from optuna.distributions import IntDistribution
 
 from costs.estimate import BOOT_SECONDS, Estimate, estimate_training
@@ -45,7 +46,9 @@ def make_job_plan(
     photos = checks.require("data set", lambda: check_dataset(deployment, job.dataset))
     checks.require("weights", lambda: check_weights(deployment, job.arch))
     checks.require("image", lambda: _image(deployment, job))
-    checks.look("quota", lambda: _quota(deployment, job, parallel))
+    kind = "spot training job" if job.spot else "training job"
+    needed = job.instances * parallel
+    checks.look("quota", lambda: check_quota(deployment.session, job.instance_type, kind, needed))
     if not photos:
         raise LaunchError("not started, see above: data set")
     estimate = estimate_job(job, train_arguments, sum(photos), trials=trials, parallel=parallel)
@@ -103,12 +106,15 @@ def _image(deployment: Deployment, job: Job) -> tuple[str, str]:
     return image, image
 
 
-def _quota(deployment: Deployment, job: Job, parallel: int) -> tuple[str, None]:
-    """Whether so many machines may train at once, by the quota that has the type in its name."""
-    needed = job.instances * parallel
-    kind = "spot training job" if job.spot else "training job"
-    name = f"{job.instance_type} for {kind} usage"
-    quotas = deployment.session.client("service-quotas", config=BRIEF)
+def check_quota(
+    session: boto3.Session, instance_type: str, kind: str, needed: int
+) -> tuple[str, None]:
+    """Whether jobs of a kind may have `needed` machines at once, by the quota of that name.
+
+    Raises CheckFailedError if not, NotCheckedError when there is no such quota.
+    """
+    name = f"{instance_type} for {kind} usage"
+    quotas = session.client("service-quotas", config=BRIEF)
     pages = quotas.get_paginator("list_service_quotas").paginate(ServiceCode="sagemaker")
     found = [quota for page in pages for quota in page["Quotas"] if quota["QuotaName"] == name]
     if not found:

@@ -5,11 +5,12 @@ import dataclasses
 import io
 import secrets
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from infra.command import confirmed
 from training.control import (
     CurrentRun,
     RunActiveError,
@@ -147,14 +148,7 @@ def _ask(run_id: str, plan: Plan, args: argparse.Namespace) -> None:
 
 def confirm(yes: bool) -> None:
     """Raises LaunchError unless the user, or --yes, says to start."""
-    if yes:
-        return
-    try:
-        reply = input("Start it? [y/N] ")
-    except (EOFError, KeyboardInterrupt):
-        print()
-        reply = ""
-    if reply.strip().lower() not in {"y", "yes"}:
+    if not yes and not confirmed("Start it?"):
         raise LaunchError("not started")
 
 
@@ -234,14 +228,14 @@ def _check_still_active(deployment: Deployment, run: CurrentRun) -> None:
         raise RunActiveError(f"run {run['run_id']} was stopped or replaced while it was starting")
 
 
-def pack_code(at_root: Mapping[str, bytes] | None = None) -> bytes:
-    """The packages that a machine of this run executes, whatever is deployed or edited later.
+def pack_code(at_root: Mapping[str, bytes] | None = None, packages: Sequence[str] = CODE) -> bytes:
+    """The packages that a machine executes, whatever is deployed or edited later.
 
     A tar.gz, with the files `at_root` beside the packages.
     """
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as tar:
-        for package in CODE:
+        for package in packages:
             for file in sorted((ROOT / package).iterdir()):
                 if file.suffix in {".py", ".json", ".j2"}:
                     tar.add(file, arcname=f"{package}/{file.name}")

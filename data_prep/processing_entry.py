@@ -1,0 +1,37 @@
+"""What SageMaker's container starts on each machine of a processing job: it does its share.
+
+Its arguments are flags of `python -m data_prep all`; beside it lie the code, its requirements and
+the list of photos. The standard library alone, until the requirements are installed.
+"""
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+OPT_ML = Path("/opt/ml")
+
+
+def share_of_host(config: Path) -> str:
+    """Which of how many machines this is, such as 2/8, as SageMaker tells its container."""
+    content = json.loads(config.read_bytes())
+    hosts = sorted(content["hosts"])
+    return f"{hosts.index(content['current_host']) + 1}/{len(hosts)}"
+
+
+def main() -> int:
+    job, work = Path(__file__).parent, OPT_ML / "processing" / "work"
+    install = ("-m", "pip", "install", "--quiet", "--requirement", job / "requirements.txt")
+    subprocess.run([sys.executable, *install], check=True)
+    with tarfile.open(job / "code.tar.gz") as code:
+        code.extractall(work / "code", filter="data")
+    share = share_of_host(OPT_ML / "config" / "resourceconfig.json")
+    places = ("--list", job / "ids.txt", "--data", work / "data")
+    flags = (*sys.argv[1:], *map(str, places), "--share", share)
+    command = [sys.executable, "-m", "data_prep", "all", *flags]
+    return subprocess.run(command, cwd=work / "code", check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

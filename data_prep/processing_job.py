@@ -1,0 +1,204 @@
+"""A processing job on SageMaker, whose machines share the preparation of a data set."""
+
+import argparse
+import json
+import math
+import secrets
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+
+from costs.prices import PriceError, load_prices
+from data_prep.folder import DataError
+from infra.command import confirmed
+from infra.outputs import stack_output
+from infra.tags import PART_KEY, PROJECT, PROJECT_KEY
+from training.follow import StatusLine
+from training.preflight import Checklist
+from training.sagemaker_image import training_image
+from training.sagemaker_preflight import check_quota
+from training.start import pack_code
+from training.status import duration
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+HERE = Path(__file__).parent
+ENTRY, REQUIREMENTS = HERE / "processing_entry.py", HERE / "requirements.txt"
+PACKAGES = ("data_prep", "infra", "serving")  # that a machine of the job needs
+JOB_FOLDER = "/opt/ml/processing/job"
+GIVEN = (  # flags that decide what comes out
+    *("bucket", "counts", "min_photos", "name", "requests", "shard_mb", "size"),
+    *("source_bucket", "split", "test_fraction", "workers"),
+)
+FREE_GIB = 20  # of a disk, beside photos and shards
+PHOTO_BYTES = 100_000  # on disk, with its part of a shard: 67 KB and 27 KB on average
+LOOK_SECONDS = 10.0
+OVER = {"Completed", "Failed", "Stopped"}  # ProcessingJobStatus
+
+
+def prepare_on_sagemaker(ids: Sequence[str], options: argparse.Namespace) -> None:
+    """Check, ask, start the job and follow it to its end.
+
+    Raises DataError when something is missing, the user says no, or the job fails.
+    """
+    session = boto3.Session()
+    name = f"bin-counter-{options.name}-{datetime.now(UTC):%Y%m%d%H%M%S}-{secrets.token_hex(2)}"
+    name = name.replace("_", "-").replace(".", "-")
+    request = job_request(session, name, len(ids), options)
+    # A dry run's standard output is its request alone.
+    with redirect_stdout(sys.stderr if options.dry_run else sys.stdout):
+        enough = _check(session, request)
+    if options.dry_run:
+        print(json.dumps(request, indent=1))
+    if not enough:
+        raise DataError("not started, see above: quota")
+    if options.dry_run:
+        return
+    if not options.yes and not confirmed("Start it?"):
+        raise DataError("not started")
+    s3, prefix = session.client("s3"), job_prefix(name)
+    for file, content in job_files(ids).items():
+        s3.put_object(Bucket=options.bucket, Key=f"{prefix}{file}", Body=content)
+    session.client("sagemaker").create_processing_job(**request)
+    print(f"started processing job {name}; end it with `{_aws('stop', name)}`")
+    follow(session, options.bucket, options.name, name)
+
+
+def job_prefix(name: str) -> str:
+    """Where a job's own files are in our bucket."""
+    return f"jobs/{name}/"
+
+
+def job_files(ids: Sequence[str]) -> dict[str, bytes]:
+    """What the job's machines find in JOB_FOLDER."""
+    return {
+        ENTRY.name: ENTRY.read_bytes(),
+        REQUIREMENTS.name: REQUIREMENTS.read_bytes(),
+        "code.tar.gz": pack_code(packages=PACKAGES),
+        "ids.txt": "".join(f"{photo_id}\n" for photo_id in ids).encode(),
+    }
+
+
+def job_request(
+    session: boto3.Session, name: str, photos: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    """CreateProcessingJob's parameters. Raises NotDeployedError without TrainStack's role."""
+    share = math.ceil(photos / options.instances)
+    region = session.region_name
+    return {
+        "ProcessingJobName": name,
+        "RoleArn": stack_output("TrainStack", "PreparationJobRoleArn"),
+        "AppSpecification": {
+            "ImageUri": training_image(options.instance_type, region),
+            "ContainerEntrypoint": ["python3", f"{JOB_FOLDER}/{ENTRY.name}"],
+            "ContainerArguments": _flags(options),
+        },
+        "ProcessingInputs": [
+            {
+                "InputName": "job",
+                "S3Input": {
+                    "S3Uri": f"s3://{options.bucket}/{job_prefix(name)}",
+                    "LocalPath": JOB_FOLDER,
+                    "S3DataType": "S3Prefix",
+                    "S3InputMode": "File",
+                },
+            }
+        ],
+        "ProcessingResources": {
+            "ClusterConfig": {
+                "InstanceCount": options.instances,
+                "InstanceType": options.instance_type,
+                "VolumeSizeInGB": FREE_GIB + math.ceil(share * PHOTO_BYTES / 2**30),
+            }
+        },
+        "StoppingCondition": {"MaxRuntimeInSeconds": round(options.max_hours * 3600)},
+        # CloudWatch keeps lines, which a progress bar has none of.
+        "Environment": {"AWS_DEFAULT_REGION": region, "TQDM_DISABLE": "1"},
+        "Tags": [
+            {"Key": key, "Value": value}
+            for key, value in {PROJECT_KEY: PROJECT, PART_KEY: "data"}.items()
+        ],
+    }
+
+
+def _flags(options: argparse.Namespace) -> list[str]:
+    """Those of `all` that say what comes out, as they were given here."""
+    values = {name: getattr(options, name) for name in GIVEN}
+    values["counts"] = f"{options.counts.start}-{options.counts.stop - 1}"
+    return [
+        f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None
+    ]
+
+
+def _check(session: boto3.Session, request: Mapping[str, Any]) -> bool:
+    """Say what the job may cost; returns whether the account has machines enough.
+
+    Raises DataError for a machine type without a known price.
+    """
+    cluster = request["ProcessingResources"]["ClusterConfig"]
+    instances, instance_type = cluster["InstanceCount"], cluster["InstanceType"]
+    seconds = request["StoppingCondition"]["MaxRuntimeInSeconds"]
+    try:
+        hour = load_prices().sagemaker_hour(instance_type, "training").dollars
+    except PriceError as error:
+        raise DataError(f"{error}: choose one of them with --instance-type") from error
+    checks = Checklist()
+    checks.look(
+        "quota",
+        lambda: check_quota(session, instance_type, "processing job", instances),
+    )
+    print(
+        f"{instances} × {instance_type} for {duration(seconds)} at most: "
+        f"${instances * hour * seconds / 3600:.2f} at most, at the price of training"
+    )
+    return not checks.failed
+
+
+def follow(session: boto3.Session, bucket: str, dataset: str, name: str) -> None:
+    """Show the job until it ends. Raises DataError when it does not complete."""
+    sagemaker, s3 = session.client("sagemaker"), session.client("s3")
+    line = StatusLine()
+    try:
+        while True:
+            job = sagemaker.describe_processing_job(ProcessingJobName=name)
+            if job["ProcessingJobStatus"] in OVER:
+                break
+            done = describe_progress(s3, bucket, dataset, job["CreationTime"])
+            line.show(f"{job['ProcessingJobStatus']}; {done}")
+            time.sleep(LOOK_SECONDS)
+    except KeyboardInterrupt:
+        line.close()
+        print(f"the job goes on without you: `{_aws('describe', name)}`", file=sys.stderr)
+        sys.exit(130)
+    line.close()
+    if job["ProcessingJobStatus"] != "Completed":
+        reason = job.get("FailureReason") or job.get("ExitMessage") or "no reason was given"
+        raise DataError(
+            f"job {name} {job['ProcessingJobStatus'].lower()}: {' '.join(reason.split())}; "
+            "`aws logs tail /aws/sagemaker/ProcessingJobs --since 1d --log-stream-name-prefix "
+            f"{name}/` says more, and the same command goes on with what is done"
+        )
+    print(f"s3://{bucket}/datasets/{dataset}/")
+
+
+def describe_progress(s3: "S3Client", bucket: str, dataset: str, since: datetime) -> str:
+    """What the machines have told each other since the job was made."""
+    pages = s3.get_paginator("list_objects_v2").paginate(
+        Bucket=bucket, Prefix=f"preparing/{dataset}/"
+    )
+    items = [item for page in pages for item in page.get("Contents", [])]
+    names = [item["Key"] for item in items if item["LastModified"] >= since]
+    metadata = sum(name.endswith(".csv") for name in names)
+    shards = sum(name.endswith(".json") for name in names)
+    return f"metadata by {metadata} machines, {shards} shards"
+
+
+def _aws(verb: str, name: str) -> str:
+    return f"aws sagemaker {verb}-processing-job --processing-job-name {name}"

@@ -1,0 +1,261 @@
+"""`data_prep all --sagemaker`: a processing job whose machines make the shards of one."""
+
+import json
+import random
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import training_account
+from botocore.validate import ParamValidator
+from moto.core.authorization import ActionAuthenticatorMixin
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from policies import TABLES
+from processing_hosts import kill, start_hosts
+from public_bins import put_bins, uploaded
+from test_serving_image import closure
+from training_account import Account, Clock
+
+from data_prep import processing_job
+from data_prep.__main__ import build_parser, main
+from data_prep.processing_job import job_files, job_request
+from rehearsal.recorder import Call, read_calls, record_calls
+from rehearsal.stand_in import ROOT
+from training.transfer import list_keys
+
+account = training_account.account
+ROLE = "arn:aws:iam::123456789012:role/TrainStack-PreparationJobRole0123ABCD-x"
+DATA = "datastack-databucket0-x"
+MACHINES = 3
+IDS = ["00001", "00002", "3"]
+
+
+def train_stack() -> dict[str, Any]:
+    """Name and template of the stack that makes the role."""
+    outputs = {"PreparationJobRoleArn": {"Value": ROLE}}
+    template = {"Resources": {"Any": {"Type": "AWS::SNS::Topic"}}, "Outputs": outputs}
+    return {"StackName": "TrainStack", "TemplateBody": json.dumps(template)}
+
+
+@pytest.fixture
+def here(account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Account:
+    """An account where five machines may be at work; `ids.txt` has three photos."""
+    boto3.client("cloudformation").update_stack(**train_stack())
+    quota = {"QuotaName": "ml.m5.xlarge for processing job usage", "QuotaCode": "L-1", "Value": 5}
+    account.answers["ListServiceQuotas"] = {"Quotas": [quota]}
+    (tmp_path / "ids.txt").write_text("\n".join(IDS))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(processing_job, "time", Clock())
+    return account
+
+
+def submit(*words: str) -> int:
+    usual = ["--list", "ids.txt", "--bucket", "bins", "--name", "my_bins"]
+    return main(["all", "--sagemaker", *usual, *words])
+
+
+def jobs() -> list[Any]:
+    return list(boto3.client("sagemaker").list_processing_jobs()["ProcessingJobSummaries"])
+
+
+def test_a_dry_run_prints_a_request_that_the_api_takes_and_starts_nothing(
+    here: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit("--dry-run", "--instances", "2", "--counts", "0-9", "--split", "random") == 0
+    printed = capsys.readouterr()
+    request = json.loads(printed.out)
+    shape = boto3.client("sagemaker").meta.service_model.operation_model("CreateProcessingJob")
+    report = ParamValidator().validate(request, shape.input_shape)
+    assert not report.has_errors(), report.generate_report()
+    assert request["RoleArn"] == ROLE
+    assert request["ProcessingJobName"].startswith("bin-counter-my-bins-")
+    told = build_parser().parse_args(
+        ["all", *request["AppSpecification"]["ContainerArguments"], "--limit", "1"]
+    )
+    assert (told.counts, told.split, told.name) == (range(10), "random", "my_bins")
+    assert "2 × ml.m5.xlarge for 3 h 00 min at most: $1.38 at most" in printed.err
+    assert not jobs()
+    assert not here.order("PutObject")
+
+
+def test_too_few_machines_print_the_command_that_asks_for_more(
+    here: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit("--yes", "--instances", "8") == 1
+    said = capsys.readouterr()
+    assert "--quota-code L-1 --desired-value 8" in said.out
+    assert "error: not started, see above: quota" in said.err
+    assert not jobs()
+
+
+def state(status: str, **more: Any) -> dict[str, Any]:
+    """How SageMaker describes a job."""
+    return {"ProcessingJobStatus": status, "CreationTime": datetime(2026, 1, 1, tzinfo=UTC), **more}
+
+
+def test_a_job_is_started_with_its_files_and_followed_to_its_end(
+    here: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = iter([state("InProgress"), state("Completed")])
+    here.answers["DescribeProcessingJob"] = lambda _: next(answers)
+    here.put("preparing/my_bins/0123/metadata-1-of-2.csv")
+    here.put("preparing/my_bins/0123/train-00000.json")
+    assert submit("--yes", "--instances", "2") == 0
+    (job,) = jobs()
+    name = job["ProcessingJobName"]
+    keys = list_keys(here.s3, "bins", f"jobs/{name}/")
+    names = {key.rpartition("/")[2] for key in keys}
+    assert names == {"code.tar.gz", "ids.txt", "processing_entry.py", "requirements.txt"}
+    ids = here.s3.get_object(Bucket="bins", Key=f"jobs/{name}/ids.txt")["Body"].read()
+    assert ids.decode().split() == IDS
+    said = capsys.readouterr().out
+    assert f"end it with `aws sagemaker stop-processing-job --processing-job-name {name}`" in said
+    assert "InProgress; metadata by 1 machines, 1 shards" in said
+    assert said.endswith("s3://bins/datasets/my_bins/\n")
+
+
+def test_a_job_that_fails_says_why_and_where_to_read_more(
+    here: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = state("Failed", FailureReason="AlgorithmError:\n exit code 1")
+    here.answers["DescribeProcessingJob"] = failed
+    assert submit("--yes") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "failed: AlgorithmError: exit code 1; `aws logs tail /aws/sagemaker/Proc" in line
+
+
+def test_a_job_goes_on_without_who_started_it(
+    here: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here.answers["DescribeProcessingJob"] = KeyboardInterrupt()
+    with pytest.raises(SystemExit) as caught:
+        submit("--yes")
+    assert caught.value.code == 130
+    assert "the job goes on without you: `aws sagemaker describe-p" in capsys.readouterr().err
+    assert "StopProcessingJob" not in here.order("StopProcessingJob")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--source", "folder", "mine"], "a job has no way to your own photos"),
+        (["--instance-type", "ml.x9.huge"], "choose one of them with --instance-type"),
+        ([], "error: not started"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    here: Account,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    says: str,
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda _: "n")
+    assert submit(*words) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+    assert not jobs()
+
+
+def test_machines_are_for_a_job(here: Account, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["all", "--bucket", "bins", "--list", "ids.txt", "--instances", "2"]) == 1
+    assert "are for --sagemaker" in capsys.readouterr().err
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """The public bucket with drawn bins, and ours; the job's role, whose calls are noted."""
+
+    s3: Any
+    ids: list[str]
+    folder: Path
+    role: dict[str, str]  # variables with its credentials
+    calls: set[Call]
+
+    def flags(self) -> list[str]:
+        settings = ["--size", "48", "--shard-mb", "0.1", "--workers", "1", "--requests", "4"]
+        return ["all", *settings, "--bucket", DATA]
+
+    def by_one_machine(self) -> dict[str, str]:
+        """The data set as this machine makes it, which is deleted again."""
+        (self.folder / "ids.txt").write_text("\n".join(self.ids))
+        places = ["--list", str(self.folder / "ids.txt"), "--data", str(self.folder / "alone")]
+        assert main([*self.flags(), *places]) == 0
+        expected = uploaded(self.s3, DATA)
+        for name in expected:
+            self.s3.delete_object(Bucket=DATA, Key=f"datasets/bins/{name}")
+        return expected
+
+    def start(self, name: str) -> list["subprocess.Popen[str]"]:
+        words = [*self.flags(), "--sagemaker", "--instances", str(MACHINES)]
+        options = build_parser().parse_args(words)
+        request = job_request(boto3.Session(), name, len(self.ids), options)
+        files = job_files(self.ids)
+        return start_hosts(request, files, self.folder / name, self.role)
+
+
+@pytest.fixture
+def site(served_s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    client, ids = put_bins(tmp_path / "public", 200, ours=DATA)
+    boto3.client("cloudformation").create_stack(**train_stack())
+    taken = boto3.client("sts").assume_role(RoleArn=ROLE, RoleSessionName="job")["Credentials"]
+    role = {
+        "AWS_ACCESS_KEY_ID": taken["AccessKeyId"],
+        "AWS_SECRET_ACCESS_KEY": taken["SecretAccessKey"],
+        "AWS_SESSION_TOKEN": taken["SessionToken"],
+        "AWS_ENDPOINT_URL_S3": served_s3,
+        "SHARE_LOOK_SECONDS": "0.1",
+    }
+    calls: set[Call] = set()
+    check = ActionAuthenticatorMixin._authenticate_and_authorize_action
+    monkeypatch.setattr(ActionAuthenticatorMixin, "_authenticate_and_authorize_action", check)
+    record_calls(calls.add)
+    return Site(s3=client, ids=ids, folder=tmp_path, role=role, calls=calls)
+
+
+def test_the_machines_of_a_job_make_the_shards_of_one_with_the_rights_of_its_role(
+    site: Site,
+) -> None:
+    expected = site.by_one_machine()
+    for host in site.start("job"):
+        said, _ = host.communicate(timeout=120)
+        assert host.returncode == 0, said
+    assert uploaded(site.s3, DATA) == expected
+    table = read_calls(TABLES / "recorded_preparation_calls.csv")
+    assert site.calls == table, "see whether each is right, then change the table"
+
+
+def test_a_job_that_lost_a_machine_is_completed_by_the_next(site: Site) -> None:
+    expected = site.by_one_machine()
+    hosts = site.start("first")
+    with suppress(subprocess.TimeoutExpired):
+        hosts[1].wait(random.Random(3).uniform(2, 4))
+    for host in [hosts[1], hosts[0], hosts[2]]:  # SageMaker ends the others
+        kill(host)
+    assert "manifest.json" not in uploaded(site.s3, DATA)
+    for host in site.start("second"):
+        said, _ = host.communicate(timeout=120)
+        assert host.returncode == 0, said
+    assert uploaded(site.s3, DATA) == expected
+
+
+def test_requirements_name_all_that_a_machine_imports() -> None:
+    script = "import sys, data_prep.__main__; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    providers = packages_distributions()
+    imported = {name.partition(".")[0] for name in done.stdout.split()}
+    found = {canonicalize_name(by) for name in imported for by in providers.get(name, ())}
+    lines = processing_job.REQUIREMENTS.read_text().splitlines()
+    named = [Requirement(line.partition("#")[0]).name for line in lines if line[0] != "#"]
+    # setuptools hooks into each start of Python; botocore takes certifi where it is.
+    assert found - closure(named) == {"certifi", "setuptools"}
