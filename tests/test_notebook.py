@@ -13,7 +13,6 @@ from policies import new_calls
 from rehearsal.notebook import NOTEBOOK
 from rehearsal.stand_in import ROOT
 
-
 PASSING = re.compile(r"\d\d:\d\d:\d\d  |[\d.]+%  ")  # progress; the profile
 WORD = re.compile(r"\W*[A-Za-z]{4,}\W*")
 
