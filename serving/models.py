@@ -55,6 +55,8 @@ def trained_models(s3: "S3Client", bucket: str) -> list[TrainedModel]:
         status = record.status()
         if status["state"] != "succeeded":
             continue  # it ended between the upload and the last word
+        if key != record.key(MODEL) and status["attempts"][-1]["instance_id"] not in key:
+            continue  # of an attempt that was stopped before the one that succeeded
         request = record.request()
         judged = record.judged()
         models.append(

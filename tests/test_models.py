@@ -1,10 +1,11 @@
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from deployed import choose, chosen, deploy_stacks, finish_run, serve
 
 from serving import models
 from serving.models import main
+from training.run_record import RunRecord
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -49,6 +50,10 @@ def test_the_model_of_a_job_is_where_sagemaker_left_it_and_trials_have_none_to_s
 ) -> None:
     uri = "s3://ours/runs/b-later/a-job/output/model.tar.gz"
     client.delete_object(Bucket="ours", Key="runs/b-later/model.tar.gz")
+    record = RunRecord(client, "ours", "b-later")
+    attempts: list[Any] = [{"instance_id": name} for name in ("stopped-job", "a-job")]
+    record.set_status("succeeded", "", attempts)
+    client.put_object(Bucket="ours", Key="runs/b-later/stopped-job/output/model.tar.gz", Body=b"")
     for key in (uri.removeprefix("s3://ours/"), "runs/a-search/a-trial/output/model.tar.gz"):
         client.put_object(Bucket="ours", Key=key, Body=b"")
     main([])

@@ -405,7 +405,7 @@ def test_losses_are_shown_while_it_trains(
         ("Failed", "Failed", "AlgorithmError:\n exit 1", "failed", "AlgorithmError: exit 1"),
         ("Failed", "Failed", "", "failed", "no reason was given"),
         ("Stopped", "Stopped", "", "stopped", "stopped as asked"),
-        ("Stopped", "MaxWaitTimeExceeded", "", "failed", "MaxWaitTimeExceeded: give it more with"),
+        ("Stopped", "MaxWaitTimeExceeded", "", "failed", "MaxWaitTimeExceeded: `python -m tr"),
     ],
 )
 def test_every_other_end_is_told_and_serves_no_model(
@@ -420,6 +420,59 @@ def test_every_other_end_is_told_and_serves_no_model(
     assert record.status()["message"].startswith(message)
     parameter = boto3.client("ssm").get_parameter(Name="/model")["Parameter"]["Value"]
     assert parameter == "none: no model"
+
+
+def test_a_run_that_ran_out_of_time_goes_on_with_the_same_work_from_its_checkpoints(
+    account: Account,
+) -> None:
+    train("--instances", "2", "--", "--epochs", "7")
+    record = account.record()
+    first: Any = boto3.client("sagemaker").describe_training_job(TrainingJobName=job_of(record))
+    account.answers["DescribeTrainingJob"] = job(
+        record, "Stopped", SecondaryStatus="MaxRuntimeExceeded"
+    )
+    run("follow")
+    del account.answers["DescribeTrainingJob"]
+    account.put(record.key("code.tar.gz"), "as it was")
+    assert run("resume", record.run_id, "--yes", "--max-hours", "5")
+    status = record.status()
+    assert status["state"] == "running"
+    earlier, attempt = status["attempts"]
+    assert (earlier["billed_seconds"], attempt["machines"]) == (180, 2)
+    second: Any = boto3.client("sagemaker").describe_training_job(TrainingJobName=job_of(record))
+    assert second["TrainingJobName"] != first["TrainingJobName"]
+    for same in ("HyperParameters", "CheckpointConfig", "ResourceConfig"):
+        assert second[same] == first[same]
+    assert second["StoppingCondition"]["MaxRuntimeInSeconds"] == 5 * 3600
+    code = account.s3.get_object(Bucket="bins", Key=record.key("code.tar.gz"))["Body"].read()
+    assert code == b"as it was"
+    leave_results(account, record)
+    account.answers["DescribeTrainingJob"] = job(record)
+    assert run("follow")
+    cost = json.loads(
+        account.s3.get_object(Bucket="bins", Key=record.key("cost.json"))["Body"].read()
+    )
+    assert cost["seconds"] == 2 * 2 * 180, "both attempts on two machines"
+
+
+def test_a_run_that_goes_on_or_succeeded_is_not_resumed(account: Account) -> None:
+    train()
+    record = account.record()
+    with pytest.raises(LaunchError, match="is running: only one that failed or was stopped"):
+        run("resume", record.run_id, "--yes")
+
+
+def test_a_resume_that_is_refused_keeps_what_was_before(account: Account) -> None:
+    train()
+    record = account.record()
+    account.answers["DescribeTrainingJob"] = job(record, "Failed")
+    run("follow")
+    account.answers["CreateTrainingJob"] = REFUSED
+    with pytest.raises(ClientError):
+        run("resume", record.run_id, "--yes")
+    status = record.status()
+    assert (status["state"], len(status["attempts"])) == ("failed", 1)
+    assert status["attempts"][0]["billed_seconds"] == 180
 
 
 def test_stop_asks_sagemaker_and_a_run_that_is_over_has_nothing_to_stop(account: Account) -> None:

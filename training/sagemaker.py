@@ -11,6 +11,7 @@ machine's does:
 
     python -m training.sagemaker follow [RUN]            its progress, until it ends
     python -m training.sagemaker stop [RUN]              end it
+    python -m training.sagemaker resume RUN              go on with one that was stopped or failed
 
 RUN, a run or a search, is the newest run on SageMaker unless it is named. SageMaker Debugger is
 closed to new customers: the losses are in CloudWatch by metric definitions and in metrics.jsonl,
@@ -34,7 +35,14 @@ from training.launch import DENIED
 from training.launch_arguments import add_start_flags, add_what, hours, parse_start
 from training.sagemaker_preflight import make_job_plan
 from training.sagemaker_request import Job
-from training.sagemaker_run import PROGRAM, choose_run, new_run_id, start_job, stop_job
+from training.sagemaker_run import (
+    PROGRAM,
+    choose_run,
+    new_run_id,
+    resumable,
+    start_job,
+    stop_job,
+)
 from training.sagemaker_run import dry_request as dry_job
 from training.sagemaker_run import follow as follow_run
 from training.sagemaker_search import dry_request as dry_search
@@ -78,16 +86,23 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         command.add_argument("run", nargs="?", metavar="RUN", help="default: the newest run")
         if name == "follow":
             _add_output(command)
+    explanation = "go on with a run that was stopped or has failed: same code, from its checkpoints"
+    resume = commands.add_parser("resume", help=explanation, description=explanation)
+    resume.add_argument("run", metavar="RUN", help="its id, see `training.launch list`")
+    _add_machines(resume)
+    add_start_flags(resume, LIMITS[0])
     if arguments[:1] in (["train"], ["tune"]):
         chosen = train if arguments[0] == "train" else tune
         args = parse_start(chosen, arguments[1:])
-        args.command = arguments[0]
+        args.command, args.resumes = arguments[0], None
         searched = sorted(args.train_settings.keys() & SPACES[args.mode]) if chosen is tune else []
         if searched:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in searched)
             tune.error(f"{flags}: searched for by `tune`, leave it out after --")
         return args
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    args.given = arguments[1:]
+    return args
 
 
 def _add_machines(parser: argparse.ArgumentParser) -> None:
@@ -133,7 +148,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 def start(deployment: Deployment, args: argparse.Namespace) -> bool:
     """Check, ask, start and, if asked to, follow a run or a search. Raises LaunchError."""
     tunes = args.command == "tune"
-    name = new_search_name() if tunes else new_run_id(args.arch)
+    name = args.resumes or (new_search_name() if tunes else new_run_id(args.arch))
     job = _job(args, name)
     trials, parallel = (args.trials, args.parallel) if tunes else (1, 1)
     # A dry run's standard output is its request alone.
@@ -151,11 +166,31 @@ def start(deployment: Deployment, args: argparse.Namespace) -> bool:
         return True
     confirm(args.yes)
     (start_search if tunes else start_job)(deployment, job, args, plan)
-    print(f"started {'search' if tunes else 'run'} {name}")
+    print(f"{'resumed' if args.resumes else 'started'} {'search' if tunes else 'run'} {name}")
     if args.follow:
         return follow(deployment, name, args)
     print(f"take up its result with `{PROGRAM} follow {name}`")
     return True
+
+
+def resume(deployment: Deployment, args: argparse.Namespace) -> bool:
+    """The same as `start`, with what the run was asked for, on machines as its last ones unless
+    others are given. Raises LaunchError for a run that cannot go on."""
+    request = resumable(deployment, args.run)
+    attempts = deployment.record(args.run).status()["attempts"]
+    machines = [
+        word
+        for last in attempts[-1:]
+        for word in (
+            f"--instance-type={last['instance_type']}",
+            f"--instances={last.get('machines', 1)}",
+        )
+    ]
+    what = ["--dataset", request["dataset"], "--arch", request["arch"]]
+    given = [word for word in args.given if word != args.run]
+    again = parse_arguments(["train", *what, *machines, *given, "--", *request["train_arguments"]])
+    again.resumes = args.run
+    return start(deployment, again)
 
 
 def _job(args: argparse.Namespace, name: str) -> Job:
@@ -211,6 +246,8 @@ def run_command(args: argparse.Namespace) -> bool:
             stop_search(deployment, args.run)
         case "stop":
             stop_job(deployment, choose_run(deployment, args.run))
+        case "resume":
+            return resume(deployment, args)
         case _:
             return start(deployment, args)
     return True

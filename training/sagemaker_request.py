@@ -1,6 +1,7 @@
 """What is asked of SageMaker: a training job, or a search over some, by its own SDK."""
 
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,8 @@ def model_trainer(session: RunSession, role: str, job: Job) -> ModelTrainer:
         sagemaker_session=session,
         role=role,
         training_image=training_image(job.instance_type, session.boto_region_name),
-        base_job_name=f"{PREFIX}{job.arch}".replace("_", "-"),
+        # The SDK appends the second.
+        base_job_name=f"{PREFIX}{job.arch}-{secrets.token_hex(2)}".replace("_", "-"),
         input_s3_key_prefix=f"runs/{job.run_id}",
         source_code=SourceCode(
             source_dir=f"{folder}/code.tar.gz", entry_script=ENTRY, requirements="requirements.txt"

@@ -45,7 +45,6 @@ from training.status import duration
 from training.transfer import pack_files
 
 PROGRAM = "python -m training.sagemaker"
-MORE = "--max-hours, --max-wait-hours; a new run starts from zero"
 OVER = {"Completed", "Failed", "Stopped"}  # TrainingJobStatus
 ABSENT = {"ResourceNotFound", "ValidationException"}  # of a job, by the API and in practice
 NOT_STARTED = "could not be started"
@@ -70,9 +69,20 @@ def training_role() -> str:
     return stack_output("TrainStack", "TrainingJobRoleArn")
 
 
+def resumable(deployment: Deployment, run_id: str) -> Request:
+    """The request of a run that has ended without success. Raises LaunchError for any other."""
+    record = choose_run(deployment, run_id)
+    state = record.status()["state"]
+    if state not in {"failed", "stopped"}:
+        raise LaunchError(f"run {run_id} is {state}: only one that failed or was stopped goes on")
+    return record.request()
+
+
 def start_job(deployment: Deployment, job: Job, args: Namespace, plan: JobPlan) -> None:
-    """Write the run's request, start the job."""
+    """Write the run's request, start the job; of a run that there was before, one more attempt
+    with the same code, from its checkpoints."""
     record = deployment.record(job.run_id)
+    earlier = record.status()["attempts"] if args.resumes else []
     deadline = datetime.now(UTC) + timedelta(seconds=job.max_wait_seconds)
     request = Request(
         run_id=job.run_id,
@@ -88,9 +98,10 @@ def start_job(deployment: Deployment, job: Job, args: Namespace, plan: JobPlan) 
         runtime="",
         service="sagemaker",
     )
-    put_code(deployment, job.run_id)
+    if not args.resumes:
+        put_code(deployment, job.run_id)
     record.write("request.json", request)
-    record.set_status("requested", f"requested {utc_now()}", [])
+    record.set_status("requested", f"requested {utc_now()}", earlier)
 
     def note(asked: Mapping[str, Any]) -> None:
         """Before SageMaker is asked: no job is ever there that no record knows."""
@@ -102,7 +113,8 @@ def start_job(deployment: Deployment, job: Job, args: Namespace, plan: JobPlan) 
             started=utc_now(),
             machines=job.instances,
         )
-        record.set_status("running", f"training job {attempt['instance_id']}", [attempt])
+        attempts = [*earlier, attempt]
+        record.set_status("running", f"training job {attempt['instance_id']}", attempts)
 
     try:
         session = RunSession(deployment.session, deployment.bucket, before=note)
@@ -111,21 +123,21 @@ def start_job(deployment: Deployment, job: Job, args: Namespace, plan: JobPlan) 
         if trainer._latest_training_job is None:
             raise KeyboardInterrupt  # which the SDK's telemetry swallows
     except BaseException:
-        _close_unless_there(deployment, record)
+        _close_unless_there(deployment, record, earlier)
         raise
 
 
-def _close_unless_there(deployment: Deployment, record: RunRecord) -> None:
+def _close_unless_there(deployment: Deployment, record: RunRecord, earlier: list[Attempt]) -> None:
     """After a start that broke off: the run has failed, unless its job was made all the same."""
     attempts = record.status()["attempts"]
-    if attempts and _describe(deployment, attempts[-1]["instance_id"]):
+    if len(attempts) > len(earlier) and _describe(deployment, attempts[-1]["instance_id"]):
         print(
             f"run {record.run_id} has started all the same: end it with `{PROGRAM} stop "
             f"{record.run_id}`",
             file=sys.stderr,
         )
     else:
-        record.set_status("failed", NOT_STARTED, [])
+        record.set_status("failed", NOT_STARTED, earlier)
 
 
 def _describe(deployment: Deployment, name: str) -> Any:
@@ -195,7 +207,7 @@ def follow(deployment: Deployment, record: RunRecord) -> bool:
         return False
     line.close()
     if not job:
-        record.set_status("failed", NOT_STARTED, [])
+        record.set_status("failed", NOT_STARTED, status["attempts"][:-1])
         print(f"run {record.run_id} failed: {NOT_STARTED}")
         return False
     return take_up(deployment, record, job)
@@ -303,7 +315,7 @@ def _ending(job: Mapping[str, Any]) -> tuple[State, Outcome, str]:
         case "Stopped", "Stopped":
             return "stopped", "stopped", "stopped as asked"
         case "Stopped", limit:  # MaxRuntimeExceeded, MaxWaitTimeExceeded
-            return "failed", "failed", f"{limit}: give it more with {MORE}"
+            return "failed", "failed", f"{limit}: `{PROGRAM} resume` with more --max-hours goes on"
         case _:
             return "failed", "failed", " ".join(reason.split()) or "no reason was given"
 

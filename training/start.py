@@ -93,7 +93,7 @@ def resume(deployment: Deployment, args: argparse.Namespace) -> str:
         raise LaunchError(f"{record.uri('code.tar.gz')} is missing: start a new run")
     request = record.request()
     if request.get("service") == "sagemaker":
-        raise LaunchError(f"run {args.run} was on SageMaker: start a new one, there or here")
+        raise LaunchError(f"run {args.run} is on SageMaker: `python -m training.sagemaker resume`")
     print(f"run {args.run}, {standing.state} after {len(status['attempts'])} attempts")
     plan = make_plan(
         deployment,
