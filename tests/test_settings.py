@@ -118,7 +118,7 @@ SAGEMAKER = {
     "SM_CHANNEL_WEIGHTS": "/opt/ml/input/data/weights",
     "SM_OUTPUT_DATA_DIR": "/opt/ml/output/data",
     "SM_MODEL_DIR": "/opt/ml/model",
-    "TRAINING_JOB_NAME": "bins-2026",
+    "RUN_ID": "bins-2026",
     "SM_HPS": json.dumps(
         {"arch": "efficientnet_lite0", "batch-size": 64, "sagemaker_program": "train.py"}
     ),
