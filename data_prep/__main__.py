@@ -149,6 +149,8 @@ def run_upload(options: argparse.Namespace) -> None:
 def run_all(options: argparse.Namespace) -> None:
     # Fail before the long part.
     options.bucket = options.bucket or stack_output("DataStack", "BucketName")
+    if options.sagemaker and options.share:
+        raise DataError("--sagemaker gives each machine its share: leave --share out")
     if options.sagemaker:
         run_on_sagemaker(options)
         return

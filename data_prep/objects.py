@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import boto3
+from botocore.exceptions import NoCredentialsError
 from obstore.auth.boto3 import Boto3CredentialProvider
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
@@ -102,8 +103,10 @@ def public_bucket(name: str = PUBLIC_BUCKET) -> Bucket:
 
 
 def own_bucket(name: str) -> Bucket:
-    """A bucket that is read with your own credentials."""
+    """A bucket that is read with your own credentials. Raises NoCredentialsError without any."""
     session = boto3.Session()
+    if session.get_credentials() is None:
+        raise NoCredentialsError
     store = S3Store(
         name,
         region=session.region_name or PUBLIC_REGION,

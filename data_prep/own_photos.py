@@ -88,6 +88,9 @@ def read_csv(file: Path) -> list[OwnPhoto]:
         raise DataError(f"--source csv {file}: {error}") from error
     if not photos:
         raise DataError(f"--source csv {file}: no photo in it")
+    (place, times), *_ = Counter(photo.place for photo in photos).most_common(1)
+    if times > 1:
+        raise DataError(f"--source csv {file}: {place} is there {times} times")
     return _with_unique_ids(photos)
 
 

@@ -30,7 +30,14 @@ def main() -> int:
     places = ("--list", job / "ids.txt", "--data", work / "data")
     flags = (*sys.argv[1:], *map(str, places), "--share", share)
     command = [sys.executable, "-m", "data_prep", "all", *flags]
-    return subprocess.run(command, cwd=work / "code", check=False).returncode
+    done = subprocess.run(
+        command, cwd=work / "code", stderr=subprocess.PIPE, text=True, check=False
+    )
+    sys.stderr.write(done.stderr)
+    if done.returncode:  # SageMaker passes this on as the job's ExitMessage
+        (OPT_ML / "output").mkdir(exist_ok=True)
+        (OPT_ML / "output" / "message").write_text(done.stderr.strip().rpartition("\n")[2][:1000])
+    return done.returncode
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import re
 import secrets
 import sys
 import time
@@ -16,6 +17,7 @@ import boto3
 
 from costs.prices import PriceError, load_prices
 from data_prep.folder import DataError
+from data_prep.pack import JPEG_BYTES_A_PIXEL
 from infra.command import confirmed
 from infra.outputs import stack_output
 from infra.tags import PART_KEY, PROJECT, PROJECT_KEY
@@ -38,7 +40,7 @@ GIVEN = (  # flags that decide what comes out
     *("source_bucket", "split", "test_fraction", "workers"),
 )
 FREE_GIB = 20  # of a disk, beside photos and shards
-PHOTO_BYTES = 100_000  # on disk, with its part of a shard: 67 KB and 27 KB on average
+PHOTO_BYTES = 67_000  # of the public bucket, on average; its part of a shard comes on top
 LOOK_SECONDS = 10.0
 OVER = {"Completed", "Failed", "Stopped"}  # ProcessingJobStatus
 
@@ -49,8 +51,8 @@ def prepare_on_sagemaker(ids: Sequence[str], options: argparse.Namespace) -> Non
     Raises DataError when something is missing, the user says no, or the job fails.
     """
     session = boto3.Session()
-    name = f"bin-counter-{options.name}-{datetime.now(UTC):%Y%m%d%H%M%S}-{secrets.token_hex(2)}"
-    name = name.replace("_", "-").replace(".", "-")
+    series = f"bin-counter-{re.sub('[^A-Za-z0-9]', '-', options.name)[:30]}"  # of 63 in all
+    name = f"{series}-{datetime.now(UTC):%Y%m%d%H%M%S}-{secrets.token_hex(2)}"
     request = job_request(session, name, len(ids), options)
     # A dry run's standard output is its request alone.
     with redirect_stdout(sys.stderr if options.dry_run else sys.stdout):
@@ -61,13 +63,14 @@ def prepare_on_sagemaker(ids: Sequence[str], options: argparse.Namespace) -> Non
         raise DataError("not started, see above: quota")
     if options.dry_run:
         return
+    _check_alone(session, series)
     if not options.yes and not confirmed("Start it?"):
         raise DataError("not started")
     s3, prefix = session.client("s3"), job_prefix(name)
     for file, content in job_files(ids).items():
         s3.put_object(Bucket=options.bucket, Key=f"{prefix}{file}", Body=content)
+    print(f"processing job {name} starts; end it with `{_aws('stop', name)}`", flush=True)
     session.client("sagemaker").create_processing_job(**request)
-    print(f"started processing job {name}; end it with `{_aws('stop', name)}`")
     follow(session, options.bucket, options.name, name)
 
 
@@ -89,14 +92,22 @@ def job_files(ids: Sequence[str]) -> dict[str, bytes]:
 def job_request(
     session: boto3.Session, name: str, photos: int, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """CreateProcessingJob's parameters. Raises NotDeployedError without TrainStack's role."""
+    """CreateProcessingJob's parameters.
+
+    Raises NotDeployedError without TrainStack's role, DataError for a type without an image.
+    """
     share = math.ceil(photos / options.instances)
+    disk = share * (PHOTO_BYTES + JPEG_BYTES_A_PIXEL * options.size**2)
     region = session.region_name
+    try:
+        image = training_image(options.instance_type, region)
+    except ValueError as error:
+        raise DataError(f"no image for {options.instance_type} in {region}: {error}") from error
     return {
         "ProcessingJobName": name,
         "RoleArn": stack_output("TrainStack", "PreparationJobRoleArn"),
         "AppSpecification": {
-            "ImageUri": training_image(options.instance_type, region),
+            "ImageUri": image,
             "ContainerEntrypoint": ["python3", f"{JOB_FOLDER}/{ENTRY.name}"],
             "ContainerArguments": _flags(options),
         },
@@ -115,7 +126,7 @@ def job_request(
             "ClusterConfig": {
                 "InstanceCount": options.instances,
                 "InstanceType": options.instance_type,
-                "VolumeSizeInGB": FREE_GIB + math.ceil(share * PHOTO_BYTES / 2**30),
+                "VolumeSizeInGB": FREE_GIB + math.ceil(disk / 2**30),
             }
         },
         "StoppingCondition": {"MaxRuntimeInSeconds": round(options.max_hours * 3600)},
@@ -159,6 +170,16 @@ def _check(session: boto3.Session, request: Mapping[str, Any]) -> bool:
         f"${instances * hour * seconds / 3600:.2f} at most, at the price of training"
     )
     return not checks.failed
+
+
+def _check_alone(session: boto3.Session, series: str) -> None:
+    """Raises DataError while another job makes the same data set."""
+    going_on = session.client("sagemaker").list_processing_jobs(
+        NameContains=f"{series}-", StatusEquals="InProgress"
+    )
+    for job in going_on["ProcessingJobSummaries"]:
+        name = job["ProcessingJobName"]
+        raise DataError(f"job {name} is at work on it: wait, or `{_aws('stop', name)}`")
 
 
 def follow(session: boto3.Session, bucket: str, dataset: str, name: str) -> None:

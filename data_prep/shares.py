@@ -35,8 +35,8 @@ from data_prep.folder import (
 from data_prep.objects import Bucket, each, public_bucket, run
 from data_prep.pack import VERSIONS, Part, ShardPlan, join, pack_shard, plan_shards, read_part
 from data_prep.processes import process_pool
-from data_prep.split import Method, Split, check_enough, split_bins
-from data_prep.upload import upload_file, upload_joined
+from data_prep.split import Method, Split, check_enough, describe, split_bins
+from data_prep.upload import stored, upload_file, upload_joined
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -127,6 +127,8 @@ def prepare_share(
         work.withdraw_manifest()
     work.publish_metadata(share.mine(ids), source, requests)
     split = work.read_split()
+    if share.number == 1:
+        print(describe(split.photos))
     plans = plan_shards(split, settings.size, settings.shard_mb)
     work.pack(share.mine(plans), source, requests, workers)
     if share.number == 1:
@@ -148,8 +150,7 @@ class ShareOfWork:
         self._dataset.mkdir(parents=True, exist_ok=True)
 
     def withdraw_manifest(self) -> None:
-        """No manifest may stand while shards change. No machine packs before the first one has
-        published its metadata, which it does after this."""
+        """No manifest may stand while shards change."""
         self._s3.delete_object(Bucket=self._bucket, Key=f"{self._prefix}manifest.json")
 
     def publish_metadata(self, ids: Sequence[str], source: Bucket, requests: int) -> None:
@@ -189,7 +190,9 @@ class ShareOfWork:
     ) -> None:
         """Fetch the photos of these shards, pack and upload each that is not there yet."""
         there = self._board.names()
-        missing = [plan for plan in plans if _part_name(plan) not in there]
+        missing = [plan for plan in plans if not self._find_part(plan, there)]
+        if missing:
+            self.withdraw_manifest()
         total = sum(len(plan.photos) for plan in plans)
         progress: tqdm[Any] = tqdm(total=total, desc="pack", unit=" photos")
         progress.update(total - sum(len(plan.photos) for plan in missing))
@@ -206,10 +209,25 @@ class ShareOfWork:
                 self._board.write(_part_name(plan), to_json(asdict(part)))
                 progress.update(len(plan.photos))
 
+    def _find_part(self, plan: ShardPlan, there: set[str]) -> Part | None:
+        """What is known of a shard that is in our bucket; None when another one is, of other
+        settings."""
+        if _part_name(plan) not in there:
+            return None
+        part = read_part(self._board.read(_part_name(plan)))
+        found = stored(self._s3, self._bucket, f"{self._prefix}{plan.file}")
+        return part if found == (part.shard.bytes, part.shard.sha256) else None
+
+    def _wait_for_part(self, plan: ShardPlan) -> Part:
+        """The same, once the machine whose shard it is has put it there."""
+        while (part := self._find_part(plan, {_part_name(plan)})) is None:
+            time.sleep(LOOK_SECONDS)
+        return part
+
     def join(self, split: Split, plans: Sequence[ShardPlan]) -> None:
         """Lists and manifest, once every shard is there."""
         self._board.wait_for(map(_part_name, plans), "shards")
-        parts: list[Part] = [read_part(self._board.read(_part_name(plan))) for plan in plans]
+        parts = [self._wait_for_part(plan) for plan in plans]
         settings = self._settings
         join(self._dataset, split, parts, size=settings.size, min_photos=settings.min_photos)
         upload_joined(self._s3, self._dataset, self._bucket, self._prefix)

@@ -141,7 +141,7 @@ def verify_bucket(bucket: str, name: str) -> list[str]:
             key = f"{prefix}/{shard['file']}"
             there = stored(client, bucket, key)
             if there is None:
-                problems.append(f"s3://{bucket}/{key}: Not Found")
+                problems.append(f"s3://{bucket}/{key} is missing, or you may not read it")
             elif there != (shard["bytes"], shard["sha256"]):
                 problems.append(f"s3://{bucket}/{key} is not the shard that the manifest describes")
     return problems

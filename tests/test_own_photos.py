@@ -1,10 +1,12 @@
 """Photos of one's own go the same way as those of the public bucket."""
 
 import json
+from pathlib import Path
 
 import boto3
 import pytest
 
+from data_prep.__main__ import main
 from data_prep.folder import DataError, LeftOut, photo_path
 from data_prep.own_photos import read_csv, read_folder, take_in
 from data_prep.split import read_bins, read_split, split_folder
@@ -112,3 +114,20 @@ def test_a_folder_without_photos_shows_what_it_should_be_like(tmp_path, there):
         put(tmp_path / "mine/shelf/a.jpg")
     with pytest.raises(DataError, match=r"--source folder .*mine"):
         read_folder(tmp_path / "mine")
+
+
+def test_a_photo_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    table = tmp_path / "photos.csv"
+    table.write_text("photo,count\na.jpg,3\nb.jpg,2\na.jpg,4\n")
+    with pytest.raises(DataError, match=r"a\.jpg is there 2 times"):
+        read_csv(table)
+
+
+def test_without_credentials_photos_in_s3_are_one_line(
+    aws: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("boto3.Session.get_credentials", lambda _: None)
+    (tmp_path / "photos.csv").write_text("photo,count\ns3://bucket/a.jpg,3\n")
+    words = ["download", "--source", "csv", str(tmp_path / "photos.csv")]
+    assert main([*words, "--data", str(tmp_path / "data")]) == 1
+    assert "sign in with" in capsys.readouterr().err

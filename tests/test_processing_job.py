@@ -1,7 +1,7 @@
 """`data_prep all --sagemaker`: a processing job whose machines make the shards of one."""
 
 import json
-import random
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -27,6 +27,7 @@ from training_account import Account, Clock
 from data_prep import processing_job
 from data_prep.__main__ import build_parser, main
 from data_prep.processing_job import job_files, job_request
+from data_prep.verify import verify_bucket
 from rehearsal.recorder import Call, read_calls, record_calls
 from rehearsal.stand_in import ROOT
 from training.transfer import list_keys
@@ -69,18 +70,21 @@ def jobs() -> list[Any]:
 def test_a_dry_run_prints_a_request_that_the_api_takes_and_starts_nothing(
     here: Account, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert submit("--dry-run", "--instances", "2", "--counts", "0-9", "--split", "random") == 0
+    words = ["--dry-run", "--instances", "2", "--counts", "0-9", "--split", "random"]
+    assert submit(*words, "--name", "größe_" + "x" * 60) == 0
     printed = capsys.readouterr()
     request = json.loads(printed.out)
     shape = boto3.client("sagemaker").meta.service_model.operation_model("CreateProcessingJob")
     report = ParamValidator().validate(request, shape.input_shape)
     assert not report.has_errors(), report.generate_report()
     assert request["RoleArn"] == ROLE
-    assert request["ProcessingJobName"].startswith("bin-counter-my-bins-")
+    name = request["ProcessingJobName"]
+    assert re.fullmatch(r"bin-counter-gr--e-x+-[a-z0-9-]+", name)
+    assert len(name) <= 63
     told = build_parser().parse_args(
         ["all", *request["AppSpecification"]["ContainerArguments"], "--limit", "1"]
     )
-    assert (told.counts, told.split, told.name) == (range(10), "random", "my_bins")
+    assert (told.counts, told.split, told.name[:6]) == (range(10), "random", "größe_")
     assert "2 × ml.m5.xlarge for 3 h 00 min at most: $1.38 at most" in printed.err
     assert not jobs()
     assert not here.order("PutObject")
@@ -148,6 +152,8 @@ def test_a_job_goes_on_without_who_started_it(
     [
         (["--source", "folder", "mine"], "a job has no way to your own photos"),
         (["--instance-type", "ml.x9.huge"], "choose one of them with --instance-type"),
+        (["--instance-type", "m5.xlarge"], "no image for m5.xlarge in us-east-1: Invalid"),
+        (["--share", "1/2"], "leave --share out"),
         ([], "error: not started"),
     ],
 )
@@ -194,8 +200,16 @@ class Site:
             self.s3.delete_object(Bucket=DATA, Key=f"datasets/bins/{name}")
         return expected
 
-    def start(self, name: str) -> list["subprocess.Popen[str]"]:
-        words = [*self.flags(), "--sagemaker", "--instances", str(MACHINES)]
+    def packed(self) -> dict[str, Any]:
+        """When each shard that the machines have told each other of was uploaded, by name."""
+        told = list_keys(self.s3, DATA, "preparing/")
+        names = {Path(key).stem for key in told if key.endswith(".json")}
+        shards = self.s3.list_objects_v2(Bucket=DATA, Prefix="datasets/").get("Contents", [])
+        times = {Path(item["Key"]).stem: item["LastModified"] for item in shards}
+        return {name: times[name] for name in names}
+
+    def start(self, name: str, *more: str) -> list["subprocess.Popen[str]"]:
+        words = [*self.flags(), "--sagemaker", "--instances", str(MACHINES), *more]
         options = build_parser().parse_args(words)
         request = job_request(boto3.Session(), name, len(self.ids), options)
         files = job_files(self.ids)
@@ -236,8 +250,9 @@ def test_the_machines_of_a_job_make_the_shards_of_one_with_the_rights_of_its_rol
 def test_a_job_that_lost_a_machine_is_completed_by_the_next(site: Site) -> None:
     expected = site.by_one_machine()
     hosts = site.start("first")
-    with suppress(subprocess.TimeoutExpired):
-        hosts[1].wait(random.Random(3).uniform(2, 4))
+    while not (packed := site.packed()):  # until there is something to go on with
+        with suppress(subprocess.TimeoutExpired):
+            hosts[1].wait(0.05)
     for host in [hosts[1], hosts[0], hosts[2]]:  # SageMaker ends the others
         kill(host)
     assert "manifest.json" not in uploaded(site.s3, DATA)
@@ -245,6 +260,37 @@ def test_a_job_that_lost_a_machine_is_completed_by_the_next(site: Site) -> None:
         said, _ = host.communicate(timeout=120)
         assert host.returncode == 0, said
     assert uploaded(site.s3, DATA) == expected
+    assert packed.items() <= site.packed().items(), "they were not made again"
+
+
+def test_shards_of_other_settings_are_not_taken_for_ours(site: Site) -> None:
+    usual = site.by_one_machine()
+    words = ["--list", str(site.folder / "ids.txt"), "--share", "1/1"]
+    for size in ("48", "40", "48"):
+        folder = site.folder / size
+        assert main([*site.flags(), *words, "--data", str(folder), "--size", size]) == 0
+        assert verify_bucket(DATA, "bins") == []
+    assert uploaded(site.s3, DATA) == usual
+
+
+def test_why_a_machine_failed_is_the_jobs_exit_message(site: Site) -> None:
+    hosts = site.start("small", "--min-photos", "1000")
+    for host in hosts:
+        host.communicate(timeout=120)
+        assert host.returncode == 1
+    message = site.folder / "small" / "algo-1" / "opt/ml/output/message"
+    assert "error: " in message.read_text()
+    assert "1000" in message.read_text().replace(",", "")
+
+
+def test_a_second_job_for_a_data_set_is_not_started(
+    here: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    going_on = {"ProcessingJobName": "bin-counter-my-bins-1", "ProcessingJobStatus": "InProgress"}
+    here.answers["ListProcessingJobs"] = {"ProcessingJobSummaries": [going_on]}
+    assert submit("--yes") == 1
+    assert "job bin-counter-my-bins-1 is at work on it" in capsys.readouterr().err
+    assert not here.order("CreateProcessingJob")
 
 
 def test_requirements_name_all_that_a_machine_imports() -> None:

@@ -425,14 +425,14 @@ def test_every_other_end_is_told_and_serves_no_model(
 def test_a_run_that_ran_out_of_time_goes_on_with_the_same_work_from_its_checkpoints(
     account: Account,
 ) -> None:
-    train("--instances", "2", "--", "--epochs", "7")
+    train("--instances", "2", "--volume-gib", "50", "--", "--epochs", "7")
     record = account.record()
     first: Any = boto3.client("sagemaker").describe_training_job(TrainingJobName=job_of(record))
     account.answers["DescribeTrainingJob"] = job(
         record, "Stopped", SecondaryStatus="MaxRuntimeExceeded"
     )
-    run("follow")
-    del account.answers["DescribeTrainingJob"]
+    over = iter([account.answers["DescribeTrainingJob"]])  # then the new job, as it is
+    account.answers["DescribeTrainingJob"] = lambda _: next(over, None)
     account.put(record.key("code.tar.gz"), "as it was")
     assert run("resume", record.run_id, "--yes", "--max-hours", "5")
     status = record.status()
@@ -458,8 +458,25 @@ def test_a_run_that_ran_out_of_time_goes_on_with_the_same_work_from_its_checkpoi
 def test_a_run_that_goes_on_or_succeeded_is_not_resumed(account: Account) -> None:
     train()
     record = account.record()
-    with pytest.raises(LaunchError, match="is running: only one that failed or was stopped"):
-        run("resume", record.run_id, "--yes")
+    for state in ("running", "succeeded"):
+        if state == "succeeded":
+            leave_results(account, record)
+            account.answers["DescribeTrainingJob"] = job(record)
+        else:
+            account.answers["DescribeTrainingJob"] = job(record, "InProgress")
+        with pytest.raises(LaunchError, match=f"is {state}: only one that failed or was stopped"):
+            run("resume", record.run_id, "--yes")
+
+
+def test_a_run_on_demand_is_resumed_on_demand(account: Account) -> None:
+    quota = {"QuotaName": "ml.m5.large for training job usage", "QuotaCode": "L-1", "Value": 1.0}
+    account.answers["ListServiceQuotas"] = {"Quotas": [quota]}
+    train("--on-demand")
+    record = account.record()
+    over = iter([job(record, "Stopped")])
+    account.answers["DescribeTrainingJob"] = lambda _: next(over, None)
+    assert run("resume", record.run_id, "--yes")
+    assert record.status()["attempts"][-1]["purchase"] == "on_demand"
 
 
 def test_a_resume_that_is_refused_keeps_what_was_before(account: Account) -> None:

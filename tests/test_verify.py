@@ -93,4 +93,4 @@ def test_a_data_set_in_a_bucket_is_compared_with_its_manifest(client, folder):
     client.delete_object(Bucket="ours", Key="datasets/bins/test-00000.tar")
     problems = verify_bucket("ours", "bins")
     assert problems[0].startswith("s3://ours/datasets/bins/train-00000.tar is not the shard")
-    assert problems[1].startswith("s3://ours/datasets/bins/test-00000.tar: Not Found")
+    assert problems[1].startswith("s3://ours/datasets/bins/test-00000.tar is missing")

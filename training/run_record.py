@@ -51,6 +51,7 @@ class Attempt(TypedDict):
     ended: NotRequired[str]
     outcome: NotRequired[Outcome]
     machines: NotRequired[int]  # of a training job; without it, 1
+    volume_gib: NotRequired[int]  # of the disk of each
     billed_seconds: NotRequired[float]  # of each of them, by SageMaker
 
 

@@ -184,6 +184,8 @@ def resume(deployment: Deployment, args: argparse.Namespace) -> bool:
         for word in (
             f"--instance-type={last['instance_type']}",
             f"--instances={last.get('machines', 1)}",
+            f"--volume-gib={last.get('volume_gib', 30)}",
+            *(["--on-demand"] if last["purchase"] == "on_demand" else []),
         )
     ]
     what = ["--dataset", request["dataset"], "--arch", request["arch"]]

@@ -72,6 +72,11 @@ def training_role() -> str:
 def resumable(deployment: Deployment, run_id: str) -> Request:
     """The request of a run that has ended without success. Raises LaunchError for any other."""
     record = choose_run(deployment, run_id)
+    status = record.status()
+    if status["state"] not in ENDED and status["attempts"]:
+        job = _describe(deployment, status["attempts"][-1]["instance_id"])
+        if job and job["TrainingJobStatus"] in OVER:
+            take_up(deployment, record, job)  # nobody has followed it
     state = record.status()["state"]
     if state not in {"failed", "stopped"}:
         raise LaunchError(f"run {run_id} is {state}: only one that failed or was stopped goes on")
@@ -112,6 +117,7 @@ def start_job(deployment: Deployment, job: Job, args: Namespace, plan: JobPlan) 
             purchase="spot" if job.spot else "on_demand",
             started=utc_now(),
             machines=job.instances,
+            volume_gib=job.volume_gib,
         )
         attempts = [*earlier, attempt]
         record.set_status("running", f"training job {attempt['instance_id']}", attempts)
