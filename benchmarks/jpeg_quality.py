@@ -16,13 +16,12 @@ import sys
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.accuracy import DATASET, VALIDATION, prepare
-from benchmarks.training_report import describe_machine, machine, table
+from benchmarks.training_report import describe_machine, difference, machine, table
 from data_prep import pack as packing
 from data_prep.folder import DataError, dataset_path
 from infra.command import in_one_line, interruptible
@@ -102,17 +101,12 @@ def report(folder: Path, judged: dict[int, Judged]) -> str:
                 f"{quality}",
                 f"{each.photo_bytes / 1000:.1f}",
                 f"{exact.mean():.1%}",
-                _difference(found["exact_difference"], 100, 1),
-                _difference(found["cross_entropy_difference"], 1, 4),
+                difference(found["exact_difference"], 100, 1),
+                difference(found["cross_entropy_difference"], 1, 4),
             ]
         )
     header = ["quality", "KB a photo", "exact", "points against 100", "loss against 100"]
     return f"{len(truth):,} validation photos\n\n{table(header, rows)}"
-
-
-def _difference(found: dict[str, Any], scale: float, digits: int) -> str:
-    value, low, high = (scale * found[name] for name in ("value", "low", "high"))
-    return f"{value:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
 
 
 @interruptible()

@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.training_measure import BenchmarkError
 from benchmarks.training_photos import native_entries, unpack_photos
-from benchmarks.training_report import number, table
+from benchmarks.training_report import difference, number, table
 from data_prep.pack import encode
 from infra.command import in_one_line, interruptible
 from serving.artifact import NETWORKS, Model, ModelError, has_vnni, load_model
@@ -65,16 +65,11 @@ def judge_int8(model: Path, data: Path) -> dict[str, dict[str, Any]]:
 def describe_int8(found: dict[str, dict[str, Any]]) -> str:
     """Differences to float32, with 95 % intervals."""
 
-    def cell(difference: dict[str, float], scale: float, digits: int) -> str:
-        value, low, high = (scale * difference[name] for name in ("value", "low", "high"))
-        text = f"{value:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
-        return text.replace("-", "−")
-
     rows = [
         [
             name,
-            cell(each["cross_entropy_difference"], 1, 4),
-            cell(each["exact_difference"], 100, 1),
+            difference(each["cross_entropy_difference"], 1, 4),
+            difference(each["exact_difference"], 100, 1),
             "yes" if each["served"] else "no",
         ]
         for name, each in found.items()

@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import platform
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,13 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Text on the left, numbers on the right."""
     lines = [heading, ["---", *["--:"] * (len(heading) - 1)], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def difference(found: Mapping[str, float], scale: float, digits: int) -> str:
+    """A paired difference with its 95 % interval, as training.metrics.with_interval gives it."""
+    value, low, high = (scale * found[name] for name in ("value", "low", "high"))
+    text = f"{value:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+    return text.replace("-", "−")
 
 
 def in_words(found: Range) -> str:

@@ -195,16 +195,12 @@ def run_on_sagemaker(options: argparse.Namespace) -> None:
 
     if options.source[0] != "public":
         raise DataError("a job has no way to your own photos: leave --source or --sagemaker out")
-    found = source.list_bucket(options.source_bucket)
-    ids = list(
-        islice(
-            tqdm(found, desc="list", unit=" photos")
-            if options.list is None
-            else source.read_list(options.list),
-            options.limit,
-        )
-    )
-    prepare_on_sagemaker(ids, options)
+    if options.list is None:
+        found = source.list_bucket(options.source_bucket)
+        listed: Iterable[str] = tqdm(found, desc="list", unit=" photos")
+    else:
+        listed = source.read_list(options.list)
+    prepare_on_sagemaker(list(islice(listed, options.limit)), options)
 
 
 def run_verify(options: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from data_prep.objects import PUBLIC_BUCKET
 from data_prep.shares import Share
 from data_prep.split import METHODS
 from data_prep.weights import SOURCES
+from infra.command import hours
 
 
 def folder_setting(parser: argparse.ArgumentParser) -> None:
@@ -187,13 +188,6 @@ def synthesize_settings(parser: argparse.ArgumentParser) -> None:
         help="pixels a side; small photos are drawn faster (%(default)s)",
     )
     workers_setting(parser)
-
-
-def hours(text: str) -> float:
-    value = megabytes(text)
-    if not 0.1 <= value <= 24:
-        raise argparse.ArgumentTypeError(f"must be 0.1 to 24, not {text}")
-    return value
 
 
 def share(text: str) -> Share:

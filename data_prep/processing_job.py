@@ -25,6 +25,7 @@ from training.follow import StatusLine
 from training.preflight import Checklist
 from training.sagemaker_image import training_image
 from training.sagemaker_preflight import check_quota
+from training.sagemaker_request import PREFIX
 from training.start import pack_code
 from training.status import duration
 
@@ -35,7 +36,7 @@ HERE = Path(__file__).parent
 ENTRY, REQUIREMENTS = HERE / "processing_entry.py", HERE / "requirements.txt"
 PACKAGES = ("data_prep", "infra", "serving")  # that a machine of the job needs
 JOB_FOLDER = "/opt/ml/processing/job"
-GIVEN = (  # flags that decide what comes out
+PASSED_ON = (  # flags that the job's machines get as they were given here
     *("bucket", "counts", "min_photos", "name", "requests", "shard_mb", "size"),
     *("source_bucket", "split", "test_fraction", "workers"),
 )
@@ -51,12 +52,12 @@ def prepare_on_sagemaker(ids: Sequence[str], options: argparse.Namespace) -> Non
     Raises DataError when something is missing, the user says no, or the job fails.
     """
     session = boto3.Session()
-    series = f"bin-counter-{re.sub('[^A-Za-z0-9]', '-', options.name)[:30]}"  # of 63 in all
+    series = f"{PREFIX}{re.sub('[^A-Za-z0-9]', '-', options.name)[:30]}"  # of 63 in all
     name = f"{series}-{datetime.now(UTC):%Y%m%d%H%M%S}-{secrets.token_hex(2)}"
     request = job_request(session, name, len(ids), options)
     # A dry run's standard output is its request alone.
     with redirect_stdout(sys.stderr if options.dry_run else sys.stdout):
-        enough = _check(session, request)
+        enough = _check_machines(session, request)
     if options.dry_run:
         print(json.dumps(request, indent=1))
     if not enough:
@@ -141,14 +142,14 @@ def job_request(
 
 def _flags(options: argparse.Namespace) -> list[str]:
     """Those of `all` that say what comes out, as they were given here."""
-    values = {name: getattr(options, name) for name in GIVEN}
+    values = {name: getattr(options, name) for name in PASSED_ON}
     values["counts"] = f"{options.counts.start}-{options.counts.stop - 1}"
     return [
         f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None
     ]
 
 
-def _check(session: boto3.Session, request: Mapping[str, Any]) -> bool:
+def _check_machines(session: boto3.Session, request: Mapping[str, Any]) -> bool:
     """Say what the job may cost; returns whether the account has machines enough.
 
     Raises DataError for a machine type without a known price.
@@ -161,10 +162,7 @@ def _check(session: boto3.Session, request: Mapping[str, Any]) -> bool:
     except PriceError as error:
         raise DataError(f"{error}: choose one of them with --instance-type") from error
     checks = Checklist()
-    checks.look(
-        "quota",
-        lambda: check_quota(session, instance_type, "processing job", instances),
-    )
+    checks.look("quota", lambda: check_quota(session, instance_type, "processing job", instances))
     print(
         f"{instances} × {instance_type} for {duration(seconds)} at most: "
         f"${instances * hour * seconds / 3600:.2f} at most, at the price of training"
@@ -177,8 +175,8 @@ def _check_alone(session: boto3.Session, series: str) -> None:
     going_on = session.client("sagemaker").list_processing_jobs(
         NameContains=f"{series}-", StatusEquals="InProgress"
     )
-    for job in going_on["ProcessingJobSummaries"]:
-        name = job["ProcessingJobName"]
+    if jobs := going_on["ProcessingJobSummaries"]:
+        name = jobs[0]["ProcessingJobName"]
         raise DataError(f"job {name} is at work on it: wait, or `{_aws('stop', name)}`")
 
 

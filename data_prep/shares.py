@@ -123,8 +123,6 @@ def prepare_share(
     """
     work = ShareOfWork(share, settings, folder, bucket, settings.key(ids))
     source = public_bucket(source_bucket)
-    if share.number == 1:
-        work.withdraw_manifest()
     work.publish_metadata(share.mine(ids), source, requests)
     split = work.read_split()
     if share.number == 1:
@@ -148,10 +146,6 @@ class ShareOfWork:
         self._board = Board(self._s3, bucket, f"preparing/{settings.name}/{key}/")
         self._dataset = dataset_path(folder, settings.name)
         self._dataset.mkdir(parents=True, exist_ok=True)
-
-    def withdraw_manifest(self) -> None:
-        """No manifest may stand while shards change."""
-        self._s3.delete_object(Bucket=self._bucket, Key=f"{self._prefix}manifest.json")
 
     def publish_metadata(self, ids: Sequence[str], source: Bucket, requests: int) -> None:
         """Counts and products of these photos, for all machines."""
@@ -191,8 +185,8 @@ class ShareOfWork:
         """Fetch the photos of these shards, pack and upload each that is not there yet."""
         there = self._board.names()
         missing = [plan for plan in plans if not self._find_part(plan, there)]
-        if missing:
-            self.withdraw_manifest()
+        if missing:  # no manifest may stand while shards change
+            self._s3.delete_object(Bucket=self._bucket, Key=f"{self._prefix}manifest.json")
         total = sum(len(plan.photos) for plan in plans)
         progress: tqdm[Any] = tqdm(total=total, desc="pack", unit=" photos")
         progress.update(total - sum(len(plan.photos) for plan in missing))

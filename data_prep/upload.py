@@ -10,10 +10,10 @@ from tqdm import tqdm
 from data_prep.folder import DataError, dataset_path, read_json, sha256_of
 from data_prep.split import SIDES
 
-ABSENT = {"404", "403"}  # the latter is S3's answer to those who may not list the bucket
-
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+ABSENT = {"404", "403"}  # the latter is S3's answer to those who may not list the bucket
 
 
 def upload_dataset(folder: Path, name: str, bucket: str) -> str:

@@ -1,9 +1,13 @@
-"""How our commands end when something is wrong: in one line. Imports no CDK: each command uses it.
+"""What our commands share: how they ask, and how they end when something is wrong, in one line.
+
+Imports no CDK: each command uses it.
 
 @interruptible()
 def main() -> None: …
 """
 
+import argparse
+import math
 import os
 import signal
 import sys
@@ -17,6 +21,8 @@ from botocore.exceptions import (
     TokenRetrievalError,
 )
 
+SHORTEST_HOURS, LONGEST_HOURS = 0.1, 7 * 24
+
 
 def in_one_line(error: Exception) -> str:
     """The message of an error, with what to do where AWS's libraries do not say it."""
@@ -26,6 +32,17 @@ def in_one_line(error: Exception) -> str:
     if isinstance(error, NoCredentialsError | CredentialRetrievalError | TokenRetrievalError):
         return f"{message.rstrip('.')}: sign in with `aws sso login` or `aws configure`"
     return message
+
+
+def hours(text: str) -> float:
+    """A flag's value: six minutes to a week."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not SHORTEST_HOURS <= number <= LONGEST_HOURS:
+        raise argparse.ArgumentTypeError(f"must be {SHORTEST_HOURS} to {LONGEST_HOURS}, not {text}")
+    return number
 
 
 def confirmed(question: str) -> bool:

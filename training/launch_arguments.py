@@ -1,13 +1,11 @@
 """The command line of a start, on EC2 or on SageMaker: its own flags, -- and training.train's."""
 
 import argparse
-import math
 
+from infra.command import hours
 from training.settings import ARCHITECTURES, expand_settings, given_settings
 from training.settings import parse_arguments as parse_train_arguments
 
-SHORTEST_HOURS = 0.1
-LONGEST_HOURS = 7 * 24
 SET_BY_MACHINE = ("data", "weights", "output", "model_dir", "arch", "checkpoint_dir", "run_id")
 
 
@@ -59,14 +57,3 @@ def add_start_flags(parser: argparse.ArgumentParser, limit: str) -> None:
     )
     flag("--yes", action="store_true", help="start without asking")
     flag("--follow", action="store_true", help="show the progress until the run ends")
-
-
-def hours(text: str) -> float:
-    """A flag's value: six minutes to a week."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not SHORTEST_HOURS <= number <= LONGEST_HOURS:
-        raise argparse.ArgumentTypeError(f"must be {SHORTEST_HOURS} to {LONGEST_HOURS}, not {text}")
-    return number

@@ -28,11 +28,12 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from infra.command import in_one_line, interruptible
+from infra.command import hours, in_one_line, interruptible
 from infra.outputs import NotDeployedError
 from training.deployment import Deployment, LaunchError
 from training.launch import DENIED
-from training.launch_arguments import add_start_flags, add_what, hours, parse_start
+from training.launch_arguments import add_start_flags, add_what, parse_start
+from training.run_record import Attempt
 from training.sagemaker_preflight import make_job_plan
 from training.sagemaker_request import Job
 from training.sagemaker_run import (
@@ -56,10 +57,9 @@ from training.status import duration
 # Snapshots of all layers go to S3 one by one; the older ones stay there, and come to a new machine.
 FINETUNE_SNAPSHOTS = 12  # about, in the longest time that is allowed
 SHORTEST_SNAPSHOT_SECONDS = 300
-LIMITS = (
-    "of training, waiting for machines not included; then it is ended by force",
-    "of the whole search; then it is ended by force",
-)
+VOLUME_GIB = 30
+RUN_LIMIT = "of training, waiting for machines not included; then it is ended by force"
+SEARCH_LIMIT = "of the whole search; then it is ended by force"
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -76,7 +76,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         command.usage = f"{PROGRAM} {command.prog.split()[-1]} [flags] [-- flags of training.train]"
         add_what(command)
         _add_machines(command)
-        add_start_flags(command, LIMITS[command is tune])
+        add_start_flags(command, SEARCH_LIMIT if command is tune else RUN_LIMIT)
     _add_search(tune)
     for name, explanation in (
         ("follow", "the progress of a run or a search, until it ends"),
@@ -90,7 +90,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     resume = commands.add_parser("resume", help=explanation, description=explanation)
     resume.add_argument("run", metavar="RUN", help="its id, see `training.launch list`")
     _add_machines(resume)
-    add_start_flags(resume, LIMITS[0])
+    add_start_flags(resume, RUN_LIMIT)
     if arguments[:1] in (["train"], ["tune"]):
         chosen = train if arguments[0] == "train" else tune
         args = parse_start(chosen, arguments[1:])
@@ -114,7 +114,12 @@ def _add_machines(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="machines that share one training, by torchrun (default: %(default)s)",
     )
-    flag("--volume-gib", type=whole_number, default=30, help="disk of each (default: %(default)s)")
+    flag(
+        "--volume-gib",
+        type=whole_number,
+        default=VOLUME_GIB,
+        help="disk of each (default: %(default)s)",
+    )
     flag("--on-demand", action="store_true", help="no managed spot: dearer, and never interrupted")
     flag(
         "--max-wait-hours",
@@ -178,21 +183,22 @@ def resume(deployment: Deployment, args: argparse.Namespace) -> bool:
     others are given. Raises LaunchError for a run that cannot go on."""
     request = resumable(deployment, args.run)
     attempts = deployment.record(args.run).status()["attempts"]
-    machines = [
-        word
-        for last in attempts[-1:]
-        for word in (
-            f"--instance-type={last['instance_type']}",
-            f"--instances={last.get('machines', 1)}",
-            f"--volume-gib={last.get('volume_gib', 30)}",
-            *(["--on-demand"] if last["purchase"] == "on_demand" else []),
-        )
-    ]
+    machines = machine_flags(attempts[-1]) if attempts else []
     what = ["--dataset", request["dataset"], "--arch", request["arch"]]
     given = [word for word in args.given if word != args.run]
     again = parse_arguments(["train", *what, *machines, *given, "--", *request["train_arguments"]])
     again.resumes = args.run
     return start(deployment, again)
+
+
+def machine_flags(attempt: Attempt) -> list[str]:
+    """Those that ask for the machines of an earlier job."""
+    return [
+        f"--instance-type={attempt['instance_type']}",
+        f"--instances={attempt.get('machines', 1)}",
+        f"--volume-gib={attempt.get('volume_gib', VOLUME_GIB)}",
+        *(["--on-demand"] if attempt["purchase"] == "on_demand" else []),
+    ]
 
 
 def _job(args: argparse.Namespace, name: str) -> Job:

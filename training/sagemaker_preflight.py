@@ -67,7 +67,7 @@ def estimate_job(
     places = ["--data", "-", "--weights", "-", "--output", "-", "--arch", job.arch]
     args = parse_arguments([*places, *train_arguments])
     prices = load_prices()
-    epochs = middle_epochs(args.mode) if trials > 1 else args.epochs
+    epochs = _middle_epochs(args.mode) if trials > 1 else args.epochs
     alone = estimate_training(
         photos, job.arch, epochs, EC2_TYPE, prices, mode=args.mode, members=args.members
     )
@@ -91,7 +91,7 @@ def estimate_job(
     )
 
 
-def middle_epochs(mode: str) -> int:
+def _middle_epochs(mode: str) -> int:
     """Of those that a search tries."""
     tried = SPACES[mode]["epochs"]
     assert isinstance(tried, IntDistribution)

@@ -88,24 +88,9 @@ def start_job(deployment: Deployment, job: Job, args: Namespace, plan: JobPlan) 
     with the same code, from its checkpoints."""
     record = deployment.record(job.run_id)
     earlier = record.status()["attempts"] if args.resumes else []
-    deadline = datetime.now(UTC) + timedelta(seconds=job.max_wait_seconds)
-    request = Request(
-        run_id=job.run_id,
-        dataset=job.dataset,
-        arch=job.arch,
-        train_arguments=args.train_arguments,
-        deadline=deadline.isoformat(timespec="seconds"),
-        estimate=dataclasses.asdict(plan.estimate),
-        mode=args.mode,
-        members=args.members,
-        epochs=args.epochs,
-        chunks=0,
-        runtime="",
-        service="sagemaker",
-    )
     if not args.resumes:
         put_code(deployment, job.run_id)
-    record.write("request.json", request)
+    record.write("request.json", _request(job, args, plan))
     record.set_status("requested", f"requested {utc_now()}", earlier)
 
     def note(asked: Mapping[str, Any]) -> None:
@@ -131,6 +116,24 @@ def start_job(deployment: Deployment, job: Job, args: Namespace, plan: JobPlan) 
     except BaseException:
         _close_unless_there(deployment, record, earlier)
         raise
+
+
+def _request(job: Job, args: Namespace, plan: JobPlan) -> Request:
+    deadline = datetime.now(UTC) + timedelta(seconds=job.max_wait_seconds)
+    return Request(
+        run_id=job.run_id,
+        dataset=job.dataset,
+        arch=job.arch,
+        train_arguments=args.train_arguments,
+        deadline=deadline.isoformat(timespec="seconds"),
+        estimate=dataclasses.asdict(plan.estimate),
+        mode=args.mode,
+        members=args.members,
+        epochs=args.epochs,
+        chunks=0,
+        runtime="",
+        service="sagemaker",
+    )
 
 
 def _close_unless_there(deployment: Deployment, record: RunRecord, earlier: list[Attempt]) -> None:
