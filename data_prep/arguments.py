@@ -142,7 +142,11 @@ def share_setting(parser: argparse.ArgumentParser) -> None:
 
 def sagemaker_settings(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument_group("on SageMaker").add_argument
-    flag("--sagemaker", action="store_true", help="as a processing job: public photos alone")
+    flag(
+        "--sagemaker",
+        action="store_true",
+        help="as a processing job, of public photos: all of them without --list and --limit",
+    )
     flag("--instances", type=positive, default=1, help="machines, each a share (%(default)s)")
     flag("--instance-type", default="ml.m5.xlarge", help="SageMaker's type (%(default)s)")
     flag(
