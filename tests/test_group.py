@@ -4,7 +4,7 @@ import base64
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -70,15 +70,20 @@ def deploy(user_data: str) -> None:
     )
 
 
-def run(endpoint: str, folder: Path, *interruptions: str, limit: float = 30) -> RehearsedGroup:
-    said: list[str] = []
+def run(
+    endpoint: str,
+    folder: Path,
+    *interruptions: str,
+    limit: float = 30,
+    say: Callable[[str], None] = lambda _: None,
+) -> RehearsedGroup:
     with Processes(folder / "state") as processes:
         group = RehearsedGroup(
             processes=processes,
             endpoint=endpoint,
             group=GROUP,
             folder=folder / "machines",
-            say=said.append,
+            say=say,
         )
         group.run(interruptions=list(interruptions), limit_seconds=limit)
     return group
@@ -118,16 +123,24 @@ def test_an_interrupted_machine_dies_and_is_replaced(endpoint: str, tmp_path: Pa
     assert second.powered_off
 
 
-def test_a_booked_action_that_is_due_ends_the_machine(endpoint: str, tmp_path: Path) -> None:
+def test_a_booked_action_is_carried_out_when_it_is_due(endpoint: str, tmp_path: Path) -> None:
     deploy("sleep 600")
-    boto3.client("autoscaling").put_scheduled_update_group_action(
-        AutoScalingGroupName=GROUP,
-        ScheduledActionName="end",
-        StartTime=datetime.now(UTC) + timedelta(seconds=1),
-        MinSize=0,
-        DesiredCapacity=0,
-    )
-    group = run(endpoint, tmp_path)
+    due: list[datetime] = []
+
+    def book(said: str) -> None:
+        if said.endswith("boots"):
+            due.append((datetime.now(UTC) + timedelta(seconds=2)).replace(microsecond=0))
+            boto3.client("autoscaling").put_scheduled_update_group_action(
+                AutoScalingGroupName=GROUP,
+                ScheduledActionName="end",
+                StartTime=due[0],
+                MinSize=0,
+                DesiredCapacity=0,
+            )
+        if said == "booked action end carried out":
+            assert datetime.now(UTC) >= due[0]
+
+    group = run(endpoint, tmp_path, say=book)
     (machine,) = group.machines.values()
     assert machine.process.poll() is not None
     assert group.states() == {"desired": 0, "instances": 0}
