@@ -154,8 +154,10 @@ def run_all(options: argparse.Namespace) -> None:
     if options.sagemaker:
         run_on_sagemaker(options)
         return
-    if options.dry_run or options.instances > 1:
-        raise DataError("--dry-run and --instances are for --sagemaker: give it as well")
+    for name, usual in flags.SAGEMAKER_DEFAULTS.items():
+        if getattr(options, name) != usual:
+            flag = name.replace("_", "-")
+            raise DataError(f"--{flag} is for a job: give --sagemaker as well")
     if options.share:
         run_share(options)
         return

@@ -140,6 +140,15 @@ def share_setting(parser: argparse.ArgumentParser) -> None:
     )
 
 
+SAGEMAKER_DEFAULTS = {
+    "instances": 1,
+    "instance_type": "ml.m5.xlarge",
+    "max_hours": 3.0,
+    "dry_run": False,
+    "yes": False,
+}
+
+
 def sagemaker_settings(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument_group("on SageMaker").add_argument
     flag(
@@ -147,12 +156,11 @@ def sagemaker_settings(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="as a processing job, of public photos: all of them without --list and --limit",
     )
-    flag("--instances", type=positive, default=1, help="machines, each a share (%(default)s)")
-    flag("--instance-type", default="ml.m5.xlarge", help="SageMaker's type (%(default)s)")
+    flag("--instances", type=positive, help="machines, each a share (%(default)s)")
+    flag("--instance-type", help="SageMaker's type (%(default)s)")
     flag(
         "--max-hours",
         type=hours,
-        default=3.0,
         help="the job is ended by force after this (%(default)s)",
     )
     flag(
@@ -161,6 +169,7 @@ def sagemaker_settings(parser: argparse.ArgumentParser) -> None:
         help="check, print the request as JSON, and start nothing",
     )
     flag("--yes", action="store_true", help="start without asking")
+    parser.set_defaults(**SAGEMAKER_DEFAULTS)
 
 
 def weights_settings(parser: argparse.ArgumentParser) -> None:

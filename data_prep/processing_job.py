@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 
+from costs.estimate import HOURS_PER_MONTH
 from costs.prices import PriceError, load_prices
 from data_prep.folder import DataError
 from data_prep.pack import JPEG_BYTES_A_PIXEL
@@ -157,15 +158,18 @@ def _check_machines(session: boto3.Session, request: Mapping[str, Any]) -> bool:
     cluster = request["ProcessingResources"]["ClusterConfig"]
     instances, instance_type = cluster["InstanceCount"], cluster["InstanceType"]
     seconds = request["StoppingCondition"]["MaxRuntimeInSeconds"]
+    prices = load_prices()
     try:
-        hour = load_prices().sagemaker_hour(instance_type, "training").dollars
+        hour = prices.sagemaker_hour(instance_type, "training").dollars
     except PriceError as error:
         raise DataError(f"{error}: choose one of them with --instance-type") from error
+    gib_month = prices.other["sagemaker_volume_gib_month"].dollars
+    hour += cluster["VolumeSizeInGB"] * gib_month / HOURS_PER_MONTH
     checks = Checklist()
     checks.look("quota", lambda: check_quota(session, instance_type, "processing job", instances))
     print(
         f"{instances} × {instance_type} for {duration(seconds)} at most: "
-        f"${instances * hour * seconds / 3600:.2f} at most, at the price of training"
+        f"${instances * hour * seconds / 3600:.2f} at most with disks, at the price of training"
     )
     return not checks.failed
 

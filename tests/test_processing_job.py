@@ -85,7 +85,7 @@ def test_a_dry_run_prints_a_request_that_the_api_takes_and_starts_nothing(
         ["all", *request["AppSpecification"]["ContainerArguments"], "--limit", "1"]
     )
     assert (told.counts, told.split, told.name[:6]) == (range(10), "random", "größe_")
-    assert "2 × ml.m5.xlarge for 3 h 00 min at most: $1.38 at most" in printed.err
+    assert "2 × ml.m5.xlarge for 3 h 00 min at most: $1.41 at most with disks" in printed.err
     assert not jobs()
     assert not here.order("PutObject")
 
@@ -171,9 +171,21 @@ def test_what_is_wrong_is_one_line(
     assert not jobs()
 
 
-def test_machines_are_for_a_job(here: Account, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["all", "--bucket", "bins", "--list", "ids.txt", "--instances", "2"]) == 1
-    assert "are for --sagemaker" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--instances", "2"),
+        ("--instance-type", "ml.c5.xlarge"),
+        ("--max-hours", "1"),
+        ("--dry-run",),
+        ("--yes",),
+    ],
+)
+def test_what_is_for_a_job_is_not_ignored_without_one(
+    here: Account, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    assert main(["all", "--bucket", "bins", "--list", "ids.txt", *words]) == 1
+    assert capsys.readouterr().err == f"error: {words[0]} is for a job: give --sagemaker as well\n"
 
 
 @dataclass(frozen=True, kw_only=True)

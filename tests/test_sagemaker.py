@@ -159,7 +159,7 @@ def test_time_and_cost_are_stated_before_the_question(
         run("train", "--dataset", "photos", "--instances", "2")
     said = capsys.readouterr().out
     assert re.search(r"run \d{8}-\d{6}-resnet50-\w{4}: about \d+ min and \$0\.\d+ on 2 × ml", said)
-    assert "ml.m5.large, before what managed spot saves; ended by force after 3 hours of" in said
+    assert "ml.m5.large, before what managed spot saves; ended by force after 3 h 00 min of" in said
     assert "4 of ml.m5.large for spot training job usage, 2 needed" in said
     assert account.run_ids() == set()
 

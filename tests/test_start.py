@@ -43,9 +43,9 @@ def test_time_and_cost_are_stated_before_the_question(
 
     monkeypatch.setattr("builtins.input", fake_input)
     run("--dataset", "photos", "--max-hours", "2")
-    assert "about 9 minutes and $0.0" in stated[0]
+    assert "about 9 min and $0.0" in stated[0]
     assert "on a c7i-flex.large, spot" in stated[0]
-    assert "ended by force after 2 hours" in stated[0]
+    assert "ended by force after 2 h 00 min" in stated[0]
     assert "8,000 photos" in stated[0]
     assert account.desired() == 1
 

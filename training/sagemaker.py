@@ -228,7 +228,7 @@ def _state(args: argparse.Namespace, job: Job, seconds: float, dollars: float, b
     machines = f"{job.instances} × {job.instance_type}"
     saved = ", before what managed spot saves" if job.spot else ""
     after = "" if args.command == "tune" else " of training"
-    limit = f"ended by force after {args.max_hours:g} hours{after}"
+    limit = f"ended by force after {duration(args.max_hours * 3600)}{after}"
     kind = "search" if args.command == "tune" else "run"
     print(
         f"{kind} {job.run_id}: about {duration(seconds)} and ${dollars:.3f} on {machines}{saved}; "

@@ -22,7 +22,7 @@ from training.control import (
 from training.deployment import Deployment, LaunchError
 from training.preflight import Plan, make_plan
 from training.run_record import Attempt, Request, RunRecord, close_record, closed, utc_now
-from training.status import find_standing
+from training.status import duration, find_standing
 from training.transfer import list_keys
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -139,8 +139,9 @@ def _ask(run_id: str, plan: Plan, args: argparse.Namespace) -> None:
     """State time and cost. Raises LaunchError like `confirm`."""
     estimate, purchase = plan.estimate, plan.group.purchase.replace("_", "-")
     print(
-        f"run {run_id}: about {estimate.seconds / 60:.0f} minutes and ${estimate.dollars:.3f} on a "
-        f"{plan.instance_type}, {purchase}; ended by force after {args.max_hours:g} hours\n"
+        f"run {run_id}: about {duration(estimate.seconds)} and ${estimate.dollars:.3f} on a "
+        f"{plan.instance_type}, {purchase}; ended by force after "
+        f"{duration(args.max_hours * 3600)}\n"
         f"  basis: {estimate.basis}"
     )
     confirm(args.yes)
