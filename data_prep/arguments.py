@@ -111,7 +111,7 @@ def pack_settings(parser: argparse.ArgumentParser) -> None:
         help="photos are squashed to SIZE × SIZE pixels (%(default)s)",
     )
     parser.add_argument(
-        "--shard-mb", type=megabytes, default=100, help="megabytes a shard, about (%(default)s)"
+        "--shard-mb", type=megabytes, default=100.0, help="megabytes a shard, about (%(default)s)"
     )
     workers_setting(parser)
 

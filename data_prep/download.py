@@ -9,9 +9,9 @@ from tqdm import tqdm
 
 from data_prep.folder import (
     REASON_NO_PHOTO,
+    REASON_NOT_FETCHED,
     REASON_NOT_IN_BUCKET,
     REASON_OUT_OF_RANGE,
-    DataError,
     LeftOut,
     MetadataError,
     metadata_path,
@@ -21,11 +21,18 @@ from data_prep.folder import (
     write_atomic,
     write_selection,
 )
-from data_prep.objects import PUBLIC_BUCKET, Bucket, FetchError, each, public_bucket, run
+from data_prep.objects import (
+    PUBLIC_BUCKET,
+    Bucket,
+    Failures,
+    FetchError,
+    each,
+    public_bucket,
+    run,
+)
 
 REQUESTS = 64  # at a time
 BATCH = 10_000  # bounds the memory that waiting ids take
-MOST_FAILURES = 100  # with more, it is not the objects that are to blame
 
 
 def download(
@@ -42,7 +49,7 @@ def download(
     Files that are already there are not fetched again. With `limit` it stops after that
     many photos, taking the ids in their order. Writes `selection.json`; returns the ids
     that are in the folder now, and those left out.
-    Raises DataError when some could not be fetched, after the others were.
+    Raises DataError when more than a few could not be fetched.
     """
     start_selection(folder)
     total = limit if limit is not None else len(ids) if isinstance(ids, list) else None
@@ -51,7 +58,7 @@ def download(
         found = Download(public_bucket(bucket), folder, counts, progress)
         run(found.run(ids, limit, requests))
         progress.total = progress.n  # the bucket may hold fewer than `limit`
-    check_failures(found.failures)
+    found.failures.check(len(found.photos) + len(found.left_out))
     write_selection(folder, found.photos, found.left_out)
     return found.photos, found.left_out
 
@@ -59,27 +66,18 @@ def download(
 def fetch_photos(ids: Sequence[str], folder: Path, bucket: Bucket, requests: int) -> None:
     """Fetch those of the photos that the bucket has and the folder does not.
 
-    Raises DataError when some could not be fetched, after the others were.
+    Raises DataError when more than a few could not be fetched.
     """
+    failures = Failures()
 
-    async def fetch(photo_id: str) -> FetchError | None:
+    async def fetch(photo_id: str) -> None:
         try:
             await fetch_file(bucket, f"bin-images/{photo_id}.jpg", photo_path(folder, photo_id))
         except FetchError as error:
-            return error
-        return None
+            failures.add(error)
 
-    outcomes = run(each(fetch, ids, at_once=requests))
-    check_failures([outcome for outcome in outcomes if outcome])
-
-
-def check_failures(failures: Sequence[FetchError]) -> None:
-    """Raise DataError, of one line, if there are any."""
-    if failures:
-        raise DataError(
-            f"could not be fetched: {len(failures)} photos, the first because of {failures[0]}: "
-            "run the same command again"
-        )
+    run(each(fetch, ids, at_once=requests))
+    failures.check(len(ids))
 
 
 class Download:
@@ -92,10 +90,10 @@ class Download:
         self._all = True  # photos that are left out count as progress, too
         self.photos: list[str] = []
         self.left_out: list[LeftOut] = []
-        self.failures: list[FetchError] = []
+        self.failures = Failures()
 
     async def run(self, ids: Iterable[str], limit: int | None, requests: int) -> None:
-        """Fetch the ids in order, until there are `limit` photos or too many failures."""
+        """Fetch the ids in order, until there are `limit` photos."""
         waiting, self._all = iter(ids), limit is None
         # A batch never asks for more than is still wanted, so `limit` is met exactly.
         while batch := list(islice(waiting, _batch_size(limit, len(self.photos)))):
@@ -103,19 +101,16 @@ class Download:
             for photo_id, outcome in zip(batch, outcomes, strict=True):
                 if outcome is None:
                     self.photos.append(photo_id)
-                elif isinstance(outcome, str):
-                    self.left_out.append(LeftOut(photo_id, outcome))
                 else:
-                    self.failures.append(outcome)
-            if len(self.failures) > MOST_FAILURES:
-                return
+                    self.left_out.append(LeftOut(photo_id, outcome))
 
-    async def _fetch(self, photo_id: str) -> str | FetchError | None:
-        """Fetch one; returns the reason for leaving it out, an error, or None when it has come."""
+    async def _fetch(self, photo_id: str) -> str | None:
+        """Fetch one; returns the reason for leaving it out, or None when it has come."""
         try:
-            outcome: str | FetchError | None = await self._fetch_photo(photo_id)
+            outcome = await self._fetch_photo(photo_id)
         except FetchError as error:
-            outcome = error
+            self.failures.add(error)
+            outcome = REASON_NOT_FETCHED
         self._progress.update(self._all or outcome is None)
         self._progress.set_postfix_str(f"{self._bytes / 1e6:,.0f} MB", refresh=False)
         return outcome

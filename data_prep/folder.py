@@ -20,6 +20,7 @@ from sys import intern
 from typing import Any
 
 REASON_NOT_IN_BUCKET = "not in the bucket"
+REASON_NOT_FETCHED = "could not be fetched"
 REASON_NO_METADATA = "metadata missing"
 REASON_NO_PHOTO = "photo missing"
 REASON_BROKEN_PHOTO = "photo cannot be decoded"

@@ -4,12 +4,13 @@ import asyncio
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import boto3
-from botocore.exceptions import NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from obstore.auth.boto3 import Boto3CredentialProvider
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
@@ -40,11 +41,51 @@ class FetchError(DataError):
     """An object could not be fetched, whether or not it is there; the message is one line."""
 
 
+MOST_FAILURES = 100  # with more, it is not the objects that are to blame
+
+
+class Failures:
+    """Objects that could not be fetched, after all retries. A few of many are left out, so that
+    none ends a long job; with more, the work ends."""
+
+    def __init__(self) -> None:
+        self._errors: list[FetchError] = []
+
+    def add(self, error: FetchError) -> None:
+        """Raises DataError once there are more than MOST_FAILURES."""
+        self._errors.append(error)
+        if len(self._errors) > MOST_FAILURES:
+            raise self._ended()
+
+    def check(self, asked: int) -> None:
+        """Say what there is, of so many; raises DataError when it is more than one in a hundred."""
+        if len(self._errors) > asked // 100:
+            raise self._ended()
+        if self._errors:
+            print(f"warning: left out, as it {self._told()}", file=sys.stderr)
+
+    def _ended(self) -> DataError:
+        return DataError(f"{self._told()}: run the same command again")
+
+    def _told(self) -> str:
+        return (
+            f"could not be fetched: {len(self._errors)} photos, the first because of "
+            f"{self._errors[0]}"
+        )
+
+
+def _never(key: str) -> bool:
+    return False
+
+
 class Bucket:
     """A bucket to read from, many objects at a time."""
 
-    def __init__(self, name: str, store: S3Store) -> None:
-        self.name, self._store = name, store
+    def __init__(
+        self, name: str, store: S3Store, *, encrypted: Callable[[str], bool] = _never
+    ) -> None:
+        """`encrypted`: whether the object of a key has an ETag that is no checksum."""
+        self.name, self._store, self.encrypted = name, store, encrypted
 
     async def fetch(self, key: str) -> bytes | None:
         """An object's bytes, compared with the checksum in its ETag; None without such a key.
@@ -61,9 +102,16 @@ class Bucket:
         except BaseError as error:
             raise FetchError(f"s3://{self.name}/{key}: {_first_line(error)}") from error
         checksum = MD5.fullmatch(answer.meta["e_tag"] or "")
-        if checksum and hashlib.md5(content, usedforsecurity=False).hexdigest() != checksum[1]:
+        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if checksum and found != checksum[1] and not await self._has_other_etag(key):
             raise FetchError(f"s3://{self.name}/{key}: the bytes do not have its checksum")
         return content
+
+    async def _has_other_etag(self, key: str) -> bool:
+        try:
+            return await asyncio.to_thread(self.encrypted, key)
+        except (BotoCoreError, ClientError) as error:
+            raise FetchError(f"s3://{self.name}/{key}: {_first_line(error)}") from error
 
 
 def run(work: Coroutine[Any, Any, R]) -> R:
@@ -115,7 +163,15 @@ def own_bucket(name: str) -> Bucket:
         client_options=_client_options(),
         config=_config(),
     )
-    return Bucket(name, store)
+    s3 = session.client("s3")
+
+    def encrypted(key: str) -> bool:
+        # With a key of KMS the ETag is of 32 digits, too, but not the MD5 (S3's API reference,
+        # "Object").
+        found = s3.head_object(Bucket=name, Key=key).get("ServerSideEncryption", "AES256")
+        return found != "AES256"
+
+    return Bucket(name, store, encrypted=encrypted)
 
 
 def _config() -> "S3Config":

@@ -11,15 +11,16 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.download import REQUESTS, check_failures, fetch_file
+from data_prep.download import REQUESTS, fetch_file
 from data_prep.folder import (
     REASON_NO_PHOTO,
+    REASON_NOT_FETCHED,
     REASON_OUT_OF_RANGE,
     DataError,
     LeftOut,
@@ -29,10 +30,11 @@ from data_prep.folder import (
     write_atomic,
     write_selection,
 )
-from data_prep.objects import Bucket, FetchError, each, own_bucket, run
+from data_prep.objects import Bucket, Failures, FetchError, each, own_bucket, run
 
 SUFFIXES = {".jpg", ".jpeg", ".png"}
-UNSAFE = re.compile(r"[^A-Za-z0-9._-]")  # in a file name, or in a tar's
+UNSAFE = re.compile(r"[^A-Za-z0-9_-]")  # in a tar's names, where WebDataset's end at the first dot
+LONGEST_NAME = 50  # of the 100 bytes that a tar has for one
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,22 @@ def read_folder(source: Path) -> list[OwnPhoto]:
     for folder in sorted(_folders(source)):
         for file in sorted(folder.rglob("*")):
             if file.suffix.lower() in SUFFIXES:
-                name = "-".join(file.relative_to(source).with_suffix("").parts)
-                photos.append(OwnPhoto(name, str(file), int(folder.name), ""))
+                photo_id = id_of(file.relative_to(source).as_posix())
+                photos.append(OwnPhoto(photo_id, str(file), int(folder.name), ""))
     if not photos:
         raise DataError(
             f"--source folder {source}: no photo in a folder that is called as its count, such as "
             f"{source / '3' / 'photo.jpg'}"
         )
-    return _with_unique_ids(photos)
+    return photos
+
+
+def id_of(place: str) -> str:
+    """What a photo is called: its place in words, and a hash of it, so that neither a like-named
+    photo nor where the folder or the table lies makes it another."""
+    words = UNSAFE.sub("-", str(PurePosixPath(place.partition("://")[2] or place).with_suffix("")))
+    digest = hashlib.sha256(place.encode()).hexdigest()[:12]
+    return f"{words[-LONGEST_NAME:].strip('-')}-{digest}"
 
 
 def _folders(source: Path) -> Iterator[Path]:
@@ -91,29 +101,20 @@ def read_csv(file: Path) -> list[OwnPhoto]:
     (place, times), *_ = Counter(photo.place for photo in photos).most_common(1)
     if times > 1:
         raise DataError(f"--source csv {file}: {place} is there {times} times")
-    return _with_unique_ids(photos)
+    return photos
 
 
 def _read_row(file: Path, line: int, row: dict[str, str | None]) -> OwnPhoto:
     place, count = (row["photo"] or "").strip(), (row["count"] or "").strip()
     if not place or not count.isdecimal():
         raise DataError(f"--source csv {file}, line {line}: needs a photo and a whole count")
-    if not place.startswith("s3://"):
-        place = str(file.parent / place)
-    return OwnPhoto(Path(place).stem, place, int(count), (row.get("group") or "").strip())
-
-
-def _with_unique_ids(photos: list[OwnPhoto]) -> list[OwnPhoto]:
-    """Ids that may be file names, each once: where two would be the same, all get a hash of the
-    place, so that the order of the photos does not matter."""
-    names = Counter(UNSAFE.sub("-", photo.id) for photo in photos)
-
-    def id_of(photo: OwnPhoto) -> str:
-        name = UNSAFE.sub("-", photo.id)
-        digest = hashlib.sha256(photo.place.encode()).hexdigest()[:8]
-        return name if names[name] == 1 else f"{name}-{digest}"
-
-    return [replace(photo, id=id_of(photo)) for photo in photos]
+    scheme = place.partition("://")[0] if "://" in place else ""
+    if scheme not in {"", "s3"}:
+        raise DataError(
+            f"--source csv {file}, line {line}: {place} is neither a path nor s3://bucket/key"
+        )
+    where = place if scheme else str(file.parent / place)
+    return OwnPhoto(id_of(place), where, int(count), (row.get("group") or "").strip())
 
 
 def take_in(
@@ -123,31 +124,31 @@ def take_in(
 
     A photo that is there already is not fetched from S3 again. Writes `selection.json`; returns
     the ids that are there now, and those left out.
-    Raises DataError when some could not be fetched, after the others were.
+    Raises DataError when more than a few could not be fetched.
     """
     start_selection(folder)
     wanted = [photo for photo in photos if photo.count in counts]
     buckets = {_bucket_of(photo): own_bucket(_bucket_of(photo)) for photo in wanted if photo.in_s3}
     progress: tqdm[Any] = tqdm(total=len(wanted), desc="download", unit=" photos")
+    failures = Failures()
 
-    async def copy(photo: OwnPhoto) -> bool | FetchError:
+    async def copy(photo: OwnPhoto) -> str | None:
+        """The reason for leaving it out, if there is one."""
         try:
-            return await _copy(photo, folder, buckets)
+            return None if await _copy(photo, folder, buckets) else REASON_NO_PHOTO
         except FetchError as error:
-            return error
+            failures.add(error)
+            return REASON_NOT_FETCHED
         finally:
             progress.update()
 
     with progress:
         outcomes = run(each(copy, wanted, at_once=requests))
-    check_failures([outcome for outcome in outcomes if isinstance(outcome, FetchError)])
-    there = {photo.id for photo, outcome in zip(wanted, outcomes, strict=True) if outcome}
-    taken = [photo.id for photo in wanted if photo.id in there]
-    left_out = [
-        LeftOut(photo.id, REASON_NO_PHOTO if photo.count in counts else REASON_OUT_OF_RANGE)
-        for photo in photos
-        if photo.id not in there
-    ]
+    failures.check(len(wanted))
+    reasons = {photo.id: REASON_OUT_OF_RANGE for photo in photos if photo.count not in counts}
+    reasons |= {photo.id: reason for photo, reason in zip(wanted, outcomes, strict=True) if reason}
+    taken = [photo.id for photo in photos if photo.id not in reasons]
+    left_out = [LeftOut(photo.id, reasons[photo.id]) for photo in photos if photo.id in reasons]
     write_selection(folder, taken, left_out)
     return taken, left_out
 

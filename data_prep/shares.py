@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from data_prep.download import fetch_photos
 from data_prep.folder import (
+    REASON_NOT_FETCHED,
     REASON_NOT_IN_BUCKET,
     REASON_OUT_OF_RANGE,
     Bin,
@@ -32,7 +33,7 @@ from data_prep.folder import (
     parse_metadata,
     to_json,
 )
-from data_prep.objects import Bucket, each, public_bucket, run
+from data_prep.objects import Bucket, Failures, FetchError, each, public_bucket, run
 from data_prep.pack import VERSIONS, Part, ShardPlan, join, pack_shard, plan_shards, read_part
 from data_prep.processes import process_pool
 from data_prep.split import Method, Split, check_enough, describe, split_bins
@@ -98,7 +99,9 @@ class Board:
     def wait_for(self, names: Iterable[str], what: str) -> None:
         """Until all of them are there."""
         wanted = set(names)
-        with tqdm(total=len(wanted), desc=f"wait for {what}", unit="") as progress:
+        # Machines that were given other settings wait under another key, for ever.
+        desc = f"wait for {what} in {self._prefix}"
+        with tqdm(total=len(wanted), desc=desc, unit="") as progress:
             while missing := wanted - self.names():
                 progress.update(len(wanted) - len(missing) - progress.n)
                 time.sleep(LOOK_SECONDS)
@@ -119,7 +122,7 @@ def prepare_share(
     """Do this machine's share, from the public bucket to ours; returns the data set's URI.
 
     All but the first return when their own part is done. Raises DataError when too little is left,
-    or when objects could not be fetched.
+    or when more than a few objects could not be fetched.
     """
     work = ShareOfWork(share, settings, folder, bucket, settings.key(ids))
     source = public_bucket(source_bucket)
@@ -230,10 +233,16 @@ class ShareOfWork:
 async def _read_metadata(ids: Sequence[str], source: Bucket, counts: range, requests: int) -> str:
     """A line of CSV for each id: count and products, or the reason for leaving it out."""
     progress: tqdm[Any] = tqdm(total=len(ids), desc="metadata", unit=" photos")
+    failures = Failures()
 
     async def row(photo_id: str) -> tuple[str, int | str, str, str]:
-        content = await source.fetch(f"metadata/{photo_id}.json")
-        progress.update()
+        try:
+            content = await source.fetch(f"metadata/{photo_id}.json")
+        except FetchError as error:
+            failures.add(error)
+            return photo_id, "", "", REASON_NOT_FETCHED
+        finally:
+            progress.update()
         if content is None:
             return photo_id, "", "", REASON_NOT_IN_BUCKET
         try:
@@ -246,6 +255,7 @@ async def _read_metadata(ids: Sequence[str], source: Bucket, counts: range, requ
 
     with progress:
         rows = await each(row, ids, at_once=requests)
+    failures.check(len(ids))
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows(rows)
     return table.getvalue()

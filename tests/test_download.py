@@ -14,9 +14,10 @@ import pytest
 
 from data_prep import download as module
 from data_prep import objects
-from data_prep.download import download
+from data_prep.download import download, fetch_photos
 from data_prep.folder import DataError, LeftOut, metadata_path, photo_path, summarize
-from data_prep.objects import PUBLIC_BUCKET
+from data_prep.objects import PUBLIC_BUCKET, public_bucket
+from data_prep.shares import _read_metadata
 
 COUNTS = range(1, 6)
 
@@ -205,13 +206,36 @@ def test_one_photo_that_never_comes_stops_no_other_and_none_is_taken_for_whole(
 
 
 def test_with_many_failures_it_does_not_go_on(moody, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BATCH", 10)
-    monkeypatch.setattr(module, "MOST_FAILURES", 3)
-    ids = [f"{number:05d}" for number in range(50)]
+    monkeypatch.setattr(objects, "MOST_FAILURES", 3)
+    ids = [f"{number:05d}" for number in range(1000)]
     moody.moods |= {f"{photo_id}.json": ["denied"] for photo_id in ids}
-    with pytest.raises(DataError, match="not be fetched: 10 photos"):
-        download(ids, tmp_path, COUNTS)
-    assert moody.asked.total() == 10
+    with pytest.raises(DataError, match="not be fetched: 4 photos"):
+        download(ids, tmp_path, COUNTS, requests=2)
+    assert moody.asked.total() <= 5
+
+
+def test_one_of_many_that_never_comes_is_left_out_and_tried_again(moody, tmp_path, capsys):
+    ids = [f"{number:05d}" for number in range(200)]
+    moody.moods |= {"00002.json": ["denied"], "00003.jpg": ["damaged"]}
+    photos, left_out = download(ids, tmp_path, COUNTS)
+    assert len(photos) == 198
+    reason = "could not be fetched"
+    assert left_out == [LeftOut("00002", reason), LeftOut("00003", reason)]
+    assert "warning: left out, as it could not be fetched: 2 photos" in capsys.readouterr().err
+    moody.moods.clear()
+    photos, _ = download(ids, tmp_path, COUNTS)
+    assert len(photos) == 200
+
+
+def test_one_of_many_that_never_comes_does_not_end_a_share(moody, tmp_path, capsys):
+    ids = [f"{number:05d}" for number in range(200)]
+    moody.moods |= {"00002.json": ["denied"], "00003.jpg": ["damaged"]}
+    rows = objects.run(_read_metadata(ids, public_bucket("bins"), COUNTS, 16)).splitlines()
+    assert rows[2] == "00002,,,could not be fetched"
+    assert sum(row.endswith(",") for row in rows) == 199
+    fetch_photos(ids, tmp_path, public_bucket("bins"), 16)
+    assert len(list((tmp_path / "bin-images").iterdir())) == 199
+    assert capsys.readouterr().err.count("1 photos, the first because of s3://bins/") == 2
 
 
 def test_a_full_disk_is_told_as_such(put, tmp_path, monkeypatch):

@@ -1,15 +1,22 @@
 """Photos of one's own go the same way as those of the public bucket."""
 
+import io
+import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
+from PIL import Image
 
 from data_prep.__main__ import main
-from data_prep.folder import DataError, LeftOut, photo_path
-from data_prep.own_photos import read_csv, read_folder, take_in
+from data_prep.folder import DataError, LeftOut, dataset_path, photo_path
+from data_prep.objects import Bucket, FetchError, own_bucket, run
+from data_prep.own_photos import id_of, read_csv, read_folder, take_in
+from data_prep.pack import pack
 from data_prep.split import read_bins, read_split, split_folder
+from training.data import open_dataset
 
 COUNTS = range(0, 8)
 
@@ -32,13 +39,14 @@ def test_a_folder_a_count_becomes_a_working_folder(tmp_path):
     put(tmp_path / "mine/notes/other.jpg")
     put(tmp_path / "mine/7/notes.txt")
     photos, left_out = take_in(read_folder(tmp_path / "mine"), tmp_path / "data", COUNTS)
-    assert photos == ["0-empty", "7-full"]
-    assert left_out == [LeftOut("12-more", "count out of range")]
-    assert photo_path(tmp_path / "data", "7-full").read_bytes() == b"seven"
+    empty, full = photos
+    assert (empty[:8], full[:7]) == ("0-empty-", "7-full-")
+    assert left_out == [LeftOut(id_of("12/more.jpg"), "count out of range")]
+    assert photo_path(tmp_path / "data", full).read_bytes() == b"seven"
     bins, _ = read_bins(tmp_path / "data", COUNTS)
     assert {photo_id: found.count for photo_id, found in bins.items()} == {
-        "0-empty": 0,
-        "7-full": 7,
+        empty: 0,
+        full: 7,
     }
 
 
@@ -59,12 +67,12 @@ def test_a_table_gives_counts_and_groups_and_says_what_is_missing(tmp_path):
     file = table(tmp_path, "\n".join(["photo,count,group", *rows]))
     photos, left_out = take_in(read_csv(file), tmp_path / "data", range(1, 3))
     assert len(photos) == 40
-    assert left_out == [LeftOut("40", "photo missing")]
+    assert left_out == [LeftOut(id_of("40.jpg"), "photo missing")]
     split_folder(tmp_path / "data", range(1, 3))
     split = read_split(tmp_path / "data")
     sides = {}
     for photo in split.photos:
-        sides.setdefault(int(photo.id) // 4, set()).add(photo.side)
+        sides.setdefault(int(photo.id.partition("-")[0]) // 4, set()).add(photo.side)
     assert all(len(side) == 1 for side in sides.values())
     assert set.union(*sides.values()) == {"train", "test"}
 
@@ -75,9 +83,10 @@ def test_a_table_may_name_objects_in_s3(served_s3, tmp_path):
     client.put_object(Bucket="mine", Key="shelf/a b.jpg", Body=b"from S3")
     file = table(tmp_path, "photo,count\ns3://mine/shelf/a b.jpg,2\ns3://mine/none.jpg,2\n")
     photos, left_out = take_in(read_csv(file), tmp_path / "data", COUNTS)
-    assert photos == ["a-b"]
-    assert left_out == [LeftOut("none", "photo missing")]
-    assert photo_path(tmp_path / "data", "a-b").read_bytes() == b"from S3"
+    assert photos == [id_of("s3://mine/shelf/a b.jpg")]
+    assert photos[0].startswith("mine-shelf-a-b-")
+    assert left_out == [LeftOut(id_of("s3://mine/none.jpg"), "photo missing")]
+    assert photo_path(tmp_path / "data", photos[0]).read_bytes() == b"from S3"
 
 
 def test_a_photo_that_was_replaced_is_taken_in_again(tmp_path):
@@ -86,9 +95,74 @@ def test_a_photo_that_was_replaced_is_taken_in_again(tmp_path):
     put(tmp_path / "mine/1/a.jpg", b"now...")
     put(tmp_path / "mine/2/a.jpg", b"other")
     take_in(read_folder(tmp_path / "mine"), tmp_path / "data", COUNTS)
-    assert photo_path(tmp_path / "data", "1-a").read_bytes() == b"now..."
+    first, second = id_of("1/a.jpg"), id_of("2/a.jpg")
+    assert photo_path(tmp_path / "data", first).read_bytes() == b"now..."
     selection = json.loads((tmp_path / "data/selection.json").read_text())
-    assert selection["photos"] == ["1-a", "2-a"]
+    assert selection["photos"] == [first, second]
+
+
+def test_a_photo_keeps_its_id_beside_others_and_wherever_its_table_lies(tmp_path):
+    (one,) = read_csv(table(tmp_path, "photo,count\na/shelf.jpg,1\n"))
+    there = tmp_path / "elsewhere"
+    there.mkdir()
+    same, other = read_csv(table(there, "photo,count\na/shelf.jpg,1\nb/shelf.jpg,1\n"))
+    assert same.id == one.id != other.id
+
+
+def test_a_like_named_photo_of_another_bucket_is_another(served_s3, tmp_path):
+    client = boto3.client("s3")
+    for bucket, count in (("first", 1), ("second", 2)):
+        client.create_bucket(Bucket=bucket)
+        client.put_object(Bucket=bucket, Key="1.jpg", Body=f"{count}".encode())
+        file = table(tmp_path, f"photo,count\ns3://{bucket}/1.jpg,{count}\n")
+        (photo_id,), _ = take_in(read_csv(file), tmp_path / "data", COUNTS)
+        assert photo_path(tmp_path / "data", photo_id).read_bytes() == f"{count}".encode()
+
+
+def test_photos_with_dots_and_long_names_are_trained_on(tmp_path):
+    names = ["PXL_2024.MP.jpg", "x" * 120 + ".jpg", "ä" * 100 + ".jpg", "fine.jpg"]
+    for count, name in itertools.product((1, 2), names):
+        for copy in range(5):
+            content = io.BytesIO()
+            Image.new("RGB", (32, 32)).save(content, "JPEG")
+            put(tmp_path / f"mine/{count}/{copy}/{name}", content.getvalue())
+    data = tmp_path / "data"
+    photos, _ = take_in(read_folder(tmp_path / "mine"), data, range(1, 3))
+    split_folder(data, range(1, 3), test_fraction=0.5)
+    pack(data, "mine", size=32)
+    dataset = open_dataset(dataset_path(data, "mine"))
+    assert sorted(dataset.index("train").ids + dataset.index("test").ids) == sorted(photos)
+
+
+class Etagged:
+    """A store whose objects have this ETag."""
+
+    def __init__(self, etag: str) -> None:
+        self.meta = {"e_tag": etag}
+
+    async def get_async(self, key: str) -> "Etagged":
+        return self
+
+    async def bytes_async(self) -> bytes:
+        return b"a photo"
+
+
+def test_an_etag_that_is_no_checksum_is_not_taken_for_one() -> None:
+    def bucket(*, encrypted: bool) -> Bucket:
+        store: Any = Etagged(f'"{"0" * 32}"')
+        return Bucket("mine", store, encrypted=lambda key: encrypted)
+
+    assert run(bucket(encrypted=True).fetch("a.jpg")) == b"a photo"
+    with pytest.raises(FetchError, match="checksum"):
+        run(bucket(encrypted=False).fetch("a.jpg"))
+
+
+@pytest.mark.parametrize("encryption", ["aws:kms", "AES256"])
+def test_s3_says_which_etags_are_no_checksums(served_s3: str, encryption: Any) -> None:
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="mine")
+    client.put_object(Bucket="mine", Key="a.jpg", Body=b"", ServerSideEncryption=encryption)
+    assert own_bucket("mine").encrypted("a.jpg") == (encryption == "aws:kms")
 
 
 @pytest.mark.parametrize(
@@ -100,6 +174,7 @@ def test_a_photo_that_was_replaced_is_taken_in_again(tmp_path):
         ("photo,count\na.jpg,many\n", r"bins\.csv, line 2: needs a photo and a whole count"),
         ("photo,count\na.jpg\n", "line 2"),
         ("photo,count\n,3\n", "line 2"),
+        ("photo,count\nhttps://example.com/a.jpg,3\n", "neither a path nor s3://bucket/key"),
     ],
 )
 def test_a_table_that_is_none_is_told_in_one_line(tmp_path, text, says):
