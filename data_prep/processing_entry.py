@@ -30,14 +30,16 @@ def main() -> int:
     places = ("--list", job / "ids.txt", "--data", work / "data")
     flags = (*sys.argv[1:], *map(str, places), "--share", share)
     command = [sys.executable, "-m", "data_prep", "all", *flags]
-    done = subprocess.run(
-        command, cwd=work / "code", stderr=subprocess.PIPE, text=True, check=False
-    )
-    sys.stderr.write(done.stderr)
-    if done.returncode:  # SageMaker passes this on as the job's ExitMessage
+    with subprocess.Popen(command, cwd=work / "code", stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        last = ""
+        for line in process.stderr:  # into the log as it comes: the machine may be ended any time
+            print(line, end="", file=sys.stderr, flush=True)
+            last = line.strip() or last
+    if process.returncode:  # SageMaker passes this on as the job's ExitMessage
         (OPT_ML / "output").mkdir(exist_ok=True)
-        (OPT_ML / "output" / "message").write_text(done.stderr.strip().rpartition("\n")[2][:1000])
-    return done.returncode
+        (OPT_ML / "output" / "message").write_text(last[:1000])
+    return process.returncode
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A processing job on SageMaker, whose machines share the preparation of a data set."""
 
 import argparse
+import hashlib
 import json
 import math
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boto3
+from botocore.exceptions import BotoCoreError, ClientError
 
 from costs.estimate import HOURS_PER_MONTH
 from costs.prices import PriceError, load_prices
@@ -53,8 +55,8 @@ def prepare_on_sagemaker(ids: Sequence[str], options: argparse.Namespace) -> Non
     Raises DataError when something is missing, the user says no, or the job fails.
     """
     session = boto3.Session()
-    series = f"{PREFIX}{re.sub('[^A-Za-z0-9]', '-', options.name)[:30]}"  # of 63 in all
-    name = f"{series}-{datetime.now(UTC):%Y%m%d%H%M%S}-{secrets.token_hex(2)}"
+    series = series_of(options.name)
+    name = f"{series}{datetime.now(UTC):%Y%m%d%H%M%S}-{secrets.token_hex(2)}"
     request = job_request(session, name, len(ids), options)
     # A dry run's standard output is its request alone.
     with redirect_stdout(sys.stderr if options.dry_run else sys.stdout):
@@ -74,6 +76,12 @@ def prepare_on_sagemaker(ids: Sequence[str], options: argparse.Namespace) -> Non
     print(f"processing job {name} starts; end it with `{_aws('stop', name)}`", flush=True)
     session.client("sagemaker").create_processing_job(**request)
     follow(session, options.bucket, options.name, name)
+
+
+def series_of(dataset: str) -> str:
+    """How the names of all jobs for a data set begin, and of no other; of a job's 63 characters."""
+    words = re.sub("[^A-Za-z0-9]", "-", dataset)[:22]
+    return f"{PREFIX}{words}-{hashlib.sha256(dataset.encode()).hexdigest()[:6]}-"
 
 
 def job_prefix(name: str) -> str:
@@ -176,11 +184,11 @@ def _check_machines(session: boto3.Session, request: Mapping[str, Any]) -> bool:
 
 def _check_alone(session: boto3.Session, series: str) -> None:
     """Raises DataError while another job makes the same data set."""
-    going_on = session.client("sagemaker").list_processing_jobs(
-        NameContains=f"{series}-", StatusEquals="InProgress"
-    )
-    if jobs := going_on["ProcessingJobSummaries"]:
-        name = jobs[0]["ProcessingJobName"]
+    jobs = session.client("sagemaker").list_processing_jobs(NameContains=series)
+    for job in jobs["ProcessingJobSummaries"]:  # the newest, which is enough
+        if job["ProcessingJobStatus"] in OVER:
+            continue
+        name = job["ProcessingJobName"]
         raise DataError(f"job {name} is at work on it: wait, or `{_aws('stop', name)}`")
 
 
@@ -196,10 +204,12 @@ def follow(session: boto3.Session, bucket: str, dataset: str, name: str) -> None
             done = describe_progress(s3, bucket, dataset, job["CreationTime"])
             line.show(f"{job['ProcessingJobStatus']}; {done}")
             time.sleep(LOOK_SECONDS)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BotoCoreError, ClientError) as error:
         line.close()
         print(f"the job goes on without you: `{_aws('describe', name)}`", file=sys.stderr)
-        sys.exit(130)
+        if isinstance(error, KeyboardInterrupt):
+            sys.exit(130)
+        raise
     line.close()
     if job["ProcessingJobStatus"] != "Completed":
         reason = job.get("FailureReason") or job.get("ExitMessage") or "no reason was given"

@@ -12,7 +12,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from data_prep.folder import photo_path, write_atomic
@@ -90,7 +90,7 @@ def look_at(path: Path) -> Look | None:
             width, height = image.size
             image.draft("L", (LOOKED_AT, LOOKED_AT))  # a JPEG is decoded smaller, which is faster
             grey = image.convert("L")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+    except Exception:  # for damaged files Pillow raises nearly anything, even asserts
         return None
     tiny = grey.resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BILINEAR)
     grey.thumbnail((LOOKED_AT, LOOKED_AT))

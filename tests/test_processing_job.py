@@ -1,5 +1,6 @@
 """`data_prep all --sagemaker`: a processing job whose machines make the shards of one."""
 
+import itertools
 import json
 import re
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import boto3
 import pytest
 import training_account
+from botocore.exceptions import EndpointConnectionError
 from botocore.validate import ParamValidator
 from moto.core.authorization import ActionAuthenticatorMixin
 from packaging.requirements import Requirement
@@ -295,14 +297,35 @@ def test_why_a_machine_failed_is_the_jobs_exit_message(site: Site) -> None:
     assert "1000" in message.read_text().replace(",", "")
 
 
+@pytest.mark.parametrize("status", ["InProgress", "Stopping"])
 def test_a_second_job_for_a_data_set_is_not_started(
+    here: Account, capsys: pytest.CaptureFixture[str], status: str
+) -> None:
+    over, going_on = (
+        {"ProcessingJobName": name, "ProcessingJobStatus": status}
+        for name, status in (("the-second", "Failed"), ("the-first", status))
+    )
+    here.answers["ListProcessingJobs"] = {"ProcessingJobSummaries": [over, going_on]}
+    assert submit("--yes") == 1
+    assert "job the-first is at work on it" in capsys.readouterr().err
+    assert not here.order("CreateProcessingJob")
+
+
+def test_a_job_for_a_data_set_with_a_like_name_is_no_second_one() -> None:
+    names = ["bins", "bins-2", "my_bins", "my-bins", "x" * 30 + "1", "x" * 30 + "2"]
+    series = [processing_job.series_of(name) for name in names]
+    for one, other in itertools.permutations(series, 2):
+        assert one not in f"{other}20261127120000-abcd"
+
+
+def test_a_job_goes_on_when_the_network_fails_here(
     here: Account, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    going_on = {"ProcessingJobName": "bin-counter-my-bins-1", "ProcessingJobStatus": "InProgress"}
-    here.answers["ListProcessingJobs"] = {"ProcessingJobSummaries": [going_on]}
+    here.answers["DescribeProcessingJob"] = EndpointConnectionError(endpoint_url="https://aws")
     assert submit("--yes") == 1
-    assert "job bin-counter-my-bins-1 is at work on it" in capsys.readouterr().err
-    assert not here.order("CreateProcessingJob")
+    goes_on, error = capsys.readouterr().err.splitlines()
+    assert "the job goes on without you: `aws sagemaker describe-processing-job" in goes_on
+    assert error.startswith("error: Could not connect")
 
 
 def test_requirements_name_all_that_a_machine_imports() -> None:

@@ -64,6 +64,18 @@ def test_a_photo_that_cannot_be_decoded_is_no_photo(tmp_path, content):
     assert look_at(tmp_path / "absent.jpg") is None
 
 
+def test_a_damaged_png_does_not_end_the_page(tmp_path):
+    content = io.BytesIO()
+    noise(300).save(content, "PNG")
+    second = content.getvalue().index(b"IDAT", content.getvalue().index(b"IDAT") + 1)
+    damaged = bytearray(content.getvalue())
+    damaged[second : second + 4] = bytes(4)
+    (tmp_path / "damaged.png").write_bytes(damaged)
+    with pytest.raises(SyntaxError), Image.open(tmp_path / "damaged.png") as image:
+        image.load()
+    assert look_at(tmp_path / "damaged.png") is None
+
+
 def test_doubles_are_counted_and_those_that_leak(drawn):
     split = split_folder(drawn, range(1, 6))
     sides = {photo.side: photo for photo in split.photos}
