@@ -15,8 +15,8 @@ if __name__ == "__main__":
     split = read_split(folder)
     parts = [
         Part("", Shard(plan.file, len(plan.photos), 100_000_000, "0" * 64), {})
-        for plan in plan_shards(split, 224, 100)
+        for plan in plan_shards(split, 224, 100.0)
     ]
     dataset = dataset_path(folder, "bins")
     dataset.mkdir(parents=True)
-    join(dataset, split, parts, size=224, min_photos=1)
+    join(dataset, split, parts, size=224, shard_mb=100.0, min_photos=1)

@@ -51,7 +51,7 @@ LATENCIES = (0, 20)  # milliseconds
 THREADS = 16
 COUNTED = (
     "{objects:,} objects of {size} KB, each answer after {latency} ms; from the start of the "
-    "program to the last file on disk."
+    "program, of Python's own programs without Python's start, to the last file on disk."
 )
 
 

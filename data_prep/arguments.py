@@ -59,7 +59,11 @@ def download_settings(parser: argparse.ArgumentParser) -> None:
         "bucket lists first",
     )
     parser.add_argument(
-        "--limit", type=positive, metavar="N", help="stop after N photos; needed without --list"
+        "--limit",
+        type=positive,
+        metavar="N",
+        help="stop after N photos; needed without --list; with --share or --sagemaker, the first N "
+        "of the list",
     )
     parser.add_argument(
         "--source",

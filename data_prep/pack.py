@@ -86,7 +86,7 @@ def pack(
     name: str,
     *,
     size: int = 224,
-    shard_mb: float = 100,
+    shard_mb: float = 100.0,
     workers: int | None = None,
     min_photos: int = 1,
 ) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def pack(
     plans = plan_shards(split, size, shard_mb)
     parts = pack_shards(plans, folder, dataset, size, workers)
     _remove_others(dataset, {plan.file for plan in plans})
-    return join(dataset, split, parts, size=size, min_photos=min_photos)
+    return join(dataset, split, parts, size=size, shard_mb=shard_mb, min_photos=min_photos)
 
 
 def plan_shards(split: Split, size: int, shard_mb: float) -> list[ShardPlan]:
@@ -215,7 +215,13 @@ def _pack_shard(dataset: Path, plan: ShardPlan, encoded: Iterable[Encoded], inpu
 
 
 def join(
-    dataset: Path, split: Split, parts: Sequence[Part], *, size: int, min_photos: int
+    dataset: Path,
+    split: Split,
+    parts: Sequence[Part],
+    *,
+    size: int,
+    shard_mb: float,
+    min_photos: int,
 ) -> dict[str, Any]:
     """Write the lists and the manifest of shards that are all there; returns the manifest.
 
@@ -236,6 +242,7 @@ def join(
     manifest = {
         "name": dataset.name,
         "size": size,
+        "shard_mb": shard_mb,
         "jpeg_quality": JPEG_QUALITY,
         "counts": split.counts,
         "split": {"method": split.method, "test_fraction": split.test_fraction},

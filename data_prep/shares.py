@@ -226,7 +226,14 @@ class ShareOfWork:
         self._board.wait_for(map(_part_name, plans), "shards")
         parts = [self._wait_for_part(plan) for plan in plans]
         settings = self._settings
-        join(self._dataset, split, parts, size=settings.size, min_photos=settings.min_photos)
+        join(
+            self._dataset,
+            split,
+            parts,
+            size=settings.size,
+            shard_mb=settings.shard_mb,
+            min_photos=settings.min_photos,
+        )
         upload_joined(self._s3, self._dataset, self._bucket, self._prefix)
 
 

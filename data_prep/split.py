@@ -3,8 +3,9 @@
 A bin is photographed again after one item goes in or out; a random split tests the
 network on bins that it was trained on. So photos that share a product (ASIN), directly
 or through other photos, form one group, and a group goes to one side as a whole. The
-side comes from a hash of the group's name alone: more photos later move no photo to the
-other side, unless they join two groups into one.
+side comes from a hash of the group's name alone, its smallest product: more photos later move no
+photo to the other side, unless they join its group and bring a smaller product, or another group.
+`split_folder` says when that has happened.
 
 Of very many photos most may hang together, and one group cannot be on two sides. Then `purge`:
 the side comes from the photo's first product alone, and photos that share any product with a test
@@ -14,6 +15,7 @@ photo are left out of training. `random` draws photo by photo, for comparison.
 import csv
 import hashlib
 import io
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,12 +82,29 @@ def split_folder(
 
     Raises DataError when too little is left.
     """
+    trained = _trained_before(folder, method, test_fraction)
     (folder / "split.json").unlink(missing_ok=True)  # an older one, should this one fail
     bins, left_out = read_bins(folder, counts)
     result = split_bins(bins, left_out, counts, method=method, test_fraction=test_fraction)
     check_enough(result.photos, counts, min_photos)
     write_split(folder, result)
+    if moved := sum(photo.side == "test" and photo.id in trained for photo in result.photos):
+        print(
+            f"warning: {moved:,} photos were in train and are in test now, as others joined their "
+            "groups: the test flatters models that were trained before",
+            file=sys.stderr,
+        )
     return result
+
+
+def _trained_before(folder: Path, method: Method, test_fraction: float) -> set[str]:
+    """Ids of the training side of the split that is there, if it was made in the same way."""
+    if not (folder / "split.json").exists():
+        return set()
+    earlier = read_split(folder)
+    if (earlier.method, earlier.test_fraction) != (method, test_fraction):
+        return set()
+    return {photo.id for photo in earlier.photos if photo.side == "train"}
 
 
 def split_bins(

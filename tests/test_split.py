@@ -163,6 +163,28 @@ def test_a_failed_split_leaves_no_older_one_behind(tmp_path):
     assert not (tmp_path / "split.json").exists()
 
 
+def test_photos_that_others_move_from_train_to_test_are_told(tmp_path, capsys):
+    names = [f"B{number:02}" for number in range(50)]
+    first_of_test = next(name for name in names if side_of(name, 0.5) == "test")
+    trained = next(name for name in reversed(names) if side_of(name, 0.5) == "train")
+    ids = [f"{number:02}" for number in range(50)]
+    for photo_id, name in zip(ids, names, strict=True):
+        add_bin(tmp_path, photo_id, 1, [name])
+    write_selection(tmp_path, ids, [])
+    for _ in range(2):
+        split_folder(tmp_path, range(1, 2), test_fraction=0.5)
+        assert "warning" not in capsys.readouterr().err
+    add_bin(tmp_path, "joins", 1, [first_of_test, trained])
+    write_selection(tmp_path, [*ids, "joins"], [])
+    split_folder(tmp_path, range(1, 2), test_fraction=0.4)
+    assert "warning" not in capsys.readouterr().err, "another fraction is another split"
+    write_selection(tmp_path, ids, [])
+    split_folder(tmp_path, range(1, 2), test_fraction=0.5)
+    write_selection(tmp_path, [*ids, "joins"], [])
+    split_folder(tmp_path, range(1, 2), test_fraction=0.5)
+    assert "warning: 1 photos were in train and are in test now" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("counts", "least", "says"),
     [
