@@ -25,18 +25,19 @@ import torchvision
 
 from benchmarks.training_finetune import GOALS, compare_finetune
 from benchmarks.training_head import FIXED_PARTS, compare_head
-from benchmarks.training_loader import compare_loader
+from benchmarks.training_loader import NATIVE, PACKED, compare_loader
 from benchmarks.training_measure import FULL, QUICK, BenchmarkError, Comparison
-from benchmarks.training_photos import draw_photos, unpack_photos
+from benchmarks.training_photos import draw_photos, native_entries, unpack_photos
 from benchmarks.training_processes import compare_processes
 from benchmarks.training_recipe import Work
 from benchmarks.training_report import describe, describe_machine, extrapolate, machine, to_json
 from benchmarks.training_snapshots import compare_snapshots
 from data_prep.folder import DataError, dataset_path
 from data_prep.pack import pack
+from data_prep.split import SIDES
 from data_prep.weights import save_weights
 from infra.command import in_one_line, interruptible
-from training.data import DatasetError
+from training.data import DatasetError, open_dataset
 from training.model import WeightsError, load_backbone
 from training.settings import whole_number
 
@@ -138,7 +139,11 @@ def comparisons(args: argparse.Namespace, folder: Path) -> Iterator[Comparison]:
         draw_photos(photos, scale.photos, scale.sides)
 
     if "loader" in chosen:
-        yield compare_loader(photos, scale, args.repeats)
+        entries = native_entries(photos)
+        yield compare_loader("loader", NATIVE, entries, scale, args.repeats)
+        pack(photos, "loader", size=scale.size)
+        entries = open_dataset(dataset_path(photos, "loader")).index(*SIDES).entries
+        yield compare_loader("loader of shards", PACKED, entries, scale, args.repeats)
     data = dataset_path(photos, "finetune")
     if not {"finetune", "snapshots", "processes"}.isdisjoint(chosen):
         pack(photos, "finetune", size=scale.size)

@@ -7,17 +7,16 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
-from pathlib import Path
 
 from benchmarks.training_measure import Measured, Scale
-from benchmarks.training_photos import native_entries
 from serving.preprocess import to_pixels
+from training.data import Entry, PhotoIndex
 
 CORES = 2
 STARTING_SECONDS = 600  # for every process to be ready
 
 
-def run_processes(photos: Path, scale: Scale) -> Measured:
+def run_processes(entries: list[Entry], scale: Scale) -> Measured:
     cores = available_cores()
     context = get_context("spawn")
     barrier = context.Barrier(len(cores))
@@ -26,7 +25,7 @@ def run_processes(photos: Path, scale: Scale) -> Measured:
     ) as pool:
         shares = [
             # Each waits for the others, so that each process takes one.
-            pool.submit(_decode_share, photos, scale, core, slice(number, None, len(cores)))
+            pool.submit(_decode_share, entries[number :: len(cores)], scale, core)
             for number, core in enumerate(cores)
         ]
         begun, ended, done = zip(*(share.result() for share in shares), strict=True)
@@ -54,11 +53,11 @@ def _share(barrier: Barrier) -> None:
     _everyone_ready = barrier
 
 
-def _decode_share(photos: Path, scale: Scale, core: int, share: slice) -> tuple[float, float, int]:
+def _decode_share(entries: list[Entry], scale: Scale, core: int) -> tuple[float, float, int]:
     """Decode a share of the photos; returns begin and end, seconds of one clock, and how many."""
     pin([core])
-    entries = native_entries(photos)[share]
-    contents = [entry.file.read_bytes() for entry in entries]
+    photos = PhotoIndex(entries)
+    contents = [photos.jpeg(row) for row in range(len(photos))]
     to_pixels(contents[0], scale.size)
     _everyone_ready.wait(STARTING_SECONDS)
     begun = time.perf_counter()

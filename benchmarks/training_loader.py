@@ -2,43 +2,48 @@
 
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from benchmarks.training_decoding import available_cores, pin, run_processes
 from benchmarks.training_measure import Comparison, Measured, Scale, Side, compare
-from benchmarks.training_photos import native_entries
-from training.data import PhotoIndex
+from training.data import Entry, PhotoIndex
 from training.memory import keep_freed_memory
 from training.photos import PhotoBatches, StillPhotos
 
 REFERENCE = "two pinned processes, bytes in memory"
 COUNTED = (
-    "From the first photo asked for to the last one there; photos at native size, decoded and "
-    "resized. The loader reads files, decodes in threads and makes batches; the processes hold "
-    "the bytes in memory and drop the pixels. Both on the same two cores."
+    "From the first photo asked for to the last one there; {photos}. The loader reads "
+    "files, decodes in threads and makes batches; the processes hold the bytes in memory and drop "
+    "the pixels. Both on the same two cores."
 )
 
 
-def compare_loader(photos: Path, scale: Scale, repeats: int) -> Comparison:
-    """(c): `photos` is a prepared folder (training_photos)."""
-    loader = partial(run_loader, photos, scale)
+NATIVE = "photos at native size, each a file, decoded and resized"
+PACKED = "photos of the training size, in shards, decoded"
+
+
+def compare_loader(
+    title: str, photos: str, entries: list[Entry], scale: Scale, repeats: int
+) -> Comparison:
+    """`photos` says what the entries are."""
+    loader = partial(run_loader, entries, scale)
     sides = [
         Side(name="our loader", run=partial(loader, augmented=False), goal=0.9),
         Side(name="our loader, photos augmented", run=partial(loader, augmented=True)),
-        Side(name=REFERENCE, run=partial(run_processes, photos, scale)),
+        Side(name=REFERENCE, run=partial(run_processes, entries, scale)),
     ]
-    return compare("loader", sides, repeats, counted=COUNTED, reference=REFERENCE)
+    counted = COUNTED.format(photos=photos)
+    return compare(title, sides, repeats, counted=counted, reference=REFERENCE)
 
 
-def run_loader(photos: Path, scale: Scale, *, augmented: bool) -> Measured:
+def run_loader(entries: list[Entry], scale: Scale, *, augmented: bool) -> Measured:
     keep_freed_memory()  # as training does
     cores = available_cores()
     pin(cores)
     torch.set_num_threads(len(cores))
     # One long epoch, as in a real data set: the end of an epoch has nothing to decode ahead.
-    index = PhotoIndex(native_entries(photos) * scale.passes)
+    index = PhotoIndex(entries * scale.passes)
     device = torch.device("cpu")
     still = StillPhotos(
         index, size=scale.size, batch_size=scale.batch_size, threads=len(cores), device=device

@@ -4,7 +4,7 @@
     python -m benchmarks.transfer --quick         try the command out
 
 From a server on this machine that has them in memory, without a wait and with one of 20 ms for
-each answer, about what S3 takes; and 10,000 photos as single files beside a shard of them. Every
+each answer, about what S3 takes; and 10,000 photos as single files beside shards of them. Every
 side runs in a process of its own, in turn with the others, into an empty folder. Let nothing else
 run meanwhile. s5cmd is measured as well where it is installed.
 """
@@ -35,7 +35,7 @@ from benchmarks.training_report import describe, describe_machine, machine, to_j
 from data_prep.download import REQUESTS
 from data_prep.folder import write_atomic
 from data_prep.objects import each, public_bucket
-from data_prep.pack import TAR_BYTES_A_SAMPLE
+from data_prep.pack import JPEG_BYTES_A_PIXEL, TAR_BYTES_A_SAMPLE
 from infra.command import in_one_line, interruptible
 from rehearsal.ports import free_port
 from training.transfer import download_prefix
@@ -44,7 +44,7 @@ REFERENCE = "aws s3 sync"
 MACHINE = "a training machine"
 GOAL = 5.0
 GOAL_OF_SHARDS = 10.0
-PACKED_BYTES = 7_000  # of a photo at the training size, about
+PACKED_BYTES = round(JPEG_BYTES_A_PIXEL * 224**2)  # of a photo at the training size
 SHARDED_PHOTOS = 10_000
 SIZES = (7_000, 67_000)  # bytes
 LATENCIES = (0, 20)  # milliseconds
@@ -170,29 +170,31 @@ def _answers(port: int) -> bool:
 
 
 def compare_shards(photos: int, repeats: int) -> Comparison:
-    """A data set as single photos and as one shard of them."""
-    shard_bytes = photos * (PACKED_BYTES + TAR_BYTES_A_SAMPLE)
+    """A data set as single photos and as shards of them, of some 100 MB as ours are."""
+    in_all = photos * (PACKED_BYTES + TAR_BYTES_A_SAMPLE)
+    number = max(1, round(in_all / 100e6))
+    shard_bytes = in_all // number
     with (
         server(photos, PACKED_BYTES, 0) as singles,
-        server(1, shard_bytes, 0, suffix=".tar") as shards,
+        server(number, shard_bytes, 0, suffix=".tar") as shards,
     ):
 
         def side(name: str, how: str, objects: int, size: int, endpoint: str) -> Side:
             run = partial(measure, how, objects, size, endpoint, photos=photos)
-            goal = GOAL_OF_SHARDS if objects == 1 else None
+            goal = GOAL_OF_SHARDS if endpoint == shards else None
             return Side(name=name, run=run, goal=goal)
 
         sides = [
             side(f"{what}: {shown}", how, *where)
             for what, where in {
                 "single photos": (photos, PACKED_BYTES, singles),
-                "shards": (1, shard_bytes, shards),
+                "shards": (number, shard_bytes, shards),
             }.items()
             for shown, how in {REFERENCE: REFERENCE, "a training machine": MACHINE}.items()
         ]
         counted = (
-            f"{photos:,} photos of {PACKED_BYTES // 1000} KB, each by itself or all in one shard "
-            f"of {shard_bytes / 1e6:.0f} MB; without latency."
+            f"{photos:,} photos of {PACKED_BYTES // 1000} KB, each by itself or all in {number} "
+            f"shards of {shard_bytes / 1e6:.0f} MB; without latency."
         )
         reference = f"single photos: {REFERENCE}"
         return compare("Shards", sides, repeats, counted=counted, reference=reference)

@@ -30,7 +30,7 @@ from benchmarks import (
 )
 from benchmarks.training_finetune import OURS, ROWS, compare_finetune
 from benchmarks.training_head import compare_head
-from benchmarks.training_loader import compare_loader
+from benchmarks.training_loader import NATIVE, compare_loader
 from benchmarks.training_measure import (
     BenchmarkError,
     Clock,
@@ -284,8 +284,9 @@ def test_a_tar_without_photos_is_one_line(tmp_path: Path) -> None:
 
 
 def test_the_loader_is_compared_on_all_photos(photos: Path, in_this_process: None) -> None:
-    found = compare_loader(photos, TINY, 1)
-    total = len(native_entries(photos))
+    entries = native_entries(photos)
+    found = compare_loader("loader", NATIVE, entries, TINY, 1)
+    total = len(entries)
     # A batch of training is full; what is left over waits for the next epoch.
     assert [runs[0].photos for runs in found.runs.values()] == [total, total // 4 * 4, total]
     assert found.times_as_fast("our loader").median > 0

@@ -156,33 +156,33 @@ class PhotoIndex:
     """Photos of a data set by row, read from their shards without unpacking them."""
 
     def __init__(self, entries: list[Entry]) -> None:
-        self._entries = entries
+        self.entries = entries
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     @cached_property
     def ids(self) -> list[str]:
-        return [entry.id for entry in self._entries]
+        return [entry.id for entry in self.entries]
 
     @cached_property
     def groups(self) -> list[str]:
-        return [entry.group for entry in self._entries]
+        return [entry.group for entry in self.entries]
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
         """[photos]"""
-        return np.array([entry.count for entry in self._entries], np.int64)
+        return np.array([entry.count for entry in self.entries], np.int64)
 
     def subset(self, rows: NDArray[np.bool_]) -> "PhotoIndex":
         """The photos for which `rows` [photos] is true."""
         return PhotoIndex(
-            [entry for entry, wanted in zip(self._entries, rows, strict=True) if wanted]
+            [entry for entry, wanted in zip(self.entries, rows, strict=True) if wanted]
         )
 
     def jpeg(self, row: int) -> bytes:
         """The bytes of one photo; safe to call from several threads."""
-        entry = self._entries[row]
+        entry = self.entries[row]
         with entry.file.open("rb", buffering=0) as stream:
             stream.seek(entry.offset)
             return stream.read(entry.size)
