@@ -138,15 +138,14 @@ def comparisons(args: argparse.Namespace, folder: Path) -> Iterator[Comparison]:
     else:
         draw_photos(photos, scale.photos, scale.sides)
 
+    data = dataset_path(photos, "packed")
+    if not {"loader", "finetune", "snapshots", "processes"}.isdisjoint(chosen):
+        pack(photos, "packed", size=scale.size)
     if "loader" in chosen:
         entries = native_entries(photos)
         yield compare_loader("loader", NATIVE, entries, scale, args.repeats)
-        pack(photos, "loader", size=scale.size)
-        entries = open_dataset(dataset_path(photos, "loader")).index(*SIDES).entries
+        entries = open_dataset(data).index(*SIDES).entries
         yield compare_loader("loader of shards", PACKED, entries, scale, args.repeats)
-    data = dataset_path(photos, "finetune")
-    if not {"finetune", "snapshots", "processes"}.isdisjoint(chosen):
-        pack(photos, "finetune", size=scale.size)
     if "finetune" in chosen:
         for arch in GOALS:
             yield compare_finetune(

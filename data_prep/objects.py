@@ -74,15 +74,11 @@ class Failures:
         )
 
 
-def _never(key: str) -> bool:
-    return False
-
-
 class Bucket:
     """A bucket to read from, many objects at a time."""
 
     def __init__(
-        self, name: str, store: S3Store, *, encrypted: Callable[[str], bool] = _never
+        self, name: str, store: S3Store, *, encrypted: Callable[[str], bool] = lambda _: False
     ) -> None:
         """`encrypted`: whether the object of a key has an ETag that is no checksum."""
         self.name, self._store, self.encrypted = name, store, encrypted
@@ -102,8 +98,11 @@ class Bucket:
         except BaseError as error:
             raise FetchError(f"s3://{self.name}/{key}: {_first_line(error)}") from error
         checksum = MD5.fullmatch(answer.meta["e_tag"] or "")
-        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        if checksum and found != checksum[1] and not await self._has_other_etag(key):
+        if (
+            checksum
+            and hashlib.md5(content, usedforsecurity=False).hexdigest() != checksum[1]
+            and not await self._has_other_etag(key)
+        ):
             raise FetchError(f"s3://{self.name}/{key}: the bytes do not have its checksum")
         return content
 
