@@ -1,10 +1,12 @@
 # Node 20 still works; see README.
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION = 20
+# With it, each process would compile every module that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The demo's test watches the disk: no other may write there meanwhile.
 PYTEST = .venv/bin/python -m pytest -q
 
-.PHONY: help setup demo test test-all lint clean
+.PHONY: help setup demo test test-all lint lock clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -28,6 +30,13 @@ lint: setup ## ruff and mypy
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 
+LOCK = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-annotate --custom-compile-command "make lock"
+
+lock: setup ## requirements.txt and .ci/checkov.txt from what is asked for in requirements.in
+	@$(LOCK) requirements.in --output-file requirements.txt
+	@$(LOCK) .ci/checkov.in --output-file .ci/checkov.txt
+
 clean: ## back to a fresh clone: the next run sets up again
-	@rm -rf .venv node_modules .demo cdk.out .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv .cache node_modules .demo cdk.out .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

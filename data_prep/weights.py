@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 def save_weights(arch: str, folder: Path) -> Path:
     """Save the weights of `arch` as `<folder>/<arch>.pth`, unless there; returns the path."""
-    import torch
-
     path = folder / f"{arch}.pth"
     if not path.exists():
+        import torch
+
         content = io.BytesIO()
         torch.save(SOURCES[arch](), content)
         write_atomic(path, content.getvalue())

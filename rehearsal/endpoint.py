@@ -4,7 +4,6 @@ answers sagemaker-runtime."""
 import json
 import sys
 import tarfile
-import time
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,9 +15,9 @@ import boto3
 from rehearsal.http_server import serve
 from rehearsal.ports import free_port
 from rehearsal.processes import Processes
+from rehearsal.waiting import NotReadyError, wait_until
 
 SERVE = Path(__file__).resolve().parent.parent / "serving" / "serve"
-PING_SECONDS = 180.0  # SageMaker waits as long for a new container
 
 
 class EndpointFailedError(RuntimeError):
@@ -44,12 +43,14 @@ class HostedEndpoint:
                 "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
                 "SERVING_PORT": str(port),
                 "SERVING_MODEL_DIR": str(model),
-                "PYTHONDONTWRITEBYTECODE": "1",
             },
             log=self.log,
         )
         self._container = f"http://127.0.0.1:{port}"
-        self._wait_for_ping()
+        try:
+            wait_until(self._answers, self._process, name="the container", log=self.log)
+        except NotReadyError as error:
+            raise EndpointFailedError(str(error)) from error
         self._server = _runtime(name, f"{self._container}/invocations", runtime_port)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -66,16 +67,12 @@ class HostedEndpoint:
         self._server.server_close()
         self._processes.end(self._process)
 
-    def _wait_for_ping(self) -> None:
-        end = time.monotonic() + PING_SECONDS
-        while self._process.poll() is None and time.monotonic() < end:
-            try:
-                with urllib.request.urlopen(f"{self._container}/ping", timeout=2) as answer:
-                    if answer.status == 200:
-                        return
-            except OSError:
-                time.sleep(0.1)
-        raise EndpointFailedError(f"the container does not answer /ping, see {self.log}")
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self._container}/ping", timeout=60) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
 
 
 def _fetch_model(endpoint: str, folder: Path) -> None:

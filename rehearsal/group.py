@@ -17,10 +17,11 @@ from rehearsal.imds import Metadata
 from rehearsal.machine import Machine
 from rehearsal.processes import END_SECONDS, Processes
 
-NOTICE_SECONDS = 10.0  # two minutes on AWS
+NOTICE_SECONDS = 120.0  # as on AWS; a machine that leaves sooner is not waited for
 LOOK_SECONDS = 0.3
 SETTLE_SECONDS = 5.0  # from the group's decision to the machine's shutdown, or longer
-GRACE_SECONDS = 30.0  # EC2 lets a machine that it stops shut down in order
+GRACE_SECONDS = 120.0  # EC2 lets a machine that it stops shut down in order
+QUIET_SECONDS = 600.0  # training says something every few seconds; its export takes a minute or two
 
 
 class StillRunningError(RuntimeError):
@@ -56,34 +57,31 @@ class RehearsedGroup:
         self._running: dict[str, Machine] = {}
         self._outside: set[str] = set()  # machines that run on though the group replaced them
         self._shown: dict[str, int] = {}  # characters of each console on the terminal
+        self._heard = time.monotonic()  # when a machine last said something, booted or ended
         self.capacity = True  # False: every launch fails
         self.settings: dict[str, str] = {}  # more of the environment of each machine
 
-    def run(self, *, interruptions: list[str], limit_seconds: float) -> None:
+    def run(self, *, interruptions: list[str]) -> None:
         """Until the group is at 0 and no machine is left.
 
         The running machine is interrupted at each event of `interruptions` in turn. Raises
-        StillRunningError after `limit_seconds`, with every machine ended.
+        StillRunningError, with every machine ended, once no machine says anything any more.
         """
-        end = time.monotonic() + limit_seconds
         try:
             for event in interruptions:
-                machine = self.machine_at(event, max(0, end - time.monotonic()))
+                machine = self.machine_at(event)
                 if machine and not machine.powered_off:
                     self._say(f"interruption notice to {machine.metadata.instance_id} at {event}")
                     self.interrupt(machine)
-            self.wait_for_end(max(0, end - time.monotonic()))
-        except StillRunningError as error:
-            message = f"{self._group} still runs after {limit_seconds:.0f} s"
-            raise StillRunningError(message) from error
+            self.wait_for_end()
         finally:
             self.end_machines()
 
-    def wait_for_end(self, seconds: float) -> None:
+    def wait_for_end(self) -> None:
         """Until the group is at 0 and no machine is left; raises StillRunningError."""
-        self._watch(lambda: None, seconds)
+        self._watch(lambda: None)
 
-    def machine_at(self, event: str, seconds: float) -> Machine | None:
+    def machine_at(self, event: str) -> Machine | None:
         """The newest machine that reached `event`; None when the group came to its end before.
 
         Raises StillRunningError when neither happens.
@@ -92,7 +90,7 @@ class RehearsedGroup:
         def newest() -> Machine | None:
             return next((it for it in reversed(self._running.values()) if it.reached(event)), None)
 
-        return self._watch(newest, seconds)
+        return self._watch(newest)
 
     def interrupt(self, machine: Machine) -> None:
         """EC2's notice, and its end of the machine after that."""
@@ -116,10 +114,10 @@ class RehearsedGroup:
             machine.end()
         self._running.clear()
 
-    def _watch(self, found: Callable[[], Machine | None], seconds: float) -> Machine | None:
+    def _watch(self, found: Callable[[], Machine | None]) -> Machine | None:
         """Do what the service does until a machine is found or none is left."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        self._heard = time.monotonic()
+        while time.monotonic() < self._heard + QUIET_SECONDS:
             self._carry_out_bookings()
             instances = self._instances()
             self._start_new(instances)
@@ -131,7 +129,8 @@ class RehearsedGroup:
             if not (instances or self._running):
                 return None
             time.sleep(LOOK_SECONDS)
-        raise StillRunningError(f"{self._group} still runs after {seconds:.0f} s")
+        quiet = f"no machine has said anything for {QUIET_SECONDS:.0f} s"
+        raise StillRunningError(f"{self._group} still runs, but {quiet}: see {self._folder}")
 
     def states(self) -> dict[str, int]:
         """The group's desired capacity, and how many instances the account has running."""
@@ -150,6 +149,7 @@ class RehearsedGroup:
             text = machine.console.read_text(errors="replace")
             lines, _, _ = text[self._shown.get(instance_id, 0) :].rpartition("\n")
             if lines:
+                self._heard = time.monotonic()
                 self._shown[instance_id] = self._shown.get(instance_id, 0) + len(lines) + 1
                 for line in lines.splitlines():
                     self._say(f"  {instance_id[:6]} │ {line}")
@@ -167,6 +167,7 @@ class RehearsedGroup:
             elif instance_id not in self.machines:
                 machine = self._boot(instance_id)
                 self.machines[instance_id] = self._running[instance_id] = machine
+                self._heard = time.monotonic()
                 self._say(f"machine {instance_id} boots")
 
     def _refuse(self, instance_id: str) -> None:
@@ -203,6 +204,7 @@ class RehearsedGroup:
         """End what is left of a machine; a group that still counts on it gets another."""
         instance_id = machine.metadata.instance_id
         self._running.pop(instance_id).end(seconds)
+        self._heard = time.monotonic()
         self._say(f"machine {instance_id} {how}")
         if instance_id in self._instances():
             self._give_up(instance_id)

@@ -14,6 +14,7 @@ import psutil
 from rehearsal.imds import Metadata, start_imds
 from rehearsal.processes import END_SECONDS, Processes
 
+LOOK_SECONDS = 0.1
 SHIMS = {
     # What the machine image brings along, at the version of this environment.
     "python3": f'exec "{sys.executable}" "$@"',
@@ -62,7 +63,6 @@ class Machine:
                 "INSTANCE_ID": metadata.instance_id,
                 "AWS_ENDPOINT_URL": endpoint,
                 "AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://127.0.0.1:{self._imds.server_port}",
-                "PYTHONDONTWRITEBYTECODE": "1",
                 **settings,
             },
             log=self.console,
@@ -108,7 +108,8 @@ class Machine:
         for process in training:
             process.suspend()
         self.metadata.give_notice(notice_seconds)
-        self.metadata.notice_seen.wait(timeout=30)
+        while not self.metadata.notice_seen.wait(LOOK_SECONDS) and self.process.poll() is None:
+            pass
         for process in training:
             process.resume()
 

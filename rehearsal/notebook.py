@@ -32,11 +32,10 @@ from rehearsal.group import RehearsedGroup
 from rehearsal.ports import free_port
 from rehearsal.processes import CommandError, Processes
 from rehearsal.stand_in import CDK, ROOT, StandIn, StandInError
+from rehearsal.wheels import pack_installed
 
 NOTEBOOK = ROOT / "notebooks" / "inventory_monitoring.ipynb"
 PHOTOS = 300
-CELL_SECONDS = 600
-RUN_SECONDS = 600.0
 LOOK_SECONDS = 0.5
 INTERRUPTED_AT = ["epoch:2"]
 
@@ -76,7 +75,7 @@ class Cloud:
                 say=lambda _: None,
             )
             if group.states()["desired"]:
-                group.run(interruptions=INTERRUPTED_AT, limit_seconds=RUN_SECONDS)
+                group.run(interruptions=INTERRUPTED_AT)
 
     def _serve(self) -> None:
         """The endpoint, once it is deployed."""
@@ -116,13 +115,14 @@ def rehearsed_account(folder: Path) -> Iterator[None]:
                 "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": f"http://127.0.0.1:{port}",
                 "PATH": f"{work / 'bin'}{os.pathsep}{os.environ['PATH']}",
                 "SPOT_FOLLOW_SECONDS": "1",
-                "WHEELS": str(Path(sys.prefix) / "wheels"),
+                "WHEELS": str(pack_installed("tqdm", work / "wheels").parent),
                 "DATA": str(work / "data"),
                 "TQDM_DISABLE": "1",  # the outputs are kept
             }
         )
         synthesize(work / "public", PHOTOS, 0, sides=range(96, 129))
         stand_in.start(work / "public")
+        stand_in.synthesize()
         stand_in.bootstrap()
         npx = work / "bin" / "npx"
         npx.write_text(f'#!/bin/sh\nshift\nexec {CDK} "$@" {" ".join(stand_in.deploy_flags)}\n')
@@ -135,7 +135,7 @@ def run_notebook(notebook: nbformat.NotebookNode) -> None:
     """Execute all cells in place. Raises CellExecutionError for the first one that fails."""
     client = NotebookClient(
         notebook,
-        timeout=CELL_SECONDS,
+        timeout=None,
         kernel_name="python3",
         resources={"metadata": {"path": str(NOTEBOOK.parent)}},
     )

@@ -1,37 +1,29 @@
 """The demo's page: pictures, plots and tables of one run in one HTML file."""
 
 import base64
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
 
-from costs.compare import compare_run, past_run
-from costs.prices import load_prices
-from serving.inference import Prediction
+from costs.compare import ComparisonRow
+from costs.prices import Prices
+from rehearsal.answers import Sample
 from training.run_record import RunRecord
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A test photo, its true count, and what the endpoint answered."""
-
-    photo_id: str
-    jpeg: bytes
-    truth: int
-    prediction: Prediction
-
-    @property
-    def data_url(self) -> str:
-        return f"data:image/jpeg;base64,{base64.b64encode(self.jpeg).decode()}"
-
-
 def write_page(
-    file: Path, *, record: RunRecord, samples: list[Sample], real: bool, seconds: float
+    file: Path,
+    *,
+    record: RunRecord,
+    samples: Sequence[Sample],
+    costs: Sequence[ComparisonRow],
+    prices: Prices,
+    real: bool,
+    seconds: float,
 ) -> Path:
     """Write the page of a finished run to `file` and return its path."""
     cost = record.read("cost.json")
-    prices = load_prices()
     plot = file.with_suffix(".png")
     record.download("loss.png", plot)
     environment = jinja2.Environment(
@@ -51,7 +43,7 @@ def write_page(
         minutes=seconds / 60,
         loss_plot=base64.b64encode(plot.read_bytes()).decode(),
         cost=cost,
-        comparison=compare_run(past_run(record, prices), prices),
+        comparison=costs,
         prices=prices,
     )
     plot.unlink()

@@ -15,7 +15,7 @@ from types import TracebackType
 
 import psutil
 
-from rehearsal.setup import show_time
+from rehearsal.waiting import last_line
 
 END_SECONDS = 5.0  # from SIGTERM to SIGKILL
 
@@ -32,7 +32,8 @@ class Processes:
         self._record = folder / "processes.jsonl"
         self._end_leftovers()
         self._note(os.getpid())
-        self._started: list[subprocess.Popen[bytes]] = []
+        self._started: list[psutil.Popen] = []
+        self._ended = False
 
     def __enter__(self) -> "Processes":
         return self
@@ -43,6 +44,7 @@ class Processes:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._ended = True
         for process in reversed(self._started):
             self.end(process)
         self._record.unlink(missing_ok=True)
@@ -54,10 +56,13 @@ class Processes:
         environment: Mapping[str, str],
         log: Path | None = None,
         folder: Path | None = None,
-    ) -> "subprocess.Popen[bytes]":
-        """Start `command`; its output goes to `log`, or to this terminal."""
+    ) -> psutil.Popen:
+        """Start `command`; its output goes to `log`, or to this terminal.
+
+        Raises CommandError once the `with` block has been left, in a thread that goes on.
+        """
         output = log.open("ab") if log else None
-        process = subprocess.Popen(
+        process = psutil.Popen(
             command,
             env=environment,
             cwd=folder,
@@ -70,6 +75,9 @@ class Processes:
             output.close()
         self._started.append(process)
         self._note(process.pid)
+        if self._ended:
+            self.end(process)
+            raise CommandError("everything has ended")
         return process
 
     def run(
@@ -77,44 +85,38 @@ class Processes:
         command: Sequence[str | Path],
         *,
         environment: Mapping[str, str],
-        label: str | None = None,
         log: Path | None = None,
         folder: Path | None = None,
     ) -> None:
-        """Start `command` and wait for its end; with a `label`, the time that passes is shown.
-
-        Raises CommandError when the command fails.
-        """
+        """Start `command` and wait for its end. Raises CommandError when the command fails."""
         process = self.start(command, environment=environment, log=log, folder=folder)
         try:
-            if label:
-                show_time(process, label)
             code = process.wait()
         finally:
             self.end(process)
         if code:
             words = " ".join(str(word) for word in command)
-            seen = f"; its output: {log}" if log else ""
+            seen = f": {last_line(log)}; its output: {log}" if log else ""
             raise CommandError(f"`{words}` ended with exit code {code}{seen}")
 
-    def end(self, process: "subprocess.Popen[bytes]", seconds: float = END_SECONDS) -> None:
+    def end(self, process: psutil.Popen, seconds: float = END_SECONDS) -> None:
         """End `process` and all its descendants: SIGTERM, and after `seconds` SIGKILL."""
         _end_session(process.pid, seconds)
         process.wait()
 
-    def freeze(self, process: "subprocess.Popen[bytes]") -> None:
+    def freeze(self, process: psutil.Popen) -> None:
         """Stop `process` and all its descendants where they are."""
         for member in _members(process.pid):
             with suppress(psutil.NoSuchProcess):
                 member.suspend()
 
-    def thaw(self, process: "subprocess.Popen[bytes]") -> None:
+    def thaw(self, process: psutil.Popen) -> None:
         """Let all that was frozen go on."""
         for member in _members(process.pid):
             with suppress(psutil.NoSuchProcess):
                 member.resume()
 
-    def kill(self, process: "subprocess.Popen[bytes]") -> None:
+    def kill(self, process: psutil.Popen) -> None:
         """SIGKILL to `process` and all its descendants."""
         self.freeze(process)  # or one of them would start another, or write its last words
         for member in _members(process.pid):

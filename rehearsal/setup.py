@@ -2,6 +2,10 @@
 
     python3 rehearsal/setup.py
 
+Every version and its hash comes from requirements.txt and package-lock.json. uv installs the
+Python packages: the one on the PATH, or one that pip puts into .venv. What is in the caches of uv
+and npm is not downloaded again, so that a second checkout needs no network.
+
 Runs before anything is installed, under whatever python3 there is: the standard library
 only, and nothing newer than Python 3.8, so that an old one can still say what is missing.
 """
@@ -10,11 +14,15 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Callable, NoReturn, Optional, Sequence
 
@@ -22,19 +30,26 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV_PYTHON = ROOT / ".venv/bin/python"
 PYTHON = "3.11"
 NODE = 20
-FREE_GB = 10  # 7 GB stay; pip needs the rest while it unpacks
-PYTHON_FILES = (
-    "requirements.txt",
-    "serving/requirements.txt",
-    "training/requirements.txt",
-    ".ci/constraints.txt",
-)
-NODE_FILES = ("package.json", "package-lock.json")
-CHECKOV_FILES = (".ci/checkov.txt",)
-LACKED_BY_THE_MACHINE = "tqdm"  # the rehearsed training machine installs it as a wheel
+FREE_GB = 10  # 7 GB stay; uv's cache shares them, where it is on the same disk
+OLDEST_UV = (0, 8)  # an older one on the PATH is not used
+INPUTS = {  # folder, which holds a stamp once it is complete, to what decides its contents
+    ".venv": ("requirements.txt",),
+    ".venv/checkov": (".ci/checkov.txt",),
+    "node_modules": ("package.json", "package-lock.json"),
+}
+# Compiles what these import, in one go; otherwise each process would, where
+# PYTHONDONTWRITEBYTECODE is set, and the first one elsewhere.
+IMPORTED = "aws_cdk, cdk_nag, matplotlib.pyplot, moto.server, onnxscript, optuna, timm, torch.onnx"
+
+RUNNING: list[subprocess.Popen[bytes]] = []
+STOPPED = threading.Event()
 
 Which = Callable[[str], Optional[str]]
 Output = Callable[[Sequence[str]], str]
+
+
+class InstallError(RuntimeError):
+    """A command failed; the message is the end of its log and one line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,25 +58,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a child is ended, too
-    python_stale = is_stale("python", PYTHON_FILES, VENV_PYTHON)
-    node_stale = is_stale("node", NODE_FILES, ROOT / "node_modules/.bin/cdk")
+    stale = [folder for folder in INPUTS if is_stale(folder)]
+    if not stale:
+        return
     python = find_python(shutil.which, output_of)
-    free_bytes = shutil.disk_usage(ROOT).free if python_stale else None
+    free_bytes = shutil.disk_usage(ROOT).free if ".venv" in stale else None
     missing = preflight(python, free_bytes, shutil.which, output_of)
     if python is None or missing:
         fail("missing: " + "; ".join(missing))
-    if python_stale:
-        if python == str(VENV_PYTHON):
-            say("The requirements have changed: bringing .venv up to date.")
-        else:
-            say("Setting up once: about 5 minutes on a fast line, 7 GB of disk.")
-        install_python(python)
-    if node_stale:
-        install_node()
-    # Asked only now: a new .venv is without it.
-    if is_stale("checkov", CHECKOV_FILES, ROOT / ".venv/checkov/bin/checkov"):
-        install_checkov()
+    if ".venv" in stale:
+        say(
+            "Setting up once: 7 GB of disk, 3 GB to download unless uv has them in its cache; "
+            "about a minute and a half at 100 MB/s, six at 10."
+        )
+    begun = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that children are ended, too
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    keep_caches_here()
+    try:
+        install(stale, python)
+    except InstallError as error:
+        fail(str(error))
+    say(f"Set up in {elapsed(begun)}.")
 
 
 def find_python(which: Which, output: Output) -> str | None:
@@ -103,59 +121,114 @@ def output_of(command: Sequence[str]) -> str:
     return done.stdout.decode().strip()
 
 
-def install_python(python: str) -> None:
-    """Make .venv with `python`, unless it is .venv's own, and install the pinned versions."""
-    stamp_file("python").unlink(missing_ok=True)
-    if python != str(VENV_PYTHON):
-        shutil.rmtree(ROOT / ".venv", ignore_errors=True)
-        run("Making .venv", [python, "-m", "venv", str(ROOT / ".venv")])
-    pip = [str(VENV_PYTHON), "-m", "pip", "--disable-pip-version-check"]
-    install = ["install", "--progress-bar=off", "--requirement", "requirements.txt"]
-    run("Installing Python packages", pip + install)
-    wheels = ROOT / ".venv/wheels"
-    shutil.rmtree(wheels, ignore_errors=True)
-    download = ["download", "--progress-bar=off", "--no-deps", "--dest", str(wheels)]
-    pinned = ["--constraint", ".ci/constraints.txt", LACKED_BY_THE_MACHINE]
-    run("Fetching a wheel for the rehearsed machine", pip + download + pinned)
-    write_stamp("python", PYTHON_FILES)
+def install(stale: Sequence[str], python: str) -> None:
+    """Bring everything stale up to date, side by side where one does not need the other.
+
+    Raises InstallError with the first command that fails; the others are ended.
+    """
+    steps = {
+        ".venv": ("Python packages", install_python),
+        ".venv/checkov": ("checkov", install_checkov),
+        "node_modules": ("the AWS CDK command line", install_node),
+    }
+    if ".venv" in stale:
+        run_side_by_side({"uv": lambda: make_venv(python)})
+        stale = [*stale, ".venv/checkov"]
+    run_side_by_side({label: step for name, (label, step) in steps.items() if name in stale})
+
+
+def make_venv(python: str) -> None:
+    """Make .venv anew, as an interrupted installation leaves packages that only look complete,
+    and have pip put uv into it unless there is one on the PATH."""
+    base = output_of([python, "-c", "import sys; print(sys._base_executable)"])
+    shutil.rmtree(ROOT / ".venv", ignore_errors=True)
+    run([base, "-m", "venv", str(VENV_PYTHON.parent.parent)])
+    if find_uv(shutil.which, output_of) != "uv":
+        pinned = ROOT / ".venv/uv.txt"
+        pinned.write_text(pin("uv", (ROOT / "requirements.txt").read_text()))
+        wheels = cache_folder() / "wheels"
+        pip = [str(VENV_PYTHON), "-m", "pip", "--disable-pip-version-check"]
+        flags = ["--quiet", "--no-deps", "--require-hashes", "--requirement", str(pinned)]
+        from_cache = [*pip, "install", "--no-index", "--find-links", str(wheels), *flags]
+        if not succeeds(from_cache):
+            run([*pip, "download", "--dest", str(wheels), *flags])
+            run(from_cache)
+
+
+def find_uv(which: Which, output: Output) -> str:
+    """The uv on the PATH if it is new enough, or that of .venv."""
+    version = which("uv") and re.match(r"uv (\d+)\.(\d+)", output(["uv", "--version"]))
+    if version and (int(version[1]), int(version[2])) >= OLDEST_UV:
+        return "uv"
+    return str(ROOT / ".venv/bin/uv")
+
+
+def pin(name: str, requirements: str) -> str:
+    """The lines of a locked requirements.txt that are about one package."""
+    found = re.search(rf"^{name}==.*(?:\n    .*)*\n", requirements, re.MULTILINE)
+    if not found:
+        raise InstallError(f"requirements.txt has no {name}: run `make lock`")
+    return found[0]
+
+
+def install_python() -> None:
+    """Install exactly what requirements.txt has into .venv, and compile what is used of it."""
+    sync("requirements.txt")
+    run([str(VENV_PYTHON), "-c", f"import {IMPORTED}"])
+    write_stamp(".venv")
 
 
 def install_node() -> None:
     """Bring node_modules to the pinned versions."""
-    stamp_file("node").unlink(missing_ok=True)
-    run("Installing the AWS CDK command line", ["npm", "ci", "--no-audit", "--no-fund"])
-    write_stamp("node", NODE_FILES)
+    run(["npm", "ci", "--prefer-offline", "--no-audit", "--no-fund"])
+    write_stamp("node_modules")
 
 
 def install_checkov() -> None:
-    """Make an environment for checkov, whose packages clash with ours: 270 MB, in .venv/checkov."""
-    stamp_file("checkov").unlink(missing_ok=True)
-    environment = ROOT / ".venv/checkov"
-    shutil.rmtree(environment, ignore_errors=True)
-    venv = [str(VENV_PYTHON), "-m", "venv", "--without-pip", str(environment)]
-    run("Making .venv/checkov", venv)
-    pip = [str(VENV_PYTHON), "-m", "pip", "--disable-pip-version-check"]
-    install = ["--python", str(environment / "bin/python"), "install", "--progress-bar=off"]
-    frozen = ["--no-deps", "--requirement", *CHECKOV_FILES]
-    run("Installing checkov", pip + install + frozen)
-    write_stamp("checkov", CHECKOV_FILES)
+    """Put checkov, whose packages clash with ours, into a folder of its own."""
+    folder = ROOT / ".venv/checkov"
+    shutil.rmtree(folder, ignore_errors=True)
+    sync(".ci/checkov.txt", "--target", str(folder))
+    write_stamp(".venv/checkov")
 
 
-def is_stale(name: str, files: Sequence[str], product: Path) -> bool:
-    """Whether `files` have changed since the stamp was written, or `product` is gone."""
-    stamp = stamp_file(name)
-    return not (stamp.exists() and product.exists() and stamp.read_text() == fingerprint(files))
+def sync(requirements: str, *flags: str) -> None:
+    """Install exactly `requirements`: from uv's cache, and only if that is not all, the network."""
+    uv = [find_uv(shutil.which, output_of), "pip", "sync", "--require-hashes"]
+    command = [*uv, "--python", str(VENV_PYTHON), *flags, requirements]
+    if not succeeds([*command, "--offline"]):
+        run(command)
 
 
-def write_stamp(name: str, files: Sequence[str]) -> None:
-    """Record, all at once or not at all, that what `files` ask for is installed."""
-    partial = stamp_file(name).with_suffix(".partial")
-    partial.write_text(fingerprint(files))
-    partial.replace(stamp_file(name))
+def cache_folder() -> Path:
+    """Where this project keeps what a second checkout can use."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bin-counter"
 
 
-def stamp_file(name: str) -> Path:
-    return ROOT / ".venv" / f"{name}.stamp"
+def keep_caches_here() -> None:
+    """Have uv, pip and npm keep their caches in .cache where the home folder is read-only."""
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+    except OSError:
+        os.environ["XDG_CACHE_HOME"] = str(ROOT / ".cache")
+        os.environ["NPM_CONFIG_CACHE"] = str(ROOT / ".cache/npm")
+
+
+def is_stale(folder: str) -> bool:
+    """Whether the inputs have changed since the stamp was written, or there is none."""
+    stamp = stamp_file(folder)
+    return not stamp.exists() or stamp.read_text() != fingerprint(INPUTS[folder])
+
+
+def write_stamp(folder: str) -> None:
+    """Record, all at once or not at all, that `folder` is complete."""
+    partial = stamp_file(folder).with_suffix(".partial")
+    partial.write_text(fingerprint(INPUTS[folder]))
+    partial.replace(stamp_file(folder))
+
+
+def stamp_file(folder: str) -> Path:
+    return ROOT / folder / ".stamp"
 
 
 def fingerprint(files: Sequence[str]) -> str:
@@ -167,44 +240,53 @@ def fingerprint(files: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def run(label: str, command: Sequence[str]) -> None:
-    """Run a command with its output in a log, and show the time that passes on one line.
+def run_side_by_side(steps: dict[str, Callable[[], None]]) -> None:
+    """Run all steps, and show on one line which of them go on; the first error ends all."""
+    begun = time.monotonic()
+    line_start = "\r\033[K" if sys.stdout.isatty() else ""
+    with ThreadPoolExecutor(max_workers=3) as pool:
+        pending = {pool.submit(step): label for label, step in steps.items()}
+        try:
+            while pending:
+                if line_start:
+                    labels = ", ".join(pending.values())
+                    say(f"{line_start}Installing {labels} … {elapsed(begun)}", end="")
+                done, _ = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
+                for future in done:
+                    label = pending.pop(future)
+                    future.result()
+                    say(f"{line_start}Installed {label} in {elapsed(begun)}")
+        except BaseException:
+            STOPPED.set()
+            for process in RUNNING:
+                process.terminate()
+            raise
 
-    Fails with the end of the log when the command does; ends the command when interrupted.
-    """
-    log = ROOT / ".venv/setup.log"
-    log.parent.mkdir(exist_ok=True)
-    with log.open("wb") as output:
+
+def run(command: Sequence[str]) -> None:
+    """Run a command with its output in a log; raises InstallError with the end of that."""
+    if not succeeds(command):
+        tail = log_of(command).read_text(errors="replace").splitlines()[-15:]
+        words = " ".join(command)
+        raise InstallError("\n".join([*tail, f"`{words}` failed; its output: {log_of(command)}"]))
+
+
+def succeeds(command: Sequence[str]) -> bool:
+    with log_of(command).open("wb") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
-    try:
-        show_time(process, label)
-    except BaseException:
+    RUNNING.append(process)
+    if STOPPED.is_set():
         process.terminate()
-        process.wait()
-        raise
-    if process.returncode:
-        tail = log.read_text(errors="replace").splitlines()[-15:]
-        say("\n".join(["", *tail]))
-        fail(f"{label} failed (exit code {process.returncode}); the whole log: {log}")
+    return process.wait() == 0
 
 
-def show_time(process: subprocess.Popen[bytes], label: str) -> None:
-    """Wait for the end of `process`, saying how long it takes; on a terminal once a second."""
-    start = time.monotonic()
-    if sys.stdout.isatty():
-        while process.poll() is None:
-            say(f"\r{label} … {elapsed(start)}", end="")
-            try:
-                process.wait(timeout=1)
-            except subprocess.TimeoutExpired:
-                continue
-        say("\r", end="")
-    else:
-        say(f"{label} …")
-        process.wait()
-    say(f"{label}: {'failed' if process.returncode else 'done'} in {elapsed(start)}")
+def log_of(command: Sequence[str]) -> Path:
+    """A file for the output of a command, another one for each that runs at the same time."""
+    folder = ROOT / ".venv/setup"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{hashlib.sha256(' '.join(command).encode()).hexdigest()[:8]}.log"
 
 
 def elapsed(start: float) -> str:

@@ -2,18 +2,17 @@
 
 import os
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
 from data_prep.objects import PUBLIC_BUCKET
 from rehearsal.ports import free_port
 from rehearsal.processes import Processes
+from rehearsal.waiting import NotReadyError, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 CDK = ROOT / "node_modules" / ".bin" / "cdk"
 ACCOUNT, REGION = "123456789012", "us-east-1"  # moto's account
-START_SECONDS = 60.0
 # There is no Docker here: the endpoint's container is rehearsal/endpoint.py.
 SERVING_IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/bin-counter:rehearsal"
 
@@ -52,7 +51,10 @@ class StandIn:
         }
 
     def start(self, bins: Path) -> str:
-        """Start moto with `bins` in the public bucket; returns what it says once it answers."""
+        """Start moto with `bins` in the public bucket; returns what it says once it answers.
+
+        Raises StandInError with the reason when it never does.
+        """
         log = self._folder / "moto.log"
         command = [sys.executable, "-m", "rehearsal.moto_server"]
         process = self._processes.start(
@@ -71,23 +73,35 @@ class StandIn:
             log=log,
             folder=ROOT,
         )
-        end = time.monotonic() + START_SECONDS
-        while process.poll() is None and time.monotonic() < end:
-            try:
-                with urllib.request.urlopen(f"{self.endpoint}/moto-api/data.json", timeout=5):
-                    return _filled(log)
-            except OSError:
-                time.sleep(0.2)
-        raise StandInError(f"the stand-in for AWS did not start, see {log}")
+        try:
+            wait_until(self._answers, process, name="the stand-in for AWS", log=log)
+        except NotReadyError as error:
+            raise StandInError(str(error)) from error
+        return _filled(log)
+
+    def _answers(self) -> bool:
+        # Not data.json, which lists every object: seconds on a slow machine.
+        try:
+            with urllib.request.urlopen(f"{self.endpoint}/moto-api/config", timeout=60):
+                return True
+        except OSError:
+            return False
+
+    def synthesize(self) -> None:
+        """Synthesize the stacks, once for all deploys; needs nothing that runs."""
+        image = ("--context", f"serving_image={SERVING_IMAGE}")
+        self._cdk(["synth"], "--quiet", *image, "--output", str(self._assembly), folder=ROOT)
 
     def bootstrap(self) -> None:
-        """Synthesize the stacks, once for all deploys, and prepare the account for the CDK."""
-        self._cdk(["synth"], "--quiet", "--context", f"serving_image={SERVING_IMAGE}")
-        self._cdk(["bootstrap", f"aws://{ACCOUNT}/{REGION}"], "--app", str(self._assembly))
+        """Prepare the account for the CDK; needs no stacks."""
+        empty = self._folder / "bootstrap"  # without a cdk.json, whose app is not needed
+        empty.mkdir()
+        self._cdk(["bootstrap", f"aws://{ACCOUNT}/{REGION}"], folder=empty)
 
     def deploy(self, *stacks: str) -> None:
         """`cdk deploy`, with the flags that moto needs (no change sets)."""
-        self._cdk(["deploy", *stacks], "--require-approval", "never", *self.deploy_flags)
+        approve = ("--require-approval", "never")
+        self._cdk(["deploy", *stacks], *approve, *self.deploy_flags, folder=ROOT)
 
     @property
     def deploy_flags(self) -> list[str]:
@@ -100,13 +114,12 @@ class StandIn:
     def _assembly(self) -> Path:
         return self._folder / "cdk.out"
 
-    def _cdk(self, words: list[str], *flags: str) -> None:
+    def _cdk(self, words: list[str], *flags: str, folder: Path) -> None:
         self._processes.run(
-            [CDK, *words, *flags, "--output", str(self._assembly), "--no-color", "--no-notices"],
+            [CDK, *words, *flags, "--no-color", "--no-notices"],
             environment=self.environment,
-            label=f"{' ' * 11}$ cdk {' '.join(words)}",
-            log=self._folder / "cdk.log",
-            folder=ROOT,
+            log=self._folder / f"cdk-{words[0]}.log",
+            folder=folder,
         )
 
 

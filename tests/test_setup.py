@@ -1,11 +1,15 @@
 """What set-up says before it downloads anything, and when it installs again."""
 
+import os
+import re
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 
 from rehearsal import setup
 
@@ -39,17 +43,16 @@ def without(name: str) -> FakeMachine:
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout with two requirement files and an empty .venv."""
+    """A checkout in which nothing is installed, with one input for each folder."""
     monkeypatch.setattr(setup, "ROOT", tmp_path)
-    (tmp_path / ".venv").mkdir()
-    (tmp_path / "a.txt").write_text("one==1\n")
-    (tmp_path / "b.txt").write_text("two==2\n")
-    (tmp_path / "product").write_text("")
+    monkeypatch.setattr(setup, "VENV_PYTHON", tmp_path / ".venv/bin/python")
+    monkeypatch.setattr(setup, "STOPPED", threading.Event())
+    for folder, files in setup.INPUTS.items():
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for file in files:
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / file).write_text(f"{file}==1\n")
     return tmp_path
-
-
-def is_stale(checkout: Path) -> bool:
-    return setup.is_stale("python", ["a.txt", "b.txt"], checkout / "product")
 
 
 def test_a_complete_machine_lacks_nothing() -> None:
@@ -103,13 +106,9 @@ def test_the_disk_does_not_matter_once_installed() -> None:
 def test_all_that_is_missing_is_one_line_before_anything_is_installed(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in (*setup.PYTHON_FILES, *setup.NODE_FILES):
-        (checkout / name).parent.mkdir(exist_ok=True)
-        (checkout / name).write_text("")
-    monkeypatch.setattr(setup, "VENV_PYTHON", checkout / ".venv/bin/python")
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr(setup, "output_of", lambda command: "")
-    monkeypatch.setattr(setup, "run", lambda *_: pytest.fail("something was installed"))
+    monkeypatch.setattr(setup, "install", lambda *_: pytest.fail("something was installed"))
     with pytest.raises(SystemExit) as caught:
         setup.main([])
     message = str(caught.value)
@@ -118,80 +117,157 @@ def test_all_that_is_missing_is_one_line_before_anything_is_installed(
     assert "\n" not in message
 
 
-def test_the_stamp_counts_until_a_file_changes(checkout: Path) -> None:
-    assert is_stale(checkout)
-    setup.write_stamp("python", ["a.txt", "b.txt"])
-    assert not is_stale(checkout)
-    (checkout / "b.txt").write_text("two==2.1\n")
-    assert is_stale(checkout)
+def test_a_folder_is_complete_until_an_input_changes(checkout: Path) -> None:
+    assert setup.is_stale("node_modules")
+    setup.write_stamp("node_modules")
+    assert not setup.is_stale("node_modules")
+    (checkout / "package.json").write_text("2")
+    assert setup.is_stale("node_modules")
 
 
-def test_the_stamp_does_not_count_when_what_was_installed_is_gone(checkout: Path) -> None:
-    setup.write_stamp("python", ["a.txt", "b.txt"])
-    (checkout / "product").unlink()
-    assert is_stale(checkout)
+def test_a_line_moved_between_inputs_is_a_change(checkout: Path) -> None:
+    setup.write_stamp("node_modules")
+    (checkout / "package.json").write_text("")
+    (checkout / "package-lock.json").write_text("package-lock.json==1\npackage.json==1\n")
+    assert setup.is_stale("node_modules")
 
 
-def test_a_line_moved_between_files_is_a_change(checkout: Path) -> None:
-    setup.write_stamp("python", ["a.txt", "b.txt"])
-    (checkout / "a.txt").write_text("one==1\ntwo==2\n")
-    (checkout / "b.txt").write_text("")
-    assert is_stale(checkout)
-
-
-@pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit])
-def test_an_interrupted_installation_leaves_no_stamp(
-    ending: type[BaseException], checkout: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_complete_checkout_asks_the_machine_nothing(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(setup, "NODE_FILES", ["a.txt"])
-
-    def interrupted(label: str, command: Sequence[str]) -> None:
-        raise ending
-
-    monkeypatch.setattr(setup, "run", interrupted)
-    setup.write_stamp("node", ["a.txt"])
-    with pytest.raises(ending):
-        setup.install_node()
-    assert not setup.stamp_file("node").exists()
+    for folder in setup.INPUTS:
+        setup.write_stamp(folder)
+    monkeypatch.setattr(setup, "output_of", lambda command: pytest.fail("a program was called"))
+    setup.main([])
+    assert capsys.readouterr().out == ""
 
 
-def test_checkov_has_an_environment_of_its_own_made_anew_when_its_list_changes(
+def test_python_packages_bring_checkov_along_whose_folder_they_empty(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made: list[str] = []
+    for name in ("install_python", "install_checkov", "install_node"):
+        monkeypatch.setattr(setup, name, lambda name=name: made.append(name))
+    monkeypatch.setattr(setup, "make_venv", lambda python: made.append("make_venv"))
+    setup.install([".venv"], "python3.11")
+    assert made[0] == "make_venv"
+    assert sorted(made[1:]) == ["install_checkov", "install_python"]
+
+
+def test_an_environment_is_made_anew_by_the_python_that_it_came_from(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted installation leaves packages that look complete, and links to a Python."""
+    half_installed = checkout / ".venv/lib/half.dist-info"
+    half_installed.mkdir(parents=True)
     commands: list[Sequence[str]] = []
-    monkeypatch.setattr(setup, "run", lambda label, command: commands.append(command))
-    monkeypatch.setattr(setup, "CHECKOV_FILES", ["a.txt"])
-    left = checkout / ".venv/checkov/left"
-    left.parent.mkdir()
-    left.touch()
-    setup.install_checkov()
-    assert not left.exists(), "what an earlier list brought"
-    assert all(str(checkout / ".venv/checkov") in " ".join(command) for command in commands)
-    assert "a.txt" in commands[-1]
-    assert not setup.is_stale("checkov", ["a.txt"], checkout / "product")
-    (checkout / "a.txt").write_text("one==2\n")
-    assert setup.is_stale("checkov", ["a.txt"], checkout / "product")
+    monkeypatch.setattr(setup, "run", commands.append)
+    monkeypatch.setattr(setup, "find_uv", lambda which, output: "uv")
+    setup.make_venv(sys.executable)
+    assert not half_installed.exists()
+    assert commands == [[sys._base_executable, "-m", "venv", str(checkout / ".venv")]]  # type: ignore[attr-defined]
 
 
-def test_a_failing_command_shows_the_end_of_its_log(
-    checkout: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("version", "used"),
+    [("uv 0.13.9 (x86_64)", True), ("uv 1.0.0", True), ("uv 0.7.22", False), ("", False)],
+)
+def test_the_uv_on_the_path_is_used_if_it_is_new_enough(version: str, used: bool) -> None:
+    machine = FakeMachine({"uv": version})
+    assert (setup.find_uv(machine.which, machine.output) == "uv") is used
+
+
+def test_pip_gets_the_version_and_hashes_of_uv_alone() -> None:
+    lines = setup.pin("uv", (setup.ROOT / "requirements.txt").read_text()).splitlines()
+    assert lines[0].startswith("uv==")
+    assert len(lines) > 1
+    assert all(line.startswith("    --hash=sha256:") for line in lines[1:])
+
+
+@pytest.mark.parametrize("in_cache", [True, False])
+def test_the_network_is_asked_only_for_what_no_cache_has(
+    in_cache: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    commands: list[Sequence[str]] = []
+
+    def succeeds(command: Sequence[str]) -> bool:
+        commands.append(command)
+        return in_cache
+
+    monkeypatch.setattr(setup, "succeeds", succeeds)
+    monkeypatch.setattr(setup, "run", commands.append)
+    setup.sync("requirements.txt")
+    assert ["--offline" in command for command in commands] == [True, False][: 2 - in_cache]
+    assert all("--require-hashes" in command for command in commands)
+
+
+@pytest.mark.parametrize("locked", ["requirements.txt", ".ci/checkov.txt"])
+def test_a_lock_file_has_what_is_asked_for_with_hashes_and_no_addresses(locked: str) -> None:
+    text = (setup.ROOT / locked).read_text()
+    asked = (setup.ROOT / locked).with_suffix(".in").read_text()
+    versions = re.findall(r"^([\w.-]+)==(\S+).*\\\n    --hash=sha256:", text, re.MULTILINE)
+    assert len(versions) == len(re.findall("^[a-z]", text, re.MULTILINE))
+    pinned = {(canonicalize_name(name), version) for name, version in versions}
+    for name, version in re.findall(r"^([\w.-]+)(?:\[.*\])?==(\S+)", asked, re.MULTILINE):
+        assert (canonicalize_name(name), version) in pinned, "run `make lock`"
+    assert "://" not in text
+
+
+def test_an_interrupted_installation_leaves_no_stamp_and_no_process(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup.write_stamp("node_modules")
+
+    def endless() -> None:
+        setup.run(["sh", "-c", "rm node_modules/.stamp; exec sleep 1000"])
+
+    def interrupted() -> None:
+        while setup.stamp_file("node_modules").exists():
+            pass
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(setup, "RUNNING", [])
+    with pytest.raises(KeyboardInterrupt):
+        setup.run_side_by_side({"packages": endless, "checkov": interrupted})
+    assert setup.is_stale("node_modules")
+    assert all(process.poll() is not None for process in setup.RUNNING)
+
+
+def test_nothing_starts_any_more_after_an_interruption(checkout: Path) -> None:
+    setup.STOPPED.set()
+    assert not setup.succeeds(["sleep", "1000"])
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_caches_are_in_the_checkout_where_the_home_folder_is_read_only(
+    writable: bool, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.write_text("") if not writable else home.mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    monkeypatch.setenv("NPM_CONFIG_CACHE", "as it was")
+    setup.keep_caches_here()
+    assert setup.cache_folder().is_relative_to(checkout / ".cache") is not writable
+    assert (os.environ["NPM_CONFIG_CACHE"] == "as it was") is writable
+
+
+def test_a_failing_command_shows_the_end_of_its_log(checkout: Path) -> None:
     script = "print(*range(100), sep='\\n'); print('no such package'); raise SystemExit(3)"
-    with pytest.raises(SystemExit) as caught:
-        setup.run("Installing", [sys.executable, "-c", script])
-    printed = capsys.readouterr().out
-    assert "no such package" in printed
-    assert "\n50\n" not in printed
-    log = checkout / ".venv/setup.log"
-    assert str(caught.value) == f"error: Installing failed (exit code 3); the whole log: {log}"
-    assert "50" in log.read_text()
+    command = [sys.executable, "-c", script]
+    with pytest.raises(setup.InstallError) as caught:
+        setup.run(command)
+    *tail, last = str(caught.value).splitlines()
+    assert "no such package" in tail
+    assert "50" not in tail
+    assert last.endswith(f"failed; its output: {setup.log_of(command)}")
+    assert "50" in setup.log_of(command).read_text().splitlines()
 
 
-def test_away_from_a_terminal_a_command_takes_two_lines(
+def test_away_from_a_terminal_a_step_takes_one_line(
     checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    setup.run("Installing", [sys.executable, "-c", "print('quiet')"])
-    assert capsys.readouterr().out == "Installing …\nInstalling: done in 0:00\n"
+    setup.run_side_by_side({"checkov": lambda: setup.run(["true"])})
+    assert capsys.readouterr().out == "Installed checkov in 0:00\n"
 
 
 def test_help_installs_nothing() -> None:

@@ -137,12 +137,17 @@ def test_cfn_lint_finds_nothing(folders: list[Path]) -> None:
 
 def checkov(templates: list[Path], home: Path) -> Any:
     """What checkov says of the templates, without a way into a network."""
-    command = Path(sys.prefix) / "checkov/bin/checkov"
+    packages = Path(sys.prefix) / "checkov"
     files = [word for path in templates for word in ("--file", str(path))]
     flags = ["--framework", "cloudformation", "--skip-download", "--quiet", "--output", "json"]
     result = subprocess.run(
-        [command, *flags, *files],
-        env={"HOME": str(home), "HTTP_PROXY": NOWHERE, "HTTPS_PROXY": NOWHERE},
+        [sys.executable, "-m", "checkov.main", *flags, *files],
+        env={
+            "PYTHONPATH": str(packages),
+            "HOME": str(home),
+            "HTTP_PROXY": NOWHERE,
+            "HTTPS_PROXY": NOWHERE,
+        },
         capture_output=True,
         text=True,
         timeout=120,

@@ -1,5 +1,6 @@
 """A pretrained backbone with a new head, and what both look like as one ONNX graph."""
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -249,9 +250,19 @@ def keep_depthwise_in_float32(network: nn.Module) -> None:
 
 
 def export_onnx(module: nn.Module, example: Tensor, file: Path, *, names: tuple[str, str]) -> None:
-    """Write `module` as one ONNX file with a dynamic batch; `names` are its input and output."""
+    """Write `module` as one ONNX file with a dynamic batch; `names` are its input and output.
+
+    BatchNorm is folded beforehand, and no activation works in place: the exporter comes to the
+    same graph either way, but traces each of the two at length first.
+    """
+    traced = copy.deepcopy(module).eval()
+    for layer in traced.modules():
+        vars(layer).pop("forward", None)  # of keep_depthwise_in_float32: it calls the original
+        if getattr(layer, "inplace", False):
+            layer.inplace = False  # type: ignore[assignment]
+    fold_batch_norm(traced)
     torch.onnx.export(
-        module.eval(),
+        traced,
         (example,),
         file,
         input_names=[names[0]],

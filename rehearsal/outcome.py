@@ -1,0 +1,105 @@
+"""What a rehearsed run has to leave, and what the demo says of it at its end."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+
+from costs.compare import ComparisonRow
+from infra.outputs import stack_output
+from rehearsal.group import RehearsedGroup
+from training.run_record import RESULTS, RunRecord
+from training.transfer import list_keys
+
+
+class DemoError(RuntimeError):
+    """Something did not come out as it has to; the message is one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came out of the demo."""
+
+    page: Path
+    picture: Path
+    log: Path
+    proven: Sequence[str]
+    test: Mapping[str, Any]  # of metrics.json
+    costs: Sequence[ComparisonRow]
+    seconds: float
+
+    @property
+    def summary(self) -> str:
+        """A few lines: numbers, what was proven, files, what to do next."""
+        exact, majority = self.test["accuracy"], self.test["majority"]
+        dollars = {row.where: row.dollars for row in self.costs}
+        return "\n".join(
+            [
+                "",
+                f"  {exact['value']:7.1%}  exact counts on {self.test['photos']:,} test photos "
+                f"({exact['low']:.1%} to {exact['high']:.1%}, 95 %)",
+                f"  {majority['value']:7.1%}  for always answering {majority['count']}",
+                f"  ${dollars['EC2 spot']:.4f}  for the training on EC2 spot; on SageMaker it is "
+                f"${dollars['SageMaker training']:.4f}",
+                f"  {self.seconds:5.0f} s  from an empty account to an answer",
+                "",
+                "Proven on this machine:",
+                *(f"  - {each}" for each in self.proven),
+                "",
+                f"Picture:  {self.picture}",
+                f"Page:     {self.page}",
+                f"Log:      {self.log}",
+                "Next:     make test; or README.md, “On your AWS account”",
+            ]
+        )
+
+
+def check_run(record: RunRecord, group: RehearsedGroup, *, machines: int) -> list[str]:
+    """What the run has proven.
+
+    Raises DemoError unless it succeeded, did no work twice, and left nothing running.
+    """
+    status = record.status()
+    outcomes = [attempt.get("outcome", "none") for attempt in status["attempts"]]
+    if outcomes != ["interrupted"] * (machines - 1) + ["succeeded"]:
+        raise DemoError(f"the run {status['state']} ({status['message']}), attempts: {outcomes}")
+    left = {
+        key.removeprefix(record.key("")) for key in list_keys(record.s3, record.bucket, "runs/")
+    }
+    missing = {*RESULTS} - left
+    if missing:
+        raise DemoError(f"{record.uri('')} lacks {', '.join(sorted(missing))}")
+
+    checkpoints = list_keys(record.s3, record.bucket, f"checkpoints/{record.run_id}/")
+    chunks = [
+        key.partition("/features-")[2]
+        for key in checkpoints
+        if "/features-" in key and key.endswith(".npy")
+    ]
+    if len(chunks) != len(set(chunks)):
+        raise DemoError("a chunk of features was computed twice")
+
+    name = stack_output("TrainStack", "ModelParameterName")
+    model = boto3.client("ssm").get_parameter(Name=name)["Parameter"]["Value"]
+    if model != record.uri("model.tar.gz"):
+        raise DemoError(f"{name} points at {model}")
+    states = group.states()
+    if states != {"desired": 0, "instances": 0}:
+        raise DemoError(f"the group is not at rest: {states}")
+    return [
+        "the stacks deploy, and the launcher starts, stops and resumes a run",
+        f"machines that worked on it: {', '.join(outcomes)}; {_resumed(group)}",
+        f"{len(chunks)} chunks of features were computed, none twice",
+        "the group is at 0, and no machine is left",
+        "the endpoint answers test photos as the model does on this machine",
+    ]
+
+
+def _resumed(group: RehearsedGroup) -> str:
+    """What the last machine said of where it went on."""
+    console = list(group.machines.values())[-1].console.read_text()
+    said = re.search(r"going on after epoch \d+", console)
+    return f"the last one was {said.group()}" if said else "the head was trained on one machine"

@@ -1,0 +1,89 @@
+"""How fast this machine is, so that the demo takes about as long everywhere, and says how long."""
+
+import os
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+MEASURED_SECONDS = 0.5
+# Measured in November 2026 on two cores of an AMD EPYC 7R13 (AVX2, no AVX-512): passes of the
+# blocks below a second, and photos a second for which training computes features.
+REFERENCE_PASSES = 115.0
+REFERENCE_PHOTOS = 55.0
+PIXELS = (4, 3, 224, 224)
+CONVOLUTIONS = (  # output channels, kernel, groups, stride: three of EfficientNet-Lite0's 16 blocks
+    *((32, 3, 1, 2), (96, 1, 1, 1), (96, 3, 96, 2), (24, 1, 1, 1)),
+    *((144, 1, 1, 1), (144, 5, 144, 2), (40, 1, 1, 1)),
+    *((240, 1, 1, 1), (240, 3, 240, 2), (80, 1, 1, 1)),
+)
+FEWEST, MOST_SYNTHETIC, MOST_REAL = 240, 800, 6749
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many photos the demo takes, and how long this machine takes for what."""
+
+    photos: int
+    photos_a_second: float
+    slowness: float  # beside the reference machine; 2 takes twice as long
+    seconds: float  # in all
+
+
+def make_plan(*, goal: float, others: float, most: int, asked: int | None, speed: float) -> Plan:
+    """As many photos as fit into `goal` seconds, of which `others` pass on the reference machine
+    without any; at least FEWEST, at most `most`, or those `asked` for."""
+    photos_a_second = REFERENCE_PHOTOS * speed
+    fitting = int((goal - others / speed) * photos_a_second)
+    photos = asked or min(max(fitting, FEWEST), most)
+    seconds = others / speed + photos / photos_a_second
+    return Plan(photos, photos_a_second, 1 / speed, seconds)
+
+
+def measure_speed() -> float:
+    """This machine's speed in what takes longest, convolutions: 1 is the reference machine's."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    session = onnxruntime.InferenceSession(
+        _blocks().SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    pixels = np.ones(PIXELS, np.float32)
+    session.run(None, {"pixels": pixels})
+    passes, begun = 0, time.perf_counter()
+    while (passed := time.perf_counter() - begun) < MEASURED_SECONDS:
+        session.run(None, {"pixels": pixels})
+        passes += 1
+    return passes / passed / REFERENCE_PASSES
+
+
+def _blocks() -> ModelProto:
+    """A network of CONVOLUTIONS, with weights drawn at random."""
+    random = np.random.default_rng(0)
+    nodes, weights, last, channels = [], [], "pixels", 3
+    for number, (out, kernel, groups, stride) in enumerate(CONVOLUTIONS):
+        shape = (out, channels // groups, kernel, kernel)
+        values: NDArray[np.float32] = random.normal(0, 0.1, shape).astype(np.float32)
+        weights.append(numpy_helper.from_array(values, f"weights{number}"))
+        output = f"map{number}"
+        nodes.append(
+            helper.make_node(
+                "Conv",
+                [last, weights[-1].name],
+                [output],
+                strides=[stride, stride],
+                pads=[kernel // 2] * 4,
+                group=groups,
+            )
+        )
+        last, channels = output, out
+    graph = helper.make_graph(
+        nodes,
+        "blocks",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, PIXELS)],
+        [helper.make_tensor_value_info(last, TensorProto.FLOAT, None)],
+        weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)

@@ -1,0 +1,57 @@
+"""Waiting for a process to be ready, for as long as it works on it, however slow this machine."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+LOOK_SECONDS = 0.1
+IDLE_SECONDS = 60.0  # a program that starts computes, or reads from the disk, all the time
+BUSY_SHARE = 0.001  # of that time
+
+
+class NotReadyError(RuntimeError):
+    """A process ended, or does nothing any more, before it was ready; the message is one line."""
+
+
+def wait_until(ready: Callable[[], bool], process: psutil.Popen, *, name: str, log: Path) -> None:
+    """Ask `ready` again and again until it is.
+
+    Raises NotReadyError, with the last line of `log`, as soon as `process` has ended, and when
+    it and its children did nothing for IDLE_SECONDS.
+    """
+    busy, since = -1.0, time.monotonic()
+    while not ready():
+        now = time.monotonic()
+        if process.poll() is not None:
+            raise NotReadyError(_told(name, f"ended with exit code {process.returncode}", log))
+        used = _cpu_seconds(process)
+        if used - busy > IDLE_SECONDS * BUSY_SHARE:
+            busy, since = used, now
+        elif now - since > IDLE_SECONDS:
+            raise NotReadyError(_told(name, f"did nothing for {IDLE_SECONDS:.0f} s", log))
+        time.sleep(LOOK_SECONDS)
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that says anything."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "nothing"
+
+
+def _told(name: str, happened: str, log: Path) -> str:
+    return f"{name} {happened} before it was ready; {log} ends with: {last_line(log)}"
+
+
+def _cpu_seconds(process: psutil.Popen) -> float:
+    """What a process and its children have computed so far."""
+    used = 0.0
+    try:
+        for each in (process, *process.children(recursive=True)):
+            times = each.cpu_times()
+            used += times.user + times.system + getattr(times, "iowait", 0.0)
+    except psutil.NoSuchProcess:
+        pass  # it is seen to have ended, or its children are counted at the next look
+    return used

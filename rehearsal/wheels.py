@@ -1,0 +1,23 @@
+"""A wheel of an installed package, for the rehearsed machine to install without a network."""
+
+import zipfile
+from importlib.metadata import distribution
+from pathlib import Path
+
+
+def pack_installed(name: str, folder: Path) -> Path:
+    """Put the files of an installed package of pure Python into a wheel; returns its path.
+
+    Its console scripts stay behind: https://packaging.python.org/specifications/binary-distribution-format
+    """
+    package = distribution(name)
+    files = {file.as_posix(): Path(str(file.locate())) for file in package.files or []}
+    folder.mkdir(parents=True, exist_ok=True)
+    wheel = folder / f"{name}-{package.version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, file in files.items():
+            if not name.startswith("..") and file.suffix != ".pyc":
+                # A fixed date: the same wheel each time, so that its hash is the same.
+                entry = zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0))
+                archive.writestr(entry, file.read_bytes())
+    return wheel
