@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from data_prep.folder import metadata_path, photo_path, write_atomic
 
-DOWNLOADED = 300  # proves the download; all of 6,749 would take moto one to three minutes
+DOWNLOADED = 100  # proves the download; all of 6,749 would take moto one to three minutes
 
 
 def lay_out(bins: Path, photos: int, *, public: Path, data: Path) -> list[str]:

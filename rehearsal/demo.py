@@ -39,7 +39,7 @@ from training.run_record import RunRecord
 REAL_BINS = ROOT.parent / "shared" / "abid" / "abid-224.tar"
 GOAL_SECONDS = {"real": 240.0, "synthetic": 90.0}
 # Of a run on the reference machine of rehearsal/speed.py, without the photos' features.
-STACKS_SECONDS, LAUNCH_SECONDS, MACHINE_SECONDS, ENDPOINT_SECONDS = 25.0, 10.0, 50.0, 15.0
+STACKS_SECONDS, LAUNCH_SECONDS, MACHINE_SECONDS, ENDPOINT_SECONDS = 22.0, 6.0, 52.0, 8.0
 DATASET = "bins"
 ARCH = "efficientnet_lite0"  # its weights come with an installed package
 SAMPLES_PER_COUNT = 2
@@ -62,9 +62,12 @@ class Demo:
 
     def command(self, *words: str | Path) -> None:
         """Run a command of the project as the user would; its output is in the log."""
-        self.screen.note(f"$ {shlex.join(str(word) for word in words)}")
+        line = shlex.join(str(word) for word in words)
+        self.screen.note(f"$ {line}")
+        begun = self.screen.seconds
         environment = self.stand_in.environment
         self.processes.run(words, environment=environment, folder=ROOT, log=self.screen.log)
+        self.screen.note(f"{self.screen.seconds - begun:.1f} s: {line}")
 
     def data_prep(self, command: str, *words: str | Path) -> None:
         self.command("python", "-m", "data_prep", command, "--data", self.data, *words)
@@ -155,13 +158,13 @@ def _make_stacks_and_data(demo: Demo, kind: str) -> None:
     with demo.screen.step("stacks and data", STACKS_SECONDS * plan.slowness) as task:
         synthesized = demo.pool.submit(stand_in.synthesize)
         weights = ("--arch", ARCH)
-        saved = demo.pool.submit(demo.data_prep, "weights", "--local", *weights)
         bins = REAL_BINS if kind == "real" else _draw(demo)
         public = demo.folder / "public"
         demo.screen.describe(task, f"{kind} photos into the public bucket")
         lay_out(bins, plan.photos, public=public, data=demo.data)
         stand_in.start(public)
         bootstrapped = demo.pool.submit(stand_in.bootstrap)
+        saved = demo.pool.submit(demo.data_prep, "weights", "--local", *weights)
         demo.screen.describe(task, "cdk synth; data_prep download, split, pack")
         for command, *words in (
             ("download", "--list", public / "ids.txt", "--counts", "1-5"),

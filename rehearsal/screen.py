@@ -35,7 +35,8 @@ class Screen:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._console.is_terminal:
+            self._progress.stop()
 
     @property
     def seconds(self) -> float:
@@ -62,7 +63,8 @@ class Screen:
         self._progress.update(task, completed=seconds)
         self.note(f"{description}: {took:.0f} s")
         if not self._console.is_terminal:
-            self._console.print(f"  {description:<58} {took:4.0f} s", markup=False)
+            last = self._progress.tasks[task].description
+            self._console.print(f"  {last:<58} {took:4.0f} s", markup=False)
 
     def describe(self, task: TaskID, description: str) -> None:
         """What a step is doing now."""

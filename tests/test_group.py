@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import boto3
+import psutil
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -74,7 +75,6 @@ def run(
     endpoint: str,
     folder: Path,
     *interruptions: str,
-    limit: float = 30,
     say: Callable[[str], None] = lambda _: None,
 ) -> RehearsedGroup:
     with Processes(folder / "state") as processes:
@@ -85,8 +85,13 @@ def run(
             folder=folder / "machines",
             say=say,
         )
-        group.run(interruptions=list(interruptions), limit_seconds=limit)
+        group.run(interruptions=list(interruptions))
     return group
+
+
+def running_in(folder: Path) -> list[int]:
+    """Processes that work in `folder`."""
+    return [it.pid for it in psutil.process_iter(["cwd"]) if it.info["cwd"] == str(folder)]
 
 
 def test_a_machine_that_sets_the_group_to_0_is_the_last(endpoint: str, tmp_path: Path) -> None:
@@ -146,7 +151,13 @@ def test_a_booked_action_is_carried_out_when_it_is_due(endpoint: str, tmp_path: 
     assert group.states() == {"desired": 0, "instances": 0}
 
 
-def test_a_group_that_never_ends_is_ended_with_its_machines(endpoint: str, tmp_path: Path) -> None:
-    deploy("sleep 600")
-    with pytest.raises(StillRunningError, match="trainer still runs after 1 s"):
-        run(endpoint, tmp_path, limit=1)
+def test_a_group_whose_machines_fall_silent_is_ended_with_them(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "QUIET_SECONDS", 1.0)
+    deploy("for second in 1 2 3 4; do echo at work; sleep 0.5; done; touch done; sleep 600")
+    with pytest.raises(StillRunningError, match="no machine has said anything for 1 s"):
+        run(endpoint, tmp_path)
+    (machine,) = (tmp_path / "machines").iterdir()
+    assert (machine / "done").exists(), "it was waited for as long as it said something"
+    assert not running_in(machine)

@@ -93,7 +93,7 @@ def test_a_failing_command_is_one_line_with_its_log(tmp_path: Path) -> None:
     with Processes(tmp_path) as processes:
         log = tmp_path / "log"
         with pytest.raises(
-            CommandError, match=r"`false` ended with exit code 1; its output: .*log"
+            CommandError, match=r"`false` ended with exit code 1: nothing; its output: .*log"
         ):
             processes.run(["false"], environment={"PATH": os.environ["PATH"]}, log=log)
 
