@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # The demo's test watches the disk: no other may write there meanwhile.
 PYTEST = .venv/bin/python -m pytest -q
 
-.PHONY: help setup demo test test-all lint lock clean
+.PHONY: help setup demo test test-fast test-all lint lock clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -16,6 +16,9 @@ setup: ## install what `make` needs, once
 
 demo: setup ## from stacks to prediction on this machine, no AWS account needed
 	@.venv/bin/python -m rehearsal.demo
+
+test-fast: lint ## of the tests, what takes under a minute: to run after each edit
+	@$(PYTEST) -n 2 --fast
 
 test: lint ## style, types and every test
 	@$(PYTEST) -n 2 --dist worksteal --ignore tests/test_demo.py

@@ -21,6 +21,18 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 read_api = functools.cache(JSONFileLoader().load_file)
+# Files that start processes, train networks, synthesize stacks or ask a server often: most of the
+# time that the tests take. `make test-fast` leaves them out.
+NOT_FAST = set(Path(__file__).with_name("not_fast.txt").read_text().split())
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="leave out what takes most of the time")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With --fast, not even import what is left out."""
+    return True if config.getoption("--fast") and collection_path.name in NOT_FAST else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -59,7 +59,7 @@ def count(*_):
         file.write("x")
 
 signal.signal(signal.SIGALRM, give_up)
-signal.alarm(20)
+signal.alarm(600)
 ending = os.environ["TRAINING"]
 if ending == "succeeds":
     finish()
@@ -98,7 +98,7 @@ class FakeMetadata:
     @property
     def spot_instance_action(self) -> object:
         self.looks += 1
-        assert self.looks < 3000, "training never got ready, or never heard of the notice"
+        assert self.looks < 60_000, "training never got ready, or never heard of the notice"
         return self.on_look() if (self.work / "ready").exists() else None
 
 

@@ -4,10 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from aws_cdk import App
-
-from app import add_stacks
-
 ROOT = Path(__file__).parent.parent
 CDK_CONTEXT: dict[str, Any] = json.loads((ROOT / "cdk.json").read_text())["context"]
 
@@ -60,6 +56,10 @@ class Template:
 
 def synthesize(folder: Path, **settings: object) -> dict[str, Template]:
     """Stack id to template, as `cdk synth -c name=value …` would write them into `folder`."""
+    from aws_cdk import App  # takes seconds, and a process of Node's
+
+    from app import add_stacks
+
     app = App(context=CDK_CONTEXT | settings, outdir=str(folder))
     add_stacks(app)
     app.synth()

@@ -148,7 +148,7 @@ def test_ping_answers_while_a_photo_is_counted(
 
     def slow_count(questions: Questions, model: Model, review_below: float) -> Answers:
         counting.set()
-        assert pinged.wait(timeout=10)
+        assert pinged.wait(timeout=600)
         return count(questions, model, review_below)
 
     monkeypatch.setattr(application, "predict_fn", slow_count)
@@ -236,7 +236,7 @@ def test_above_the_queue_requests_are_told_to_come_back_and_later_ones_are_answe
 
     def slow_count(questions: Questions, model: Model, review_below: float) -> Answers:
         counting.release()
-        assert go_on.wait(timeout=10)
+        assert go_on.wait(timeout=600)
         return count(questions, model, review_below)
 
     monkeypatch.setattr(application, "predict_fn", slow_count)
@@ -257,7 +257,7 @@ def test_above_the_queue_requests_are_told_to_come_back_and_later_ones_are_answe
 
             for _ in range(2):
                 tasks.start_soon(invoke)
-                assert await anyio.to_thread.run_sync(lambda: counting.acquire(timeout=10))
+                assert await anyio.to_thread.run_sync(lambda: counting.acquire(timeout=600))
             refused = await invoke()
             assert refused.headers["retry-after"] == "1"
             assert "2 requests are waiting" in refused.json()["error"]

@@ -150,7 +150,13 @@ def run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run_idea
 
 
-@pytest.mark.parametrize("name", IDEAS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in {"plain", "corn"} else pytest.mark.slow)
+        for name in IDEAS
+    ],
+)
 def test_an_idea_leaves_a_row_and_its_answers(name: str, folder: Path, run: Run) -> None:
     (row,) = map(json.loads, run(name, *IDEAS[name]).read_text().splitlines())
     answers = np.load(answers_of(folder, name))

@@ -28,7 +28,7 @@ main()
 
 def test_ctrl_c_is_one_line_after_what_was_printed() -> None:
     command = [sys.executable, "-c", SCRIPT]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert (run.returncode, run.stdout) == (130, "a line\n")
     assert run.stderr == "\nstopped\n"
 
@@ -46,7 +46,7 @@ def test_a_reader_that_has_left_is_no_error(unbuffered: str) -> None:
         stderr=subprocess.PIPE,
     ) as command:
         os.close(write)
-        _, error = command.communicate(timeout=60)
+        _, error = command.communicate(timeout=600)
     assert error == b""
     assert command.returncode == 128 + signal.SIGPIPE
 

@@ -269,11 +269,12 @@ def test_training_spot_itself_is_killed(account: Account) -> None:
     assert "Killed" in account.cloudwatch(machine)
 
 
-def test_no_capacity_until_the_deadline(account: Account) -> None:
+def test_no_capacity_until_the_deadline(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     account.group.capacity = False
     account.launch("succeeds")
-    with pytest.raises(StillRunningError):
-        account.group.machine_at("says:boot", seconds=1)
+    with monkeypatch.context() as patch, pytest.raises(StillRunningError):
+        patch.setattr(rehearsed_group, "QUIET_SECONDS", 1.0)
+        account.group.machine_at("says:boot")
     account.deadline_comes()
     account.ends()
     assert not account.machines

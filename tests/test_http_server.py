@@ -27,7 +27,7 @@ def test_only_an_error_that_is_none_of_the_end_is_told(
     server = serve(Handler)
     try:
         with pytest.raises((OSError, EOFError)):
-            urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/", timeout=5)
+            urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/", timeout=600)
     finally:
         server.shutdown()
         server.server_close()
@@ -48,7 +48,7 @@ def test_a_server_answers_on_the_port_that_is_asked_for() -> None:
             pass
 
     server = serve(Handler, port)
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=600) as answer:
         assert answer.status == 204
     server.shutdown()
     server.server_close()

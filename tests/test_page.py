@@ -35,7 +35,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert process.stdout
     yield json.loads(process.stdout.readline())["listening"]
     process.terminate()
-    process.communicate(timeout=10)
+    process.communicate(timeout=600)
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ class Preparation:
         return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
 def test_however_often_it_is_killed_the_bytes_are_the_same(
     s3: Any, tmp_path: Path, kills: int
 ) -> None:

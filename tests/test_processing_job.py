@@ -254,13 +254,14 @@ def test_the_machines_of_a_job_make_the_shards_of_one_with_the_rights_of_its_rol
 ) -> None:
     expected = site.by_one_machine()
     for host in site.start("job"):
-        said, _ = host.communicate(timeout=120)
+        said, _ = host.communicate(timeout=600)
         assert host.returncode == 0, said
     assert uploaded(site.s3, DATA) == expected
     table = read_calls(TABLES / "recorded_preparation_calls.csv")
     assert site.calls == table, "see whether each is right, then change the table"
 
 
+@pytest.mark.slow
 def test_a_job_that_lost_a_machine_is_completed_by_the_next(site: Site) -> None:
     expected = site.by_one_machine()
     hosts = site.start("first")
@@ -271,12 +272,13 @@ def test_a_job_that_lost_a_machine_is_completed_by_the_next(site: Site) -> None:
         kill(host)
     assert "manifest.json" not in uploaded(site.s3, DATA)
     for host in site.start("second"):
-        said, _ = host.communicate(timeout=120)
+        said, _ = host.communicate(timeout=600)
         assert host.returncode == 0, said
     assert uploaded(site.s3, DATA) == expected
     assert packed.items() <= site.packed().items(), "they were not made again"
 
 
+@pytest.mark.slow
 def test_shards_of_other_settings_are_not_taken_for_ours(site: Site) -> None:
     usual = site.by_one_machine()
     words = ["--list", str(site.folder / "ids.txt"), "--share", "1/1"]
@@ -290,7 +292,7 @@ def test_shards_of_other_settings_are_not_taken_for_ours(site: Site) -> None:
 def test_why_a_machine_failed_is_the_jobs_exit_message(site: Site) -> None:
     hosts = site.start("small", "--min-photos", "1000")
     for host in hosts:
-        host.communicate(timeout=120)
+        host.communicate(timeout=600)
         assert host.returncode == 1
     message = site.folder / "small" / "algo-1" / "opt/ml/output/message"
     assert "error: " in message.read_text()

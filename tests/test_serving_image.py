@@ -158,14 +158,14 @@ class Serving:
         headers = {"Content-Type": content_type}
         request = urllib.request.Request(f"{self.url}/invocations", body, headers)
         try:
-            with urllib.request.urlopen(request, timeout=10) as response:
+            with urllib.request.urlopen(request, timeout=600) as response:
                 return response.status, json.load(response)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
 
     def stop(self) -> tuple[int, str, str]:
         self.process.send_signal(signal.SIGTERM)
-        output, errors = self.process.communicate(timeout=10)
+        output, errors = self.process.communicate(timeout=600)
         return self.process.returncode, output, errors
 
 
@@ -179,7 +179,7 @@ def serving(image: Path, tmp_path: Path) -> Iterator[Serving]:
 
 
 def test_serve_answers_over_http_logs_and_ends_cleanly_on_sigterm(serving: Serving) -> None:
-    with urllib.request.urlopen(f"{serving.url}/ping", timeout=10) as response:
+    with urllib.request.urlopen(f"{serving.url}/ping", timeout=600) as response:
         assert response.status == 200
     status, answer = serving.post(grey_photo(4), "image/jpeg")
     assert (status, answer["count"]) == (200, 4)
@@ -195,7 +195,7 @@ def test_serve_answers_over_http_logs_and_ends_cleanly_on_sigterm(serving: Servi
 def test_a_request_that_has_begun_is_answered_after_sigterm(serving: Serving) -> None:
     photo = grey_photo(5)
     host = serving.url.removeprefix("http://")
-    idle, busy = (http.client.HTTPConnection(host, timeout=10) for _ in range(2))
+    idle, busy = (http.client.HTTPConnection(host, timeout=600) for _ in range(2))
     with contextlib.closing(idle), contextlib.closing(busy):
         idle.request("GET", "/ping")
         assert idle.getresponse().read()
@@ -212,7 +212,7 @@ def test_a_request_that_has_begun_is_answered_after_sigterm(serving: Serving) ->
         response = busy.getresponse()
         assert response.status == 200
         assert json.load(response)["count"] == 5
-    assert serving.process.wait(timeout=10) == 0
+    assert serving.process.wait(timeout=600) == 0
 
 
 def test_serve_without_a_model_says_so_in_one_line(image: Path, tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_serve_without_a_model_says_so_in_one_line(image: Path, tmp_path: Path) 
         env={"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=600,
     )
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: ")
@@ -235,7 +235,7 @@ def test_the_image_has_no_page(image: Path, tmp_path: Path) -> None:
         env={"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=600,
     )
     assert ended.returncode == 1
     assert ended.stderr == "error: the image has no page: leave --page out\n"

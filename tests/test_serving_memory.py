@@ -88,7 +88,7 @@ def send(port: int, requests: list[tuple[str, bytes]], number: int) -> None:
     statuses: Counter[int] = Counter()
 
     def client() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
         while (this := next(numbers)) < number:
             content_type, body = random.Random(this).choice(requests)
             try:

@@ -276,7 +276,7 @@ def test_help_installs_nothing() -> None:
         cwd=setup.ROOT,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=600,
     )
     assert done.stdout.startswith("usage: python3 rehearsal/setup.py [-h]")
     assert "Setting up" not in done.stdout

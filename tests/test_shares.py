@@ -71,7 +71,7 @@ def test_three_machines_make_the_shards_of_one(s3: Any, tmp_path: Path) -> None:
     }
     machines = [start(tmp_path, number) for number in (3, 1, 2)]
     for machine in machines:
-        said, _ = machine.communicate(timeout=120)
+        said, _ = machine.communicate(timeout=600)
         assert machine.returncode == 0, said
     assert uploaded(s3) == expected
     shards = [set(folder.glob("datasets/bins/*.tar")) for folder in tmp_path.glob("machine-*")]
@@ -80,7 +80,7 @@ def test_three_machines_make_the_shards_of_one(s3: Any, tmp_path: Path) -> None:
     assert all(shards), "each has had something to do"
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_machine_that_dies_is_started_again_and_completes_the_whole(
     s3: Any, tmp_path: Path, kills: int
 ) -> None:
@@ -98,7 +98,7 @@ def test_a_machine_that_dies_is_started_again_and_completes_the_whole(
             assert verify_bucket(OURS, "bins") == []
         machines[number] = start(tmp_path, number)
     for machine in machines.values():
-        said, _ = machine.communicate(timeout=120)
+        said, _ = machine.communicate(timeout=600)
         assert machine.returncode == 0, said
     assert uploaded(s3) == expected
 

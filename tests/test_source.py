@@ -2,6 +2,8 @@
 
 import boto3
 import pytest
+from moto.core import DEFAULT_ACCOUNT_ID
+from moto.s3.models import s3_backends
 
 from data_prep.folder import DataError
 from data_prep.objects import PUBLIC_BUCKET
@@ -24,7 +26,8 @@ def test_only_metadata_directly_under_its_prefix_is_listed(bucket):
 def test_more_ids_than_a_page_has_are_all_listed(bucket):
     ids = [f"{number:05d}" for number in range(0, 30_000, 25)]
     for photo_id in ids:
-        bucket.put_object(Bucket=PUBLIC_BUCKET, Key=f"metadata/{photo_id}.json", Body=b"{}")
+        key = f"metadata/{photo_id}.json"
+        s3_backends[DEFAULT_ACCOUNT_ID]["aws"].put_object(PUBLIC_BUCKET, key, b"{}")
     assert list(list_bucket(PUBLIC_BUCKET)) == ids
 
 

@@ -38,7 +38,7 @@ def run_app(folder: Path, **settings: object) -> subprocess.CompletedProcess[str
         },
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 
@@ -150,7 +150,7 @@ def checkov(templates: list[Path], home: Path) -> Any:
         },
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     return json.loads(result.stdout)
 

@@ -116,7 +116,7 @@ def boot(
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=30,
+        timeout=600,
     )
     return Boot(folder, calls.read_text().splitlines(), done.stdout + done.stderr)
 
