@@ -17,7 +17,7 @@ setup: ## install what `make` needs, once
 demo: setup ## from stacks to prediction on this machine, no AWS account needed
 	@.venv/bin/python -m rehearsal.demo
 
-test-fast: lint ## of the tests, what takes under a minute: to run after each edit
+test-fast: setup ## of the tests, what takes under a minute: to run after each edit
 	@$(PYTEST) -n 2 --fast
 
 test: lint ## style, types and every test

@@ -1,6 +1,5 @@
 """How fast this machine is, so that the demo takes about as long everywhere, and says how long."""
 
-import os
 import time
 from dataclasses import dataclass
 
@@ -9,9 +8,11 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from serving.cores import available_cores
+
 SLICES, SLICE_SECONDS = 4, 0.4  # the slowest counts: a processor is fast for a moment
 MARGIN = 0.95  # of the goal
-# Measured in November 2026 on two cores of an AMD EPYC 7R13 (AVX2, no AVX-512): passes of the
+# Measured in November 2026 on two cores of an AMD EPYC "Milan" (AVX2, no AVX-512): passes of the
 # blocks below a second, and photos a second for which training computes features.
 REFERENCE_PASSES = 115.0
 REFERENCE_PHOTOS = 42.0
@@ -47,7 +48,7 @@ def make_plan(*, goal: float, others: float, most: int, asked: int | None, speed
 def measure_speed() -> float:
     """This machine's speed in what takes longest, convolutions: 1 is the reference machine's."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = available_cores()
     session = onnxruntime.InferenceSession(
         _blocks().SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -16,7 +16,6 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -24,11 +23,11 @@ import uvicorn
 
 from serving.application import PAGE, QUEUE, create_app
 from serving.artifact import PRECISIONS, ModelError, load_model
+from serving.cores import available_cores
 from serving.inference import REVIEW_BELOW
 from serving.memory import give_back_large_blocks
 
 DRAIN_SECONDS = 25  # SageMaker kills a container 30 s after SIGTERM
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds, of so many
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -160,18 +159,6 @@ def listen(host: str, port: int) -> socket.socket:
     listener = socket.create_server((host, port))
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
-
-
-def available_cores() -> int:
-    """Cores that this process may use, on the machine and in its container."""
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):  # on Linux
-        cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = CPU_QUOTA.read_text().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
 
 
 def port_number(text: str) -> int:

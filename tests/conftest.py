@@ -16,9 +16,12 @@ from synthesized import Template, synthesize
 
 from data_prep.synthetic import synthesize as draw_bins
 from rehearsal.ports import free_port
+from rehearsal.speed import measure_speed
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+SUITE_MINUTES = 12  # on the reference machine of rehearsal/speed.py, two tests at a time
 
 read_api = functools.cache(JSONFileLoader().load_file)
 # Files that start processes, train networks, synthesize stacks or ask a server often: most of the
@@ -33,6 +36,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """With --fast, not even import what is left out."""
     return True if config.getoption("--fast") and collection_path.name in NOT_FAST else None
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Say what `make test` is going to do, and how long that takes here."""
+    if not _is_whole(session.config):
+        return
+    minutes = SUITE_MINUTES / measure_speed()
+    _say(session.config, f"Every test but the demo's: about {minutes:.0f} minutes on this machine.")
+
+
+def pytest_terminal_summary(exitstatus: int, config: pytest.Config) -> None:
+    if _is_whole(config) and exitstatus == 0:
+        _say(
+            config,
+            "Proven: data, training, serving and costs do what their tests say; the stacks pass "
+            "cdk-nag, cfn-lint and checkov, and no role may do more than it does; machines and "
+            "jobs that are interrupted, killed or refused end as tests/test_endings.py lists; the "
+            "notebook runs. Only an AWS account can show the rest: README.md.",
+        )
+
+
+def _is_whole(config: pytest.Config) -> bool:
+    """Whether these are all tests, in the process that shows the result."""
+    started_for_part = hasattr(config, "workerinput") or config.getoption("--fast")
+    return not started_for_part and config.args == config.getini("testpaths")
+
+
+def _say(config: pytest.Config, text: str) -> None:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter:
+        reporter.write_line(text)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

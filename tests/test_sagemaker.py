@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import re
 import tarfile
 from datetime import UTC, datetime, timedelta
@@ -15,6 +14,7 @@ import training_account
 from botocore.exceptions import ClientError
 from training_account import EARLIER, Account, Clock
 
+from serving.cores import available_cores
 from training import launch, sagemaker_run, sagemaker_search
 from training.chosen_model import chosen_model, run_of
 from training.deployment import Deployment, LaunchError
@@ -129,7 +129,7 @@ def test_a_run_is_recorded_with_its_job_as_a_spot_machines_is(account: Account) 
     [
         ["--mode", "finetune", "--epochs", "20", "--batch-size", "256"],  # what head mode has
         ["--epochs", "5", "--hidden", "0", "--average", "0.998"],  # what finetune has
-        ["--mode", "finetune", "--threads", f"{os.cpu_count()}"],  # what this machine has
+        ["--mode", "finetune", "--threads", f"{available_cores()}"],  # what this machine has
         [],
     ],
 )

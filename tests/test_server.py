@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from tiny_model import write_tiny_model
 
-from serving import server
-from serving.server import available_cores, listen, main, parse_arguments
+from serving import cores as cores_module
+from serving.cores import available_cores
+from serving.server import listen, main, parse_arguments
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_no_more_cores_are_used_than_a_container_may(
     quota: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    monkeypatch.setattr(server, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(cores_module, "CPU_QUOTA", tmp_path / "cpu.max")
     (tmp_path / "cpu.max").write_text(quota)
     assert available_cores() == cores
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from serving.cores import available_cores
 from serving.decision import DECISIONS, Decision
 from training.sagemaker_environment import sagemaker_defaults
 
@@ -370,7 +371,7 @@ def _add_machine(group: "argparse._ArgumentGroup") -> None:
     flag(
         "--threads",
         type=whole_number,
-        default=max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+        default=max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
         help="CPU threads; weights are reproducible for one number (default: all, shared with the "
         "other processes of torchrun: %(default)s)",
     )
