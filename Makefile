@@ -2,6 +2,8 @@
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION = 20
 # With it, each process would compile every module that it imports.
 unexport PYTHONDONTWRITEBYTECODE
+# The CDK's Python side unpacks itself there; the home folder may be read-only.
+export JSII_RUNTIME_PACKAGE_CACHE_ROOT = $(CURDIR)/.cache/jsii
 
 # The demo's test watches the disk: no other may write there meanwhile.
 PYTEST = .venv/bin/python -m pytest -q
@@ -18,14 +20,14 @@ demo: setup ## from stacks to prediction on this machine, no AWS account needed
 	@.venv/bin/python -m rehearsal.demo
 
 test-fast: setup ## of the tests, what takes under a minute: to run after each edit
-	@$(PYTEST) -n 2 --fast
+	@$(PYTEST) -n 3 --fast
 
 test: lint ## style, types and every test
-	@$(PYTEST) -n 2 --dist worksteal --ignore tests/test_demo.py
+	@$(PYTEST) -n 3 --dist worksteal --ignore tests/test_demo.py
 	@$(PYTEST) tests/test_demo.py
 
 test-all: lint ## proofs that take long as well
-	@$(PYTEST) -m "slow or not slow" -n 2 --dist worksteal --ignore tests/test_demo.py
+	@$(PYTEST) -m "slow or not slow" -n 3 --dist worksteal --ignore tests/test_demo.py
 	@$(PYTEST) -m "slow or not slow" tests/test_demo.py
 
 lint: setup ## ruff and mypy

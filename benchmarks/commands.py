@@ -127,7 +127,8 @@ def machine() -> str:
     )
     flags = {word for value in lines.values() for word in value.split()}
     kinds = [kind for kind in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if kind in flags]
-    name = " ".join(next(v for k, v in lines.items() if k.startswith("model")).split())
+    names = [" ".join(v.split()) for k, v in lines.items() if k.startswith("model")]
+    name = names[0] if names else platform.machine()
     memory = psutil.virtual_memory().total / 2**30
     return (
         f"{name} ({', '.join(kinds)}), {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB; "

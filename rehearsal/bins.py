@@ -5,8 +5,6 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data_prep.folder import metadata_path, photo_path, write_atomic
 
 DOWNLOADED = 100  # proves the download; all of 6,749 would take moto one to three minutes
@@ -26,11 +24,11 @@ def lay_out(bins: Path, photos: int, *, public: Path, data: Path) -> list[str]:
     }
     chosen = sorted(photo for photo, count in counts.items() if 1 <= count <= 5)[:photos]
     places = {photo: public if n < DOWNLOADED else data for n, photo in enumerate(chosen)}
-    found = ((Path(key).stem, content) for key, content in read_objects(bins, "bin-images"))
-    wanted = ((photo, content) for photo, content in found if photo in places)
-    for photo, content in tqdm(wanted, "photos", total=len(chosen), unit="photo"):
-        write_atomic(photo_path(places[photo], photo), content)
-        write_atomic(metadata_path(places[photo], photo), metadata[f"metadata/{photo}.json"])
+    for key, content in read_objects(bins, "bin-images"):
+        photo = Path(key).stem
+        if photo in places:
+            write_atomic(photo_path(places[photo], photo), content)
+            write_atomic(metadata_path(places[photo], photo), metadata[f"metadata/{photo}.json"])
     (public / "ids.txt").write_text("".join(f"{photo}\n" for photo in chosen))
     return chosen
 

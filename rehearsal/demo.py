@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import boto3
+from botocore.exceptions import BotoCoreError, ClientError
 
 from costs.compare import compare_run, past_run
 from costs.prices import load_prices
-from infra.outputs import stack_output
+from infra.command import in_one_line
+from infra.outputs import NotDeployedError, stack_output
 from rehearsal.answers import Sample, ask_endpoint, draw_samples
 from rehearsal.bins import lay_out
 from rehearsal.endpoint import EndpointFailedError, HostedEndpoint
@@ -35,6 +37,7 @@ from rehearsal.wheels import pack_installed
 from training.control import current_run
 from training.data import open_dataset
 from training.run_record import RunRecord
+from training.settings import whole_number
 
 REAL_BINS = ROOT.parent / "shared" / "abid" / "abid-224.tar"
 GOAL_SECONDS = {"real": 240.0, "synthetic": 90.0}
@@ -43,6 +46,19 @@ STACKS_SECONDS, LAUNCH_SECONDS, MACHINE_SECONDS, ENDPOINT_SECONDS = 22.0, 6.0, 5
 DATASET = "bins"
 ARCH = "efficientnet_lite0"  # its weights come with an installed package
 SAMPLES_PER_COUNT = 2
+
+ERRORS = (
+    CommandError,
+    DemoError,
+    EndpointFailedError,
+    StandInError,
+    StillRunningError,
+    NotDeployedError,
+    BotoCoreError,  # the stand-in is gone
+    ClientError,
+    OSError,
+    ValueError,  # a damaged record, a photo that the endpoint refuses
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +151,7 @@ def _plan(kind: str, asked: int | None) -> Plan:
         most=MOST_REAL if kind == "real" else MOST_SYNTHETIC,
         asked=asked,
         speed=measure_speed(),
+        speed_of_one=measure_speed(cores=1),
     )
 
 
@@ -161,7 +178,7 @@ def _make_stacks_and_data(demo: Demo, kind: str) -> None:
         bins = REAL_BINS if kind == "real" else _draw(demo)
         public = demo.folder / "public"
         demo.screen.describe(task, f"{kind} photos into the public bucket")
-        lay_out(bins, plan.photos, public=public, data=demo.data)
+        photos = len(lay_out(bins, plan.photos, public=public, data=demo.data))
         stand_in.start(public)
         bootstrapped = demo.pool.submit(stand_in.bootstrap)
         saved = demo.pool.submit(demo.data_prep, "weights", "--local", *weights)
@@ -172,6 +189,9 @@ def _make_stacks_and_data(demo: Demo, kind: str) -> None:
             ("pack", "--name", DATASET),
         ):
             demo.data_prep(str(command), *words)
+            for future in (synthesized, bootstrapped, saved):
+                if future.done():
+                    future.result()  # what failed is said before the next step
         for future in (synthesized, bootstrapped, saved):
             future.result()
         demo.screen.describe(task, "cdk deploy DataStack TrainStack")
@@ -184,7 +204,7 @@ def _make_stacks_and_data(demo: Demo, kind: str) -> None:
             (*data_prep, "weights", "--data", demo.data, *weights),
             ("python", "-m", "training.runtime", "--wheels", wheels),
         )
-        demo.screen.describe(task, f"stacks deployed, {plan.photos:,} photos prepared")
+        demo.screen.describe(task, f"stacks deployed, {photos:,} photos prepared")
 
 
 def _draw(demo: Demo) -> Path:
@@ -273,7 +293,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     flag("--synthetic", action="store_true", help="drawn bins even where real photos are")
     flag(
         "--photos",
-        type=int,
+        type=whole_number,
         help="so many (default: as many as this machine does in 4 minutes, at most all 6,749; "
         "synthetic ones in 90 seconds, at most 800)",
     )
@@ -296,8 +316,8 @@ def main(arguments: list[str] | None = None) -> None:
         outcome = rehearse(args)
     except KeyboardInterrupt:
         sys.exit("\nstopped, nothing is left running")
-    except (CommandError, DemoError, EndpointFailedError, StandInError, StillRunningError) as error:
-        sys.exit(f"error: {error}")
+    except ERRORS as error:
+        sys.exit(f"error: {in_one_line(error)}")
     print(outcome.summary)
 
 

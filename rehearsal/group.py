@@ -21,7 +21,7 @@ NOTICE_SECONDS = 120.0  # as on AWS; a machine that leaves sooner is not waited 
 LOOK_SECONDS = 0.3
 SETTLE_SECONDS = 5.0  # from the group's decision to the machine's shutdown, or longer
 GRACE_SECONDS = 120.0  # EC2 lets a machine that it stops shut down in order
-QUIET_SECONDS = 600.0  # training says something every few seconds; its export takes a minute or two
+QUIET_SECONDS = 3600.0  # on two cores training is silent for 10 seconds, while it exports the model
 
 
 class StillRunningError(RuntimeError):
@@ -253,7 +253,12 @@ class RehearsedGroup:
             user_data=base64.b64decode(data["UserData"]).decode(),
             metadata=metadata,
             endpoint=self._endpoint,
-            settings={"SPOT_POLL_SECONDS": "0.5", "TQDM_MININTERVAL": "5"} | self.settings,
+            settings={
+                "SPOT_POLL_SECONDS": "0.5",
+                "SPOT_QUIET_SECONDS": str(QUIET_SECONDS),
+                "TQDM_MININTERVAL": "5",
+                **self.settings,
+            },
         )
 
     def _role(self, profile_arn: str) -> str:

@@ -94,7 +94,7 @@ def check_run(record: RunRecord, group: RehearsedGroup, *, machines: int) -> lis
         f"machines that worked on it: {', '.join(outcomes)}; {_resumed(group)}",
         f"{len(chunks)} chunks of features were computed, none twice",
         "the group is at 0, and no machine is left",
-        "the endpoint answers test photos as the model does on this machine",
+        "the endpoint answers a test photo as the model does on this machine",
     ]
 
 

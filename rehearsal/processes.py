@@ -8,8 +8,9 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -45,8 +46,9 @@ class Processes:
         trace: TracebackType | None,
     ) -> None:
         self._ended = True
-        for process in reversed(self._started):
-            self.end(process)
+        with _undisturbed():
+            for process in reversed(self._started):
+                self.end(process)
         self._record.unlink(missing_ok=True)
 
     def start(
@@ -94,7 +96,8 @@ class Processes:
             code = process.wait()
         finally:
             self.end(process)
-        if code:
+            self._started.remove(process)  # its number may be another's by now
+        if code != 0:  # None where another thread has seen it end
             words = " ".join(str(word) for word in command)
             seen = f": {last_line(log)}; its output: {log}" if log else ""
             raise CommandError(f"`{words}` ended with exit code {code}{seen}")
@@ -146,6 +149,21 @@ class Processes:
             if _is_running(process):
                 _end_session(process["pid"])
         self._record.unlink()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A second Ctrl-C would leave running what the first has not ended yet."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where no signal arrives
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _is_running(noted: dict[str, float]) -> bool:

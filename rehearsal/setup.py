@@ -20,6 +20,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -78,7 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         install(stale, python)
     except InstallError as error:
-        fail(str(error))
+        *tail, message = str(error).splitlines()
+        say("\n".join(tail))
+        fail(message)
+    except OSError as error:
+        fail(f"{error}: check the disk and who owns {ROOT}")
     say(f"Set up in {elapsed(begun)}.")
 
 
@@ -140,6 +145,7 @@ def install(stale: Sequence[str], python: str) -> None:
 def make_venv(python: str) -> None:
     """Make .venv anew, as an interrupted installation leaves packages that only look complete,
     and have pip put uv into it unless there is one on the PATH."""
+    remove_stamp(".venv")
     base = output_of([python, "-c", "import sys; print(sys._base_executable)"])
     shutil.rmtree(ROOT / ".venv", ignore_errors=True)
     run([base, "-m", "venv", str(VENV_PYTHON.parent.parent)])
@@ -180,6 +186,7 @@ def install_python() -> None:
 
 def install_node() -> None:
     """Bring node_modules to the pinned versions."""
+    remove_stamp("node_modules")
     run(["npm", "ci", "--prefer-offline", "--no-audit", "--no-fund"])
     write_stamp("node_modules")
 
@@ -187,6 +194,7 @@ def install_node() -> None:
 def install_checkov() -> None:
     """Put checkov, whose packages clash with ours, into a folder of its own."""
     folder = ROOT / ".venv/checkov"
+    remove_stamp(".venv/checkov")
     shutil.rmtree(folder, ignore_errors=True)
     sync(".ci/checkov.txt", "--target", str(folder))
     write_stamp(".venv/checkov")
@@ -208,7 +216,10 @@ def cache_folder() -> Path:
 def keep_caches_here() -> None:
     """Have uv, pip and npm keep their caches in .cache where the home folder is read-only."""
     try:
-        cache_folder().mkdir(parents=True, exist_ok=True)
+        for folder in (cache_folder(), Path.home() / ".npm"):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=str(folder)):
+                pass
     except OSError:
         os.environ["XDG_CACHE_HOME"] = str(ROOT / ".cache")
         os.environ["NPM_CONFIG_CACHE"] = str(ROOT / ".cache/npm")
@@ -217,7 +228,8 @@ def keep_caches_here() -> None:
 def is_stale(folder: str) -> bool:
     """Whether the inputs have changed since the stamp was written, or there is none."""
     stamp = stamp_file(folder)
-    return not stamp.exists() or stamp.read_text() != fingerprint(INPUTS[folder])
+    complete = stamp.exists() and (folder == "node_modules" or VENV_PYTHON.exists())
+    return not complete or stamp.read_text() != fingerprint(INPUTS[folder])
 
 
 def write_stamp(folder: str) -> None:
@@ -227,6 +239,12 @@ def write_stamp(folder: str) -> None:
     partial.replace(stamp_file(folder))
 
 
+def remove_stamp(folder: str) -> None:
+    """Before anything else: `folder` is no longer complete."""
+    if stamp_file(folder).exists():
+        stamp_file(folder).unlink()
+
+
 def stamp_file(folder: str) -> Path:
     return ROOT / folder / ".stamp"
 
@@ -234,6 +252,7 @@ def stamp_file(folder: str) -> Path:
 def fingerprint(files: Sequence[str]) -> str:
     """SHA-256 of the names and contents of `files`."""
     digest = hashlib.sha256()
+    digest.update(str(ROOT).encode())  # programs of an environment know where it is
     for file in files:
         digest.update(f"\n{file}\n".encode())
         digest.update((ROOT / file).read_bytes())
@@ -259,7 +278,8 @@ def run_side_by_side(steps: dict[str, Callable[[], None]]) -> None:
         except BaseException:
             STOPPED.set()
             for process in RUNNING:
-                process.terminate()
+                terminate(process)
+            say("")
             raise
 
 
@@ -274,12 +294,23 @@ def run(command: Sequence[str]) -> None:
 def succeeds(command: Sequence[str]) -> bool:
     with log_of(command).open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     RUNNING.append(process)
     if STOPPED.is_set():
-        process.terminate()
+        terminate(process)
     return process.wait() == 0
+
+
+def terminate(process: subprocess.Popen[bytes]) -> None:
+    """End a process, if it still runs, with its children."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
 
 
 def log_of(command: Sequence[str]) -> Path:

@@ -14,7 +14,7 @@ SLICES, SLICE_SECONDS = 4, 0.4  # the slowest counts: a processor is fast for a 
 MARGIN = 0.95  # of the goal
 # Measured in November 2026 on two cores of an AMD EPYC "Milan" (AVX2, no AVX-512): passes of the
 # blocks below a second, and photos a second for which training computes features.
-REFERENCE_PASSES = 115.0
+REFERENCE_PASSES = {1: 66.0, 2: 115.0}  # by cores
 REFERENCE_PHOTOS = 42.0
 PIXELS = (4, 3, 224, 224)
 CONVOLUTIONS = (  # output channels, kernel, groups, stride: three of EfficientNet-Lite0's 16 blocks
@@ -35,27 +35,31 @@ class Plan:
     seconds: float  # in all
 
 
-def make_plan(*, goal: float, others: float, most: int, asked: int | None, speed: float) -> Plan:
+def make_plan(
+    *, goal: float, others: float, most: int, asked: int | None, speed: float, speed_of_one: float
+) -> Plan:
     """As many photos as fit into `goal` seconds, of which `others` pass on the reference machine
-    without any; at least FEWEST, at most `most`, or those `asked` for."""
+    without any, mostly on one core; at least FEWEST, at most `most`, or those `asked` for."""
+    slowness = 1 / speed_of_one
     photos_a_second = REFERENCE_PHOTOS * speed
-    fitting = int((MARGIN * goal - others / speed) * photos_a_second)
+    fitting = int((MARGIN * goal - others * slowness) * photos_a_second)
     photos = asked or min(max(fitting, FEWEST), most)
-    seconds = others / speed + photos / photos_a_second
-    return Plan(photos, photos_a_second, 1 / speed, seconds)
+    seconds = others * slowness + photos / photos_a_second
+    return Plan(photos, photos_a_second, slowness, seconds)
 
 
-def measure_speed() -> float:
-    """This machine's speed in what takes longest, convolutions: 1 is the reference machine's."""
+def measure_speed(cores: int | None = None) -> float:
+    """This machine's speed in what takes longest, convolutions, on one core, on two, or on all
+    that there are: 1 is the reference machine's on as many, or on its two."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = available_cores()
+    options.intra_op_num_threads = min(cores or available_cores(), available_cores())
     session = onnxruntime.InferenceSession(
         _blocks().SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     pixels = np.ones(PIXELS, np.float32)
     session.run(None, {"pixels": pixels})
     slices = [_passes_a_second(session, pixels) for _ in range(SLICES)]
-    return min(slices) / REFERENCE_PASSES
+    return min(slices) / REFERENCE_PASSES[cores or 2]
 
 
 def _passes_a_second(session: onnxruntime.InferenceSession, pixels: NDArray[np.float32]) -> float:

@@ -27,7 +27,7 @@ def wait_until(ready: Callable[[], bool], process: psutil.Popen, *, name: str, l
         if process.poll() is not None:
             raise NotReadyError(_told(name, f"ended with exit code {process.returncode}", log))
         used = _cpu_seconds(process)
-        if used - busy > IDLE_SECONDS * BUSY_SHARE:
+        if abs(used - busy) > IDLE_SECONDS * BUSY_SHARE:  # less than before: a child has ended
             busy, since = used, now
         elif now - since > IDLE_SECONDS:
             raise NotReadyError(_told(name, f"did nothing for {IDLE_SECONDS:.0f} s", log))

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import signal
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,11 +39,16 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if config.getoption("--fast") and collection_path.name in NOT_FAST else None
 
 
+# A shell starts what it has in the background with Ctrl-C ignored, and so would every process of
+# a test be.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Say what `make test` is going to do, and how long that takes here."""
     if not _is_whole(session.config):
         return
-    minutes = SUITE_MINUTES / measure_speed()
+    minutes = SUITE_MINUTES / measure_speed(cores=2)
     _say(session.config, f"Every test but the demo's: about {minutes:.0f} minutes on this machine.")
 
 
@@ -59,8 +65,10 @@ def pytest_terminal_summary(exitstatus: int, config: pytest.Config) -> None:
 
 def _is_whole(config: pytest.Config) -> bool:
     """Whether these are all tests, in the process that shows the result."""
-    started_for_part = hasattr(config, "workerinput") or config.getoption("--fast")
-    return not started_for_part and config.args == config.getini("testpaths")
+    option = config.option
+    part = option.fast or option.keyword or option.lf or option.markexpr != "not slow"
+    of_all = config.args == config.getini("testpaths")
+    return of_all and not part and not hasattr(config, "workerinput")
 
 
 def _say(config: pytest.Config, text: str) -> None:

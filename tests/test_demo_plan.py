@@ -21,7 +21,8 @@ from rehearsal.wheels import pack_installed
 def test_a_plan_keeps_to_its_goal_or_takes_the_fewest_photos(
     speed: float, goal: float, others: float
 ) -> None:
-    plan = make_plan(goal=goal, others=others, most=6749, asked=None, speed=speed)
+    speeds = {"speed": speed, "speed_of_one": speed}
+    plan = make_plan(goal=goal, others=others, most=6749, asked=None, **speeds)
     assert FEWEST <= plan.photos <= 6749
     assert plan.seconds <= goal or plan.photos == FEWEST
 
@@ -29,16 +30,22 @@ def test_a_plan_keeps_to_its_goal_or_takes_the_fewest_photos(
 @given(slow=st.floats(0.02, 20), factor=st.floats(1, 10))
 def test_a_faster_machine_takes_no_fewer_photos(slow: float, factor: float) -> None:
     plans = [
-        make_plan(goal=240, others=90, most=6749, asked=None, speed=each)
+        make_plan(goal=240, others=90, most=6749, asked=None, speed=each, speed_of_one=each)
         for each in (slow, slow * factor)
     ]
     assert plans[0].photos <= plans[1].photos
 
 
 def test_so_many_photos_as_are_asked_for() -> None:
-    plan = make_plan(goal=90, others=90, most=800, asked=5000, speed=1.0)
+    plan = make_plan(goal=90, others=90, most=800, asked=5000, speed=1.0, speed_of_one=1.0)
     assert plan.photos == 5000
     assert plan.seconds == pytest.approx(90 + 5000 / speed.REFERENCE_PHOTOS)
+
+
+def test_more_cores_make_only_the_features_faster() -> None:
+    plan = make_plan(goal=240, others=90, most=6749, asked=None, speed=16.0, speed_of_one=1.0)
+    assert plan.photos == 6749
+    assert plan.seconds == pytest.approx(90 + 6749 / (16 * speed.REFERENCE_PHOTOS))
 
 
 def test_the_slowest_slice_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +80,7 @@ def test_the_first_photos_are_to_be_downloaded_and_the_others_are_there(
         assert photo_path(data, ids[7]).read_bytes() == content.read()
 
 
-def test_steps_side_by_side_take_a_line_each_and_the_rest_is_in_the_log(
+def test_a_step_takes_a_line_and_the_rest_is_in_the_log(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Screen(tmp_path / "log") as screen:
