@@ -87,6 +87,39 @@ def test_the_onnx_file_answers_as_pytorch_for_any_number_of_photos(
     assert answers.std() > 1e-3
 
 
+class Depthwise(nn.Module):
+    """What EfficientNet has: a depthwise convolution, BatchNorm, an activation in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 6, 3, groups=3, bias=False), nn.BatchNorm2d(6), nn.ReLU6(inplace=True)
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.layers(pixels.permute(0, 3, 1, 2) / 255).mean((2, 3))
+        return features
+
+
+def test_a_fine_tuned_network_is_exported_with_its_batch_norm_and_left_as_it_is(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    network = Depthwise()
+    batch_norm = network.layers[1]
+    assert isinstance(batch_norm, nn.BatchNorm2d)
+    nn.init.uniform_(batch_norm.running_mean, 0.1, 0.5)
+    nn.init.uniform_(batch_norm.weight, 2, 3)
+    keep_depthwise_in_float32(network)
+    pixels = random_pixels(3)
+    with torch.inference_mode():
+        expected = network.eval()(pixels).numpy()
+    export_onnx(network, pixels, tmp_path / "model.onnx", names=NAMES)
+    np.testing.assert_allclose(onnx_answers(tmp_path / "model.onnx", pixels), expected, atol=1e-5)
+    with torch.inference_mode():
+        np.testing.assert_array_equal(network(pixels).numpy(), expected)
+
+
 def test_the_onnx_file_takes_bytes_and_stands_alone(exported: Path) -> None:
     (entry,) = onnxruntime.InferenceSession(str(exported)).get_inputs()
     assert (entry.name, entry.type) == ("pixels", "tensor(uint8)")
