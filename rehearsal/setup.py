@@ -40,7 +40,12 @@ INPUTS = {  # folder, which holds a stamp once it is complete, to what decides i
 }
 # Compiles what these import, in one go; otherwise each process would, where
 # PYTHONDONTWRITEBYTECODE is set, and the first one elsewhere.
-IMPORTED = "aws_cdk, cdk_nag, matplotlib.pyplot, moto.server, onnxscript, optuna, timm, torch.onnx"
+IMPORTED = (
+    "aws_cdk, cdk_nag, awscli.clidriver, awscli.customizations.s3.subcommands, "
+    "moto.server, moto.autoscaling.responses, moto.cloudformation.responses, "
+    "moto.logs.responses, moto.sagemaker.responses, matplotlib.pyplot, onnxruntime, onnxscript, "
+    "optuna, PIL.Image, rich.progress, timm, torch.onnx, uvicorn"
+)
 
 RUNNING: list[subprocess.Popen[bytes]] = []
 STOPPED = threading.Event()
