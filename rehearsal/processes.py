@@ -47,7 +47,7 @@ class Processes:
     ) -> None:
         self._ended = True
         with _undisturbed():
-            for process in reversed(self._started):
+            for process in reversed([*self._started]):
                 self.end(process)
         self._record.unlink(missing_ok=True)
 

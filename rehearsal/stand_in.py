@@ -5,7 +5,6 @@ import sys
 import urllib.request
 from pathlib import Path
 
-from data_prep.objects import PUBLIC_BUCKET
 from rehearsal.ports import free_port
 from rehearsal.processes import Processes
 from rehearsal.waiting import NotReadyError, wait_until
@@ -51,8 +50,8 @@ class StandIn:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
 
-    def start(self, bins: Path) -> str:
-        """Start moto with `bins` in the public bucket; returns what it says once it answers.
+    def start(self, bins: Path) -> None:
+        """Start moto with `bins` in the public bucket, and wait until it answers.
 
         Raises StandInError with the reason when it never does.
         """
@@ -78,7 +77,6 @@ class StandIn:
             wait_until(self._answers, process, name="the stand-in for AWS", log=log)
         except NotReadyError as error:
             raise StandInError(str(error)) from error
-        return _filled(log)
 
     def _answers(self) -> bool:
         # Not data.json, which lists every object: seconds on a slow machine.
@@ -122,8 +120,3 @@ class StandIn:
             log=self._folder / f"cdk-{words[0]}.log",
             folder=folder,
         )
-
-
-def _filled(log: Path) -> str:
-    """What the server said of the public bucket."""
-    return next(line for line in log.read_text().splitlines() if PUBLIC_BUCKET in line)

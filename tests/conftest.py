@@ -22,7 +22,7 @@ from rehearsal.speed import measure_speed
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-SUITE_MINUTES = 20  # on the reference machine of rehearsal/speed.py, two tests at a time
+SUITE_MINUTES = 20  # on the reference machine of rehearsal/speed.py, three tests at a time
 
 read_api = functools.cache(JSONFileLoader().load_file)
 # Files that start processes, train networks, synthesize stacks or ask a server often: most of the
