@@ -66,7 +66,8 @@ def pytest_terminal_summary(exitstatus: int, config: pytest.Config) -> None:
 def _is_whole(config: pytest.Config) -> bool:
     """Whether these are all tests, in the process that shows the result."""
     option = config.option
-    part = option.fast or option.keyword or option.lf or option.markexpr != "not slow"
+    again = config.getoption("lf", False)  # unknown without the cache
+    part = option.fast or option.keyword or again or option.markexpr != "not slow"
     of_all = config.args == config.getini("testpaths")
     return of_all and not part and not hasattr(config, "workerinput")
 
