@@ -58,6 +58,7 @@ class RehearsedGroup:
         self._outside: set[str] = set()  # machines that run on though the group replaced them
         self._shown: dict[str, int] = {}  # characters of each console on the terminal
         self._heard = time.monotonic()  # when a machine last said something, booted or ended
+        self._hold_at = ""  # the event at which machines wait to be interrupted
         self.capacity = True  # False: every launch fails
         self.settings: dict[str, str] = {}  # more of the environment of each machine
 
@@ -69,13 +70,21 @@ class RehearsedGroup:
         """
         try:
             for event in interruptions:
+                self._hold(event)
                 machine = self.machine_at(event)
                 if machine and not machine.powered_off:
                     self._say(f"interruption notice to {machine.metadata.instance_id} at {event}")
                     self.interrupt(machine)
+            self._hold("")
             self.wait_for_end()
         finally:
             self.end_machines()
+
+    def _hold(self, event: str) -> None:
+        """Machines, those that run and those to come, do not train on after `event`."""
+        self._hold_at = event
+        for machine in self._running.values():
+            machine.hold_at = event
 
     def wait_for_end(self) -> None:
         """Until the group is at 0 and no machine is left; raises StillRunningError."""
@@ -166,6 +175,7 @@ class RehearsedGroup:
                 self._refuse(instance_id)
             elif instance_id not in self.machines:
                 machine = self._boot(instance_id)
+                machine.hold_at = self._hold_at
                 self.machines[instance_id] = self._running[instance_id] = machine
                 self._heard = time.monotonic()
                 self._say(f"machine {instance_id} boots")

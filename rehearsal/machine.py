@@ -5,6 +5,8 @@ stand-ins at the front of PATH; credentials come from the metadata service alone
 """
 
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +17,7 @@ from rehearsal.imds import Metadata, start_imds
 from rehearsal.processes import END_SECONDS, Processes
 
 LOOK_SECONDS = 0.1
+HOLD_SECONDS = 0.005  # a small head's epoch takes three times as long
 SHIMS = {
     # What the machine image brings along, at the version of this environment.
     "python3": f'exec "{sys.executable}" "$@"',
@@ -42,6 +45,8 @@ class Machine:
         self.metadata = metadata
         self.console = disk / "console.log"
         self.hung = False
+        self.hold_at = ""  # the event at which training is frozen, until a notice is read
+        self._holding = threading.Lock()
         self._processes = processes
         self._imds = start_imds(metadata)
         programs = disk / "bin"
@@ -68,6 +73,7 @@ class Machine:
             log=self.console,
             folder=disk,
         )
+        threading.Thread(target=self._hold, daemon=True).start()
 
     @property
     def work(self) -> Path:
@@ -93,10 +99,11 @@ class Machine:
     def training(self) -> list[psutil.Process]:
         """The processes that run training.train."""
         found = []
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):  # ended in the meantime
-                if "training.train" in process.cmdline():
-                    found.append(process)
+        with suppress(psutil.NoSuchProcess):  # the machine has ended in the meantime
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    if "training.train" in process.cmdline():
+                        found.append(process)
         return found
 
     def interrupt(self, notice_seconds: float) -> None:
@@ -104,14 +111,29 @@ class Machine:
 
         Training is frozen until then: here it may take less time than the notice does to arrive.
         """
-        training = self.training()
-        for process in training:
-            process.suspend()
+        with self._holding:
+            self.hold_at = ""
+            self._freeze_training()
         self.metadata.give_notice(notice_seconds)
         while not self.metadata.notice_seen.wait(LOOK_SECONDS) and self.process.poll() is None:
             pass
-        for process in training:
-            process.resume()
+        for process in self.training():
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
+    def _hold(self) -> None:
+        """Freeze training as soon as it gets to `hold_at`."""
+        while self.process.poll() is None:
+            with self._holding:
+                if self.hold_at and self.reached(self.hold_at):
+                    self.hold_at = ""
+                    self._freeze_training()
+            time.sleep(HOLD_SECONDS)
+
+    def _freeze_training(self) -> None:
+        for process in self.training():
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
 
     def hang(self) -> None:
         """Nothing on the machine moves any more, and it says nothing."""

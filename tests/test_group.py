@@ -128,6 +128,30 @@ def test_an_interrupted_machine_dies_and_is_replaced(endpoint: str, tmp_path: Pa
     assert second.powered_off
 
 
+def test_training_waits_where_it_is_interrupted_however_seldom_the_group_looks(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_SECONDS", 1.0)
+    epochs = 100  # in half a second
+    training = (
+        "import time\n"
+        f"for _ in range({epochs}):\n"
+        "    print('{}', file=open('opt/bin-counter/output/metrics.jsonl', 'a'))\n"
+        "    time.sleep(0.005)"
+    )
+    deploy(
+        f"if [ -e {tmp_path}/first ]; then {TO_ZERO}; exit; fi; touch {tmp_path}/first\n"
+        f'mkdir -p $WORK/output; python3.11 -c "{training}" training.train &\n'
+        "token=$(curl -s -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60'"
+        " $AWS_EC2_METADATA_SERVICE_ENDPOINT/latest/api/token)\n"
+        'until curl -sf -H "X-aws-ec2-metadata-token: $token"'
+        " $AWS_EC2_METADATA_SERVICE_ENDPOINT/latest/meta-data/spot/instance-action; do :; done\n"
+        "wc -l < $WORK/output/metrics.jsonl > $WORK/at-notice; shutdown -h now"
+    )
+    first, _ = run(endpoint, tmp_path, "epoch:2").machines.values()
+    assert 2 <= int((first.work / "at-notice").read_text()) < epochs
+
+
 def test_a_booked_action_is_carried_out_when_it_is_due(endpoint: str, tmp_path: Path) -> None:
     deploy("sleep 600")
     due: list[datetime] = []
