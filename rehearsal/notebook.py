@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
@@ -35,17 +35,22 @@ from rehearsal.stand_in import CDK, ROOT, StandIn, StandInError
 from rehearsal.wheels import pack_installed
 
 NOTEBOOK = ROOT / "notebooks" / "inventory_monitoring.ipynb"
-PHOTOS = 300
+PHOTOS = 150
 LOOK_SECONDS = 0.5
 INTERRUPTED_AT = ["epoch:2"]
 
 
 class Cloud:
-    """What happens at AWS while the notebook runs: a thread each for the group and the endpoint."""
+    """What happens at AWS while the notebook runs: a thread each for the group and the endpoint.
 
-    def __init__(self, processes: Processes, stand_in: StandIn, folder: Path, port: int) -> None:
+    `deployed` is a file that grows with each deploy: outputs are asked for when they may be new.
+    """
+
+    def __init__(
+        self, processes: Processes, stand_in: StandIn, folder: Path, port: int, deployed: Path
+    ) -> None:
         self._processes, self._stand_in, self._folder = processes, stand_in, folder
-        self._port = port
+        self._port, self._deployed = port, deployed
         self._over = threading.Event()
         self._threads = [
             threading.Thread(target=each, daemon=True) for each in (self._train, self._serve)
@@ -63,39 +68,41 @@ class Cloud:
 
     def _train(self) -> None:
         """Machines, whenever the group is set to 1."""
+        name = self._output("TrainStack", "GroupName")
+        if not name:
+            return
+        group = RehearsedGroup(
+            processes=self._processes,
+            endpoint=self._stand_in.endpoint,
+            group=name,
+            folder=self._folder / "machines",
+            say=lambda _: None,
+        )
         while not self._over.wait(LOOK_SECONDS):
-            name = _output("TrainStack", "GroupName")
-            if not name:
-                continue
-            group = RehearsedGroup(
-                processes=self._processes,
-                endpoint=self._stand_in.endpoint,
-                group=name,
-                folder=self._folder / "machines",
-                say=lambda _: None,
-            )
             if group.states()["desired"]:
                 group.run(interruptions=INTERRUPTED_AT)
 
     def _serve(self) -> None:
         """The endpoint, once it is deployed."""
+        name = self._output("EndpointStack", "EndpointName")
+        if not name:
+            return
+        with HostedEndpoint(
+            processes=self._processes,
+            name=name,
+            disk=self._folder / "endpoint",
+            runtime_port=self._port,
+        ):
+            self._over.wait()
+
+    def _output(self, stack: str, key: str) -> str | None:
+        """What a stack says once it is deployed; None when all is over before."""
+        deploys = 0
         while not self._over.wait(LOOK_SECONDS):
-            name = _output("EndpointStack", "EndpointName")
-            if name:
-                with HostedEndpoint(
-                    processes=self._processes,
-                    name=name,
-                    disk=self._folder / "endpoint",
-                    runtime_port=self._port,
-                ):
-                    self._over.wait()
-
-
-def _output(stack: str, key: str) -> str | None:
-    """None while the stack is not deployed."""
-    try:
-        return stack_output(stack, key)
-    except (NotDeployedError, ClientError):
+            if self._deployed.stat().st_size > deploys:
+                deploys = self._deployed.stat().st_size
+                with suppress(NotDeployedError, ClientError):
+                    return stack_output(stack, key)
         return None
 
 
@@ -125,9 +132,12 @@ def rehearsed_account(folder: Path) -> Iterator[None]:
         stand_in.synthesize()
         stand_in.bootstrap()
         npx = work / "bin" / "npx"
-        npx.write_text(f'#!/bin/sh\nshift\nexec {CDK} "$@" {" ".join(stand_in.deploy_flags)}\n')
+        deployed = work / "deployed"
+        deployed.touch()
+        flags = " ".join(stand_in.deploy_flags)
+        npx.write_text(f'#!/bin/sh\nshift\n{CDK} "$@" {flags} && echo "$@" >> {deployed}\n')
         npx.chmod(0o755)
-        with Cloud(processes, stand_in, work, port):
+        with Cloud(processes, stand_in, work, port, deployed):
             yield
 
 

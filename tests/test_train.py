@@ -234,6 +234,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task, "load_backbone", lambda *_, **__: Grid())
 
 
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model is exported, which takes most of a short run."""
+    monkeypatch.setattr(train_module, "export_model", lambda *_, **__: None)
+
+
 def error_line(run: Here, arguments: list[str]) -> str:
     with pytest.raises(SystemExit) as end:
         run(arguments)
@@ -272,7 +278,7 @@ def test_a_run_that_diverges_is_one_line_and_no_model(
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
-    tmp_path: Path, data: Path, weights: Path, here: Here, quick: None
+    tmp_path: Path, data: Path, weights: Path, here: Here, quick: None, no_model: None
 ) -> None:
     flags = ("--hidden", "64", "--epochs", "3", "--snapshot-seconds", "0")
     arguments = command(data, weights, tmp_path / "run", *flags)
@@ -327,7 +333,7 @@ def test_a_sigterm_while_the_results_are_written_leaves_at_once(
 
 
 def test_a_changed_flag_costs_no_snapshot(
-    tmp_path: Path, data: Path, weights: Path, here: Here, quick: None, capsys: Any
+    tmp_path: Path, data: Path, weights: Path, here: Here, quick: None, no_model: None, capsys: Any
 ) -> None:
     more = ("--epochs", "3", "--snapshot-seconds", "0")
     here(command(data, weights, tmp_path / "run", *more))
@@ -341,7 +347,7 @@ def test_a_changed_flag_costs_no_snapshot(
 
 
 def test_the_report_says_how_to_repeat_the_run(
-    tmp_path: Path, data: Path, weights: Path, here: Here, quick: None
+    tmp_path: Path, data: Path, weights: Path, here: Here, quick: None, no_model: None
 ) -> None:
     arguments = command(data, weights, tmp_path / "run", "--epochs", "2")
     here(arguments)
@@ -352,7 +358,7 @@ def test_the_report_says_how_to_repeat_the_run(
 
 
 def test_another_data_set_in_the_same_folder_starts_from_scratch(
-    tmp_path: Path, data: Path, weights: Path, here: Here, quick: None
+    tmp_path: Path, data: Path, weights: Path, here: Here, quick: None, no_model: None
 ) -> None:
     photos = draw_photos(60, first=100)
     other = write_packed(tmp_path / "other", photos[:45], photos[45:])
@@ -404,7 +410,12 @@ def test_a_sigterm_before_the_head_is_trained_leaves_as_well(
 
 
 def test_sigusr1_takes_one_snapshot_and_goes_on(
-    tmp_path: Path, data: Path, weights: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    data: Path,
+    weights: Path,
+    here: Here,
+    no_model: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def asked(*_: object, **__: object) -> Grid:
         os.kill(os.getpid(), signal.SIGUSR1)

@@ -191,6 +191,7 @@ def test_two_hosts_that_are_interrupted_go_on_where_they_were(s3: Any, tmp_path:
         np.testing.assert_array_equal(one, expected)
 
 
+@pytest.mark.slow  # the notebook trains on two hosts each time
 def test_two_hosts_train_one_model_together(s3: Any, tmp_path: Path) -> None:
     request = request_of(trainer(instances=2, hyperparameters=TOGETHER), "two")
     job = TrainingJob(request, work=tmp_path / "job", s3=s3)
