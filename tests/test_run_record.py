@@ -6,11 +6,20 @@ from typing import Any
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, EndpointConnectionError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.run_record import Attempt, Request, RunRecord, billed_seconds, closed, utc_now
+from training import run_record as module
+from training.run_record import (
+    Attempt,
+    Request,
+    RunRecord,
+    StatusChangedError,
+    billed_seconds,
+    closed,
+    utc_now,
+)
 
 START = datetime(2026, 11, 23, 8, tzinfo=UTC)
 
@@ -77,6 +86,41 @@ def test_a_status_says_when_it_was_written(record: RunRecord) -> None:
     assert (status["state"], status["message"]) == ("running", "attempt 1 on i-1")
     assert status["attempts"] == [attempt(0)]
     assert before <= status["updated"] <= utc_now()
+
+
+def test_who_read_a_status_writes_only_over_what_it_read(record: RunRecord) -> None:
+    other = RunRecord(record.s3, "bins", "r1")
+    record.set_status("requested", "", [])
+    other.status()
+    record.set_status("running", "attempt 1 on i-1", [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "WRITER", "another process")
+        with pytest.raises(StatusChangedError, match="changed the status of run r1 meanwhile"):
+            other.set_status("failed", "lost", [])
+        assert other.status()["state"] == "running"
+        other.set_status("failed", "lost", [])
+    with pytest.raises(StatusChangedError):
+        record.set_status("succeeded", "", [])
+
+
+def test_a_status_whose_answer_was_lost_is_written_again(
+    record: RunRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record.set_status("requested", "", [])
+    put_object, calls = record.s3.put_object, []
+
+    def answer_lost(**request: Any) -> Any:
+        answer = put_object(**request)
+        calls.append(request)
+        if len(calls) == 1:
+            raise EndpointConnectionError(endpoint_url="s3")
+        return answer
+
+    monkeypatch.setattr(record.s3, "put_object", answer_lost)
+    with pytest.raises(EndpointConnectionError):
+        record.set_status("running", "", [])
+    record.set_status("running", "again", [])
+    assert record.status()["message"] == "again"
 
 
 def test_what_was_never_written_is_an_error_of_s3(record: RunRecord) -> None:

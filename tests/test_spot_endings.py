@@ -14,7 +14,7 @@ from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import EndpointConnectionError
 from spot_site import Site, request
 
-from training import control, process, spot, upkeep
+from training import control, process, run_record, spot, upkeep
 from training.control import (
     CurrentRun,
     Lease,
@@ -220,18 +220,39 @@ def test_data_that_cannot_be_fetched_yet_is_waited_for(site: Site) -> None:
 def test_who_loses_the_lease_while_s3_does_not_answer_leaves_the_record_alone(site: Site) -> None:
     site.monkeypatch.setattr(upkeep, "PAUSE_SECONDS", 0.01)
     site.monkeypatch.setattr(control, "RENEW_SECONDS", 0)
-    write = RunRecord.write
+    set_status = RunRecord.set_status
 
-    def broken(record: RunRecord, name: str, value: Any) -> None:
-        if name == "status.json" and value["state"] == "succeeded":
+    def broken(record: RunRecord, state: Any, message: str, attempts: Any) -> None:
+        if state == "succeeded":
             site.another_machine_takes_the_lease()
             raise UNREACHABLE
-        write(record, name, value)
+        set_status(record, state, message, attempts)
 
-    site.monkeypatch.setattr(RunRecord, "write", broken)
+    site.monkeypatch.setattr(RunRecord, "set_status", broken)
     assert site.work("succeeds") == 75
     assert site.record.status()["state"] == "running"
     assert current_run(site.s3, "bins") is not None
+
+
+@pytest.mark.parametrize("training", ["succeeds", "fails"])
+def test_a_machine_frozen_before_its_last_word_does_not_overwrite_its_successors(
+    site: Site, training: str
+) -> None:
+    set_status, successor = RunRecord.set_status, RunRecord(site.s3, "bins", "r1")
+
+    def frozen_first(record: RunRecord, state: Any, message: str, attempts: Any) -> None:
+        if state in {"succeeded", "interrupted"}:  # its lease was looked at before
+            site.another_machine_takes_the_lease()
+            site.monkeypatch.setattr(run_record, "WRITER", "of-the-successor")
+            set_status(successor, "running", "attempt 2 on i-two", attempts)
+            site.monkeypatch.setattr(run_record, "WRITER", "of-the-frozen-one")
+        set_status(record, state, message, attempts)
+
+    site.monkeypatch.setattr(RunRecord, "set_status", frozen_first)
+    assert site.work(training) == 75
+    assert site.record.status()["message"] == "attempt 2 on i-two"
+    assert current_run(site.s3, "bins") is not None
+    assert site.told() == []
 
 
 def test_a_failing_training_is_tried_three_times(site: Site) -> None:

@@ -31,6 +31,7 @@ from training.follow import follow
 from training.launch_arguments import add_start_flags, add_what, parse_start
 from training.list_runs import list_runs
 from training.logs import print_logs
+from training.run_record import StatusChangedError
 from training.start import resume, start
 from training.status import choose_run, format_run, look
 from training.stop import stop
@@ -117,7 +118,7 @@ def main() -> None:
     args = parse_arguments(sys.argv[1:])
     try:
         succeeded = run_command(args)
-    except (LaunchError, NotDeployedError, PriceError, RunActiveError) as error:
+    except (LaunchError, NotDeployedError, PriceError, RunActiveError, StatusChangedError) as error:
         sys.exit(f"error: {error}")
     except (BotoCoreError, ClientError) as error:
         hint = DENIED if "explicit deny" in str(error) else ""

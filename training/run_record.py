@@ -1,9 +1,13 @@
 """What is known about a run: the objects under runs/<id>/, read and written here alone."""
 
 import json
+import secrets
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
+
+from botocore.exceptions import ClientError
 
 from costs.estimate import Mode
 from costs.prices import Purchase
@@ -15,6 +19,9 @@ State = Literal["requested", "running", "interrupted", "succeeded", "stopped", "
 ENDED: frozenset[State] = frozenset({"succeeded", "stopped", "failed"})
 # interrupted: by EC2, with its notice; shut down: by anybody else; lost: without a word.
 Outcome = Literal["interrupted", "shut down", "lost", "failed", "stopped", "succeeded"]
+STATUS = "status.json"
+CHANGED = {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"}  # of a condition
+WRITER = secrets.token_hex(8)  # this process: no two write the same status
 MODEL = "model.tar.gz"  # the packed model, beside the record
 OUTPUTS = ("metrics.jsonl", "metrics.json", "loss.png", "report.html", "weights.pth")
 TRACED = ("events", "profile.txt", "trace.json")  # for TensorBoard; the others with --profile
@@ -62,15 +69,25 @@ class Status(TypedDict):
     message: str
     updated: str
     attempts: list[Attempt]
+    writer: NotRequired[str]  # random: tells two processes that write it apart
+
+
+class StatusChangedError(RuntimeError):
+    """Another machine or command wrote the status since it was read; the message is one line."""
 
 
 class RunRecord:
-    """One run's objects in the bucket."""
+    """One run's objects in the bucket.
+
+    Who has read the status through this object may write it only as long as nobody else did: a
+    machine that was frozen in between cannot overwrite the word of its successor.
+    """
 
     def __init__(self, s3: "S3Client", bucket: str, run_id: str) -> None:
         self.s3 = s3
         self.bucket = bucket
         self.run_id = run_id
+        self._status_etag = ""  # of the status as this object last read or wrote it
 
     def key(self, name: str) -> str:
         return f"runs/{self.run_id}/{name}"
@@ -101,7 +118,9 @@ class RunRecord:
         return request
 
     def status(self) -> Status:
-        status: Status = self.read("status.json")
+        answer = self.s3.get_object(Bucket=self.bucket, Key=self.key(STATUS))
+        status: Status = json.loads(answer["Body"].read())
+        self._status_etag = answer["ETag"]
         return status
 
     def judged(self) -> dict[str, Any]:
@@ -112,8 +131,29 @@ class RunRecord:
         return found
 
     def set_status(self, state: State, message: str, attempts: list[Attempt]) -> None:
+        """Raises StatusChangedError when somebody else wrote it since `status` read it here."""
         status = Status(state=state, message=message, updated=utc_now(), attempts=attempts)
-        self.write("status.json", status)
+        condition: Any = {"IfMatch": self._status_etag} if self._status_etag else {}
+        try:
+            answer = self.s3.put_object(
+                Bucket=self.bucket,
+                Key=self.key(STATUS),
+                Body=json.dumps(status | {"writer": WRITER}, indent=1).encode(),
+                ContentType="application/json",
+                **condition,
+            )
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in CHANGED:
+                raise
+            # Of a write that arrived, but whose answer did not, the repetition is refused.
+            written = self._status_etag
+            if self.status().get("writer") != WRITER or self._status_etag == written:
+                raise StatusChangedError(
+                    f"somebody else has changed the status of run {self.run_id} meanwhile"
+                ) from error
+            return self.set_status(state, message, attempts)
+        self._status_etag = answer["ETag"]
+        return None
 
 
 def utc_now() -> str:
@@ -142,10 +182,11 @@ def billed_seconds(attempts: list[Attempt], request: Request) -> list[float]:
 
 def close_record(record: RunRecord, state: State, message: str, outcome: Outcome) -> None:
     """Write down the end of a run whose machine did not; nothing if it did."""
-    status = record.status()
-    if status["state"] not in ENDED:
+    while (status := record.status())["state"] not in ENDED:
         attempts = closed(status["attempts"], record.request(), outcome)
-        record.set_status(state, message, attempts)
+        with suppress(StatusChangedError):  # by the machine, with its last words
+            return record.set_status(state, message, attempts)
+    return None
 
 
 def closed(attempts: list[Attempt], request: Request, outcome: Outcome) -> list[Attempt]:

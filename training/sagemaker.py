@@ -33,7 +33,7 @@ from infra.outputs import NotDeployedError
 from training.deployment import Deployment, LaunchError
 from training.launch import DENIED
 from training.launch_arguments import add_start_flags, add_what, parse_start
-from training.run_record import Attempt
+from training.run_record import Attempt, StatusChangedError
 from training.sagemaker_preflight import make_job_plan
 from training.sagemaker_request import Job
 from training.sagemaker_run import (
@@ -266,7 +266,7 @@ def main() -> None:
     args = parse_arguments(sys.argv[1:])
     try:
         succeeded = run_command(args)
-    except (LaunchError, NotDeployedError) as error:
+    except (LaunchError, NotDeployedError, StatusChangedError) as error:
         sys.exit(f"error: {error}")
     except (BotoCoreError, ClientError) as error:
         hint = DENIED if "explicit deny" in str(error) else ""

@@ -43,6 +43,7 @@ from training.run_record import (
     Request,
     RunRecord,
     State,
+    StatusChangedError,
     utc_now,
 )
 from training.settings import INTERRUPTED, seconds
@@ -397,7 +398,7 @@ def work_on_active_run(work: Path) -> int:
     )
     try:
         return attempt.run()
-    except LeaseLostError as error:
+    except (LeaseLostError, StatusChangedError) as error:
         log.warning("%s: leaving without another word", error)
         return TRY_AGAIN
 
