@@ -83,9 +83,9 @@ class EndpointStack(Stack):
             "Image",
             directory=str(SERVING),
             platform=ecr_assets.Platform.LINUX_AMD64,
-            # SageMaker refuses OCI manifests, which Docker makes by default since its containerd
-            # image store: github.com/aws/amazon-sagemaker-feedback/issues/180
-            outputs=["type=docker"],
+            # SageMaker refuses OCI manifests (github.com/aws/amazon-sagemaker-feedback/issues/180),
+            # to which type=docker alone defaults in Docker 29.6 and with some builders before.
+            outputs=["type=docker,oci-mediatypes=false"],
         )
         return asset.image_uri, asset.repository.repository_arn
 

@@ -401,7 +401,9 @@ def test_without_an_image_one_is_built_from_the_serving_folder(template: Templat
     image = template.only("AWS::SageMaker::Model")["PrimaryContainer"]["Image"]
     assert "container-assets" in image
     assert '"platform": "linux/amd64"' in assets.read_text()
-    assert "type=docker" in assets.read_text(), "SageMaker refuses OCI manifests"
+    assert '"type=docker,oci-mediatypes=false"' in assets.read_text(), (
+        "SageMaker refuses OCI manifests"
+    )
     (context,) = template.path.parent.glob("asset.*/Dockerfile")
     assert (context.parent / "preprocess.py").exists()
     assert not (context.parent / "models.py").exists(), "it needs more than the image has"
