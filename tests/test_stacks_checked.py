@@ -18,6 +18,7 @@ from synthesized import CDK_CONTEXT, ROOT, Template
 from app import add_stacks
 
 REGIONS = ["us-east-1", "eu-west-1", "ap-southeast-2"]
+DOCKERFILE = ROOT / "serving" / "Dockerfile"
 NOWHERE = "http://127.0.0.1:9"
 
 
@@ -135,11 +136,12 @@ def test_cfn_lint_finds_nothing(folders: list[Path]) -> None:
     assert findings == []
 
 
-def checkov(templates: list[Path], home: Path) -> Any:
-    """What checkov says of the templates, without a way into a network."""
+def checkov(checked: list[Path], home: Path) -> list[Any]:
+    """Checkov's reports on templates and on a Dockerfile, without a way into a network."""
     packages = Path(sys.prefix) / "checkov"
-    files = [word for path in templates for word in ("--file", str(path))]
-    flags = ["--framework", "cloudformation", "--skip-download", "--quiet", "--output", "json"]
+    files = [word for path in checked for word in ("--file", str(path))]
+    frameworks = ["--framework", "cloudformation", "dockerfile"]
+    flags = [*frameworks, "--skip-download", "--quiet", "--output", "json"]
     result = subprocess.run(
         [sys.executable, "-m", "checkov.main", *flags, *files],
         env={
@@ -152,17 +154,22 @@ def checkov(templates: list[Path], home: Path) -> Any:
         text=True,
         timeout=600,
     )
-    return json.loads(result.stdout)
+    reports = json.loads(result.stdout)
+    return reports if isinstance(reports, list) else [reports]
 
 
 def test_checkov_finds_nothing(
     tmp_path: Path, stacks: dict[str, Template], other_stacks: dict[str, Template]
 ) -> None:
     templates = [*stacks.values(), *other_stacks.values()]
-    report = checkov([template.path for template in templates], tmp_path)
-    failed = [(c["check_id"], c["resource"]) for c in report["results"]["failed_checks"]]
+    reports = checkov([*(template.path for template in templates), DOCKERFILE], tmp_path)
+    failed = [
+        (c["check_id"], c["resource"]) for r in reports for c in r["results"]["failed_checks"]
+    ]
     assert failed == []
-    assert report["summary"]["parsing_errors"] == 0
+    assert [r["summary"]["parsing_errors"] for r in reports] == [0, 0]
+    report, image = sorted(reports, key=lambda report: str(report["check_type"]))
+    assert image["summary"]["skipped"] == DOCKERFILE.read_text().count("checkov:skip")
     assert report["summary"]["passed"] > 100
     skips = [skip for t in templates for checks in t.checkov_skips().values() for skip in checks]
     assert report["summary"]["skipped"] == len(skips), "one that checkov does not know"
@@ -174,7 +181,8 @@ def test_checkov_looks_at_what_is_not_skipped(tmp_path: Path, stacks: dict[str, 
         resource.pop("Metadata", None)
     path = tmp_path / "template.json"
     path.write_text(json.dumps(template))
-    (finding,) = checkov([path], tmp_path)["results"]["failed_checks"]
+    (report,) = checkov([path], tmp_path)
+    (finding,) = report["results"]["failed_checks"]
     assert finding["check_id"] == "CKV_AWS_26"
 
 
