@@ -1,0 +1,1 @@
+import serving  # noqa: F401 - switches the telemetry of ONNX Runtime off

@@ -41,6 +41,7 @@ INPUTS = {  # folder, which holds a stamp once it is complete, to what decides i
 # Compiles what these import, in one go; otherwise each process would, where
 # PYTHONDONTWRITEBYTECODE is set, and the first one elsewhere.
 IMPORTED = (
+    "serving, "  # first: it switches the telemetry of onnxruntime off
     "aws_cdk, cdk_nag, awscli.clidriver, awscli.customizations.s3.subcommands, "
     "moto.server, moto.autoscaling.responses, moto.cloudformation.responses, "
     "moto.logs.responses, moto.sagemaker.responses, matplotlib.pyplot, onnxruntime, onnxscript, "
