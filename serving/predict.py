@@ -35,7 +35,7 @@ from serving.counted import (
 )
 from serving.inference import Prediction
 from serving.places import NoPhotosError, photo_names
-from serving.predictor import STACK, ImagePredictor
+from serving.predictor import STACK, ImagePredictor, NotReadyError
 
 FORMATS = {"table": as_table, "csv": as_csv, "json": as_json}
 MISSING = ("404", "NoSuchKey", "NoSuchBucket", "AccessDenied")  # of a photo in S3
@@ -99,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ModelError,
         NoPhotosError,
         NotDeployedError,
+        NotReadyError,
         BotoCoreError,
         ClientError,
     ) as error:
@@ -161,7 +162,7 @@ def predictions(
 
 
 def attempt(predictor: ImagePredictor, name: str) -> Prediction | str:
-    """Raises botocore's errors where they are not the photo's."""
+    """Raises NotReadyError, and botocore's errors where they are not the photo's."""
     try:
         return predictor.predict(name)
     except BotoCoreError:  # some of which are OSErrors, too

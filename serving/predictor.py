@@ -1,9 +1,11 @@
 """ImagePredictor: a photo in any form → what the model says, here or at an endpoint."""
 
+import functools
 import io
 import json
 import os
 import random
+import sys
 import time
 import urllib.request
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
 from infra.outputs import stack_output
 from serving.artifact import load_model
@@ -31,9 +34,16 @@ LARGEST_PHOTO = 64 << 20  # bytes that are read from a URL
 LARGEST_SENT = 4 << 20  # bytes; a serverless endpoint takes no larger request
 SENT_SIDE = 2048  # pixels at most, of a photo that is larger than that; a network sees far fewer
 BUSY_TRIES = 5  # for a photo while the endpoint says that it is busy
+BUSY_PAUSE = 1  # seconds between two of them, on average
+START_SECONDS = 120  # in all, that a photo waits for an endpoint that is starting
+START_PAUSE = 3  # seconds between two questions to it, on average
 URL_SECONDS = 30
 
 Photo = str | Path | bytes | Image.Image | NDArray[np.uint8]
+
+
+class NotReadyError(RuntimeError):
+    """The endpoint does not start; the message is one line that says what to do."""
 
 
 class ImagePredictor:
@@ -67,7 +77,8 @@ class ImagePredictor:
 
         A path, a URL (http, https, s3), the bytes of a JPEG or PNG, a Pillow image, or RGB pixels
         [height, width, 3]. Raises OSError when it cannot be read, botocore's errors when it is
-        not in S3, RequestError when it is no photo, ValueError for another kind of address.
+        not in S3, RequestError when it is no photo, ValueError for another kind of address, and
+        NotReadyError when the endpoint has not started after START_SECONDS.
         """
         return self._count(self._bytes_of(photo))
 
@@ -98,29 +109,67 @@ class ImagePredictor:
 def ask_endpoint(client: "SageMakerRuntimeClient", name: str, photo: bytes) -> Prediction:
     """Send one photo to a SageMaker endpoint, a smaller copy where it takes none so large.
 
-    Raises RequestError when it refuses the photo, fails on it, or stays busy.
+    Raises RequestError when it refuses the photo, fails on it, or stays busy, and NotReadyError
+    when it does not start.
     """
     photo = smaller(photo) if len(photo) > LARGEST_SENT else photo
-    for left in reversed(range(BUSY_TRIES)):
+    response = _invoke(client, name, photo)
+    try:
+        answer = json.load(response["Body"])
+        return Prediction(answer["count"], answer["expected"], answer["probabilities"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RequestError(502, f"endpoint {name} does not answer with a count") from error
+
+
+def _invoke(client: "SageMakerRuntimeClient", name: str, photo: bytes) -> Any:
+    """What the endpoint responds, which is asked again while it is busy or still starting."""
+    tries, deadline = BUSY_TRIES, time.monotonic() + START_SECONDS
+    while True:
         try:
-            response = client.invoke_endpoint(
+            return client.invoke_endpoint(
                 EndpointName=name,
                 ContentType="application/x-image",
                 Accept="application/json",
                 Body=photo,
             )
         except ClientError as error:
-            refused = _refusal(error)
-            if refused.status != 503 or not left:
-                raise refused from error
-            time.sleep(random.uniform(0.5, 1.5))
-        else:
-            break
-    try:
-        answer = json.load(response["Body"])
-        return Prediction(answer["count"], answer["expected"], answer["probabilities"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RequestError(502, f"endpoint {name} does not answer with a count") from error
+            if why := _starting(error):
+                if time.monotonic() >= deadline:
+                    raise NotReadyError(
+                        f"endpoint {name} did not start within {START_SECONDS} seconds ({why}): "
+                        "run the command again in a few minutes; if that does not help, look at "
+                        f"`aws logs tail /aws/sagemaker/Endpoints/{name}`"
+                    ) from error
+                _say_once(
+                    f"endpoint {name} is starting ({why}): waiting for up to "
+                    f"{START_SECONDS} seconds"
+                )
+                pause = START_PAUSE
+            else:
+                refused = _refusal(error)
+                tries -= 1
+                if refused.status != 503 or not tries:
+                    raise refused from error
+                pause = BUSY_PAUSE
+        time.sleep(pause * random.uniform(0.5, 1.5))
+
+
+def _starting(error: ClientError) -> str | None:
+    """Why an endpoint that has not started yet does not answer; None for another error. botocore
+    retries none of these."""
+    reply: dict[str, Any] = dict(error.response)
+    if reply["Error"]["Code"] == "ModelNotReadyException":  # 429, of a serverless endpoint
+        return "it is still being provisioned"
+    if reply.get("OriginalStatusCode") == 0:  # no container has answered
+        return "its container did not answer in time"
+    if reply["ResponseMetadata"]["HTTPStatusCode"] == 530:  # InternalDependencyException
+        return "SageMaker answered 530"
+    return None
+
+
+@functools.cache  # for all photos that wait
+def _say_once(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
 
 
 def _refusal(error: ClientError) -> RequestError:

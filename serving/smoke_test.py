@@ -24,7 +24,7 @@ from infra.outputs import NotDeployedError, stack_output
 from serving.artifact import ModelError, has_vnni, load_model
 from serving.inference import Prediction, count_photo
 from serving.models import served_model
-from serving.predictor import ImagePredictor
+from serving.predictor import ImagePredictor, NotReadyError
 from serving.questions import RequestError
 from training.chosen_model import NoModelError, chosen_model, run_of
 from training.data import Photo, read_photos
@@ -147,6 +147,7 @@ def main() -> None:
         ModelError,
         NoModelError,
         NotDeployedError,
+        NotReadyError,
         RequestError,
         SmokeTestError,
         BotoCoreError,

@@ -15,7 +15,7 @@ from tiny_model import grey_photo, write_tiny_model
 from serving import predictor as predictor_module
 from serving.inference import Prediction
 from serving.predict import main
-from serving.predictor import ImagePredictor
+from serving.predictor import ImagePredictor, NotReadyError
 
 
 @pytest.fixture(scope="module")
@@ -303,3 +303,19 @@ def test_wrong_records_are_one_line(
         main([*photos, "--model", str(folder), "--expected", "records.csv"])
     assert message in str(caught.value.code)
     assert "\n" not in str(caught.value.code)
+
+
+def test_an_endpoint_that_does_not_start_ends_the_command_in_one_line(
+    photos: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The photos after it would each wait for as long."""
+
+    def give_up(*_: object) -> Prediction:
+        raise NotReadyError("endpoint bins did not start")
+
+    monkeypatch.setattr(predictor_module, "ask_endpoint", give_up)
+    monkeypatch.setattr(predictor_module, "boto3", SimpleNamespace(client=lambda *_, **__: None))
+    with pytest.raises(SystemExit) as caught:
+        main([*photos, "--endpoint", "bins"])
+    assert caught.value.code == "error: endpoint bins did not start"
+    assert capsys.readouterr() == ("", "")

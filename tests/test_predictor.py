@@ -3,6 +3,7 @@ import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -14,7 +15,7 @@ from tiny_model import grey_photo, write_tiny_model
 
 from serving import predictor as predictor_module
 from serving.artifact import ModelError
-from serving.predictor import LARGEST_SENT, ImagePredictor, Photo
+from serving.predictor import LARGEST_SENT, ImagePredictor, NotReadyError, Photo
 from serving.questions import RequestError
 
 
@@ -173,6 +174,56 @@ def test_a_busy_endpoint_is_asked_again(
     with pytest.raises(RequestError, match="full"):
         ImagePredictor(endpoint=endpoint).predict(grey_photo(4))
     assert len(waits) == 2 + predictor_module.BUSY_TRIES - 1
+
+
+STARTING = {
+    "it is still being provisioned": refusal("ModelNotReadyException", 429),
+    "its container did not answer in time": refusal("ModelError", 424, OriginalStatusCode=0),
+    "SageMaker answered 530": refusal("InternalDependencyException", 530),
+}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """Time that passes only while the predictor sleeps."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    clock.sleep = sleep
+    monkeypatch.setattr(predictor_module, "time", clock)
+    predictor_module._say_once.cache_clear()
+    yield clock
+    predictor_module._say_once.cache_clear()
+
+
+@pytest.mark.parametrize("why", STARTING)
+def test_an_endpoint_that_is_starting_is_waited_for(
+    runtime: FakeRuntime,
+    endpoint: str,
+    clock: SimpleNamespace,
+    capsys: pytest.CaptureFixture[str],
+    why: str,
+) -> None:
+    runtime.failures = [STARTING[why]] * 10
+    assert ImagePredictor(endpoint=endpoint).predict(grey_photo(4)).count == 4
+    assert len(runtime.bodies) == 11
+    assert capsys.readouterr().err == (
+        f"endpoint bins is starting ({why}): waiting for up to 120 seconds\n"
+    )
+
+
+@pytest.mark.parametrize("why", STARTING)
+def test_an_endpoint_that_does_not_start_is_given_up(
+    runtime: FakeRuntime, endpoint: str, clock: SimpleNamespace, why: str
+) -> None:
+    runtime.failures = [STARTING[why]] * 1000
+    with pytest.raises(NotReadyError, match="did not start within 120 seconds") as caught:
+        ImagePredictor(endpoint=endpoint).predict(grey_photo(4))
+    assert 120 <= clock.now < 130
+    assert why in str(caught.value)
+    assert "aws logs tail /aws/sagemaker/Endpoints/bins" in str(caught.value)
 
 
 def test_a_container_that_fails_on_a_photo_fails_that_photo_alone(

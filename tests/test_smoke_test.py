@@ -12,6 +12,7 @@ from tiny_model import grey_photo, write_tiny_model
 from serving import predictor, smoke_test
 from serving.artifact import load_model
 from serving.inference import Prediction, count_photo
+from serving.predictor import NotReadyError
 from serving.questions import RequestError
 from serving.smoke_test import main
 from training.data import Photo
@@ -142,6 +143,14 @@ def test_a_refusal_of_the_endpoint_is_one_line(uri: str, answer_with: Any, run: 
 
     answer_with(refuse)
     assert run() == "error: no photo"
+
+
+def test_an_endpoint_that_does_not_start_is_one_line(uri: str, answer_with: Any, run: Any) -> None:
+    def give_up(_: bytes) -> Prediction:
+        raise NotReadyError("endpoint bins did not start")
+
+    answer_with(give_up)
+    assert run() == "error: endpoint bins did not start"
 
 
 def test_ctrl_c_is_one_line(
