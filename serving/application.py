@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.artifact import Model
 from serving.inference import REVIEW_BELOW, answer_type, input_fn, output_fn, predict_fn
-from serving.questions import RequestError, read_record
+from serving.questions import JSON_TYPE, RequestError, read_record
 
 MAX_BODY = 6 * 1024 * 1024  # bytes; SageMaker's own limit, of a serverless endpoint 4 MB
 BODY_SECONDS = 30  # for a whole body to come: a client that trickles holds a place in the queue
@@ -146,15 +146,20 @@ async def read_body(request: Request) -> bytes:
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > MAX_BODY:
-                    raise RequestError(
-                        413, f"the body is larger than {MAX_BODY} bytes, send a smaller photo"
-                    )
+                    raise RequestError(413, _too_large(request))
     except ClientDisconnect as error:
         raise RequestError(400, "the connection ended before the whole body came") from error
     except TimeoutError as error:
         message = f"the body took more than {BODY_SECONDS} s, send it at once"
         raise RequestError(408, message) from error
     return bytes(body)
+
+
+def _too_large(request: Request) -> str:
+    """As JSON, a photo's pixels take many times the bytes of its JPEG, and base64 a third more."""
+    sent = request.headers.get("content-type", "").lower()
+    instead = "the JPEG itself, as image/jpeg" if sent.startswith(JSON_TYPE) else "a smaller photo"
+    return f"the body is larger than {MAX_BODY} bytes, send {instead}"
 
 
 async def refuse_request(request: Request, error: Exception) -> Response:

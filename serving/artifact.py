@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from serving.decision import DECISIONS, Decision
 
 Precision = Literal["float32", "int8"]
+DESCRIPTION = "model.json"
 PRECISIONS = ("auto", "float32", "int8")
 NETWORKS: dict[Precision, str] = {"float32": "model.onnx", "int8": "model-int8.onnx"}
 LARGEST_INPUT = 2048  # pixels a side; a larger "size" in model.json is a slip, not a network
@@ -81,6 +82,13 @@ def load_model(source: str | Path, *, threads: int = 0, precision: str = "auto")
         raise ModelError(f"{path}: no such model folder or model.tar.gz")
     with tempfile.TemporaryDirectory(prefix="model-") as folder:
         _unpack(path, folder)
+        if not Path(folder, DESCRIPTION).exists():
+            for found in sorted(Path(folder).glob(f"*/{DESCRIPTION}")):
+                inner = found.parent.name
+                raise ModelError(
+                    f"{path}: has its files in the folder {inner!r}, and the files must be at the "
+                    f"root: pack them with `tar -czf model.tar.gz -C {inner} .`"
+                )
         try:
             return _load_folder(Path(folder), threads, precision)
         except ModelError as error:
@@ -118,7 +126,7 @@ def _unpack(archive: Path, folder: str) -> None:
 
 
 def _load_folder(folder: Path, threads: int, precision: str) -> Model:
-    found = _read_description(folder / "model.json")
+    found = _read_description(folder / DESCRIPTION)
     chosen = _choose(folder, found, precision)
     network = folder / NETWORKS[chosen]
     if not network.is_file():

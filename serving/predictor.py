@@ -146,7 +146,7 @@ def _invoke(client: "SageMakerRuntimeClient", name: str, photo: bytes) -> Any:
                 )
                 pause = START_PAUSE
             else:
-                refused = _refusal(error)
+                refused = _refusal(error, name)
                 tries -= 1
                 if refused.status != 503 or not tries:
                     raise refused from error
@@ -172,12 +172,15 @@ def _say_once(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
-def _refusal(error: ClientError) -> RequestError:
+def _refusal(error: ClientError, name: str) -> RequestError:
     """What the container answered, which is wrapped in a ModelError of SageMaker's own. Raises
     `error` where it is not the container's."""
     reply: dict[str, Any] = dict(error.response)
     if reply["ResponseMetadata"]["HTTPStatusCode"] == 413:  # SageMaker's limit, not ours
-        return RequestError(413, "the photo is larger than the endpoint takes")
+        # EndpointStack's names say the kind.
+        serverless = f"a serverless endpoint takes ({LARGEST_SENT >> 20} MB)"
+        takes = serverless if "serverless" in name else "the endpoint takes"
+        return RequestError(413, f"the photo is larger than {takes}, send a smaller one")
     if "OriginalStatusCode" not in reply:
         raise error
     message = reply.get("OriginalMessage", "")

@@ -32,6 +32,7 @@ def client(model: Model) -> TestClient:
 
 
 JPEG = {"content-type": "image/jpeg"}
+JSON = {"content-type": "application/json"}
 
 
 def test_ping_answers_200(client: TestClient) -> None:
@@ -61,10 +62,11 @@ def test_csv_is_answered_where_it_is_accepted(client: TestClient) -> None:
         ("POST", "/invocations", JPEG, b"no photo", 400, "not a readable JPEG or PNG"),
         ("POST", "/invocations", {}, b"photo", 415, "content type ''"),
         ("POST", "/invocations?expected=x", JPEG, grey_photo(1), 400, "expected='x' is no count"),
-        ("POST", "/invocations", {"content-type": "application/json"}, b"{", 400, "as JSON"),
+        ("POST", "/invocations", JSON, b"{", 400, "as JSON"),
         ("POST", "/invocations", {"content-type": "text/html"}, b"photo", 415, "'text/html'"),
         ("POST", "/invocations", JPEG | {"accept": "video/mp4"}, grey_photo(1), 406, "video/mp4"),
-        ("POST", "/invocations", JPEG, bytes(7_000_000), 413, "larger than 6291456 bytes"),
+        ("POST", "/invocations", JPEG, bytes(7_000_000), 413, "6291456 bytes, send a smaller"),
+        ("POST", "/invocations", JSON, b"[" * 7_000_000, 413, "6291456 bytes, send the JPEG"),
         ("GET", "/invocations", {}, b"", 405, "POST /invocations"),
         ("POST", "/ping", {}, b"", 405, "GET /ping"),
         ("GET", "/", {}, b"", 404, "POST /invocations"),

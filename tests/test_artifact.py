@@ -130,6 +130,16 @@ def test_a_tar_that_lacks_a_file_is_named_by_its_own_path(folder: Path) -> None:
         load_model(archive)
 
 
+def test_a_tar_with_a_folder_around_its_files_says_where_they_must_be(folder: Path) -> None:
+    outer = folder.parent / "outer"
+    outer.mkdir()
+    folder.rename(outer / "model")
+    archive = packed(outer, folder.parent / "model.tar.gz")
+    with pytest.raises(ModelError, match="must be at the root: pack them with `tar") as caught:
+        load_model(archive)
+    assert "in the folder 'model'" in str(caught.value)
+
+
 def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="nothing: no such model folder"):
         load_model(tmp_path / "nothing")

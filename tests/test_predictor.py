@@ -239,6 +239,12 @@ def test_a_container_that_fails_on_a_photo_fails_that_photo_alone(
     assert predictor.predict(grey_photo(4)).count == 4
 
 
+def test_the_limit_of_a_serverless_endpoint_is_named(runtime: FakeRuntime, endpoint: str) -> None:
+    runtime.failures = [refusal("413", 413)]
+    with pytest.raises(RequestError, match=r"a serverless endpoint takes \(4 MB\), send a smaller"):
+        ImagePredictor(endpoint="bin-counter-serverless").predict(bytes(5_000_000))
+
+
 def test_an_endpoint_that_answers_something_else_is_named(
     runtime: FakeRuntime, endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
