@@ -3,12 +3,10 @@
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Iterable
-from itertools import islice
+from collections.abc import Callable
 
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
-from tqdm import tqdm
 
 from data_prep import arguments as flags
 from data_prep import own_photos, shares, source, split, stats, upload, verify
@@ -80,8 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_list(options: argparse.Namespace) -> None:
-    with tqdm(source.list_bucket(options.source_bucket), desc="list", unit=" photos") as ids:
-        sys.stdout.writelines(f"{photo_id}\n" for photo_id in ids)
+    sys.stdout.writelines(f"{photo_id}\n" for photo_id in source.list_bucket(options.source_bucket))
 
 
 def run_download(options: argparse.Namespace) -> None:
@@ -98,17 +95,30 @@ def run_download(options: argparse.Namespace) -> None:
     else:
         read = own_photos.read_folder if kind == "folder" else own_photos.read_csv
         photos, left_out = own_photos.take_in(
-            read(path)[: options.limit], options.data, options.counts, requests=options.requests
+            source.spread(read(path), lambda photo: photo.id)[: options.limit],
+            options.data,
+            options.counts,
+            requests=options.requests,
         )
     print(f"{len(photos):,} photos in {options.data}; {summarize(left_out)}")
 
 
-def _public_ids(options: argparse.Namespace) -> Iterable[str]:
-    if options.list is not None:
-        return source.read_list(options.list)
-    if options.limit is None:
-        raise DataError("say which photos: --list FILE, or --limit N (the bucket has 535,234)")
-    return source.list_bucket(options.source_bucket)
+def _public_ids(options: argparse.Namespace) -> list[str]:
+    """The ids to try, in this order: with --limit, that of a sample."""
+    if options.list is None and options.limit is None:
+        raise DataError(
+            f"say which photos: --list FILE, or --limit N (the bucket has {source.PUBLIC_PHOTOS:,})"
+        )
+    return _listed_ids(options)
+
+
+def _listed_ids(options: argparse.Namespace) -> list[str]:
+    ids = (
+        list(source.list_bucket(options.source_bucket))
+        if options.list is None
+        else source.read_list(options.list)
+    )
+    return ids if options.limit is None else source.spread(ids)
 
 
 def run_split(options: argparse.Namespace) -> None:
@@ -179,7 +189,7 @@ def run_share(options: argparse.Namespace) -> None:
         min_photos=options.min_photos,
     )
     place = shares.prepare_share(
-        source.read_list(options.list)[: options.limit],
+        _listed_ids(options)[: options.limit],
         options.share,
         settings,
         options.data,
@@ -197,12 +207,7 @@ def run_on_sagemaker(options: argparse.Namespace) -> None:
 
     if options.source[0] != "public":
         raise DataError("a job has no way to your own photos: leave --source or --sagemaker out")
-    if options.list is None:
-        found = source.list_bucket(options.source_bucket)
-        listed: Iterable[str] = tqdm(found, desc="list", unit=" photos")
-    else:
-        listed = source.read_list(options.list)
-    prepare_on_sagemaker(list(islice(listed, options.limit)), options)
+    prepare_on_sagemaker(_listed_ids(options)[: options.limit], options)
 
 
 def run_verify(options: argparse.Namespace) -> None:

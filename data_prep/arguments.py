@@ -55,15 +55,16 @@ def download_settings(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="take these photos: ids, one a line, as `list` writes them, or JSON such as "
-        'file_list.json, {"1": ["data/metadata/<id>.json", …], …}; without it, those that the '
-        "bucket lists first",
+        'file_list.json, {"1": ["data/metadata/<id>.json", …], …}; without it, the bucket is '
+        "listed first, which takes a minute or two",
     )
     parser.add_argument(
         "--limit",
         type=positive,
         metavar="N",
-        help="stop after N photos; needed without --list; with --share or --sagemaker, the first N "
-        "of the list",
+        help="take a sample of N photos, chosen by a hash of the id: the same ones each time, and "
+        "a larger N adds to them; needed without --list. With --share, --sagemaker or your own "
+        "photos, those that are left out are among the N",
     )
     parser.add_argument(
         "--source",

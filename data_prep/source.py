@@ -1,15 +1,21 @@
-"""Which photos of the public bucket: a list, or what the bucket has."""
+"""Which photos of the public bucket: a list, what the bucket has, or a sample of either."""
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import boto3
 from botocore import UNSIGNED
 from botocore.config import Config
+from tqdm import tqdm
 
 from data_prep.folder import DataError
-from data_prep.objects import PUBLIC_REGION
+from data_prep.objects import PUBLIC_BUCKET, PUBLIC_REGION
+
+T = TypeVar("T")
+PUBLIC_PHOTOS = 535_234  # https://registry.opendata.aws/amazon-bin-imagery/
 
 
 def read_list(path: Path) -> list[str]:
@@ -45,12 +51,31 @@ def _ids_of_json(path: Path, content: str) -> list[str]:
 
 
 def list_bucket(bucket: str) -> Iterator[str]:
-    """Ids of all photos that have metadata in the bucket, in the order of S3, page by page."""
+    """Ids of all photos that have metadata in the bucket, in the order of S3, page by page.
+
+    Shows its progress: the public bucket has more than 500 pages, one request after the other.
+    """
     config = Config(signature_version=UNSIGNED, retries={"mode": "standard", "max_attempts": 10})
     client = boto3.client("s3", region_name=PUBLIC_REGION, config=config)
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix="metadata/")
-    for page in pages:
-        for item in page.get("Contents", []):
-            path = PurePosixPath(item["Key"])
-            if path.suffix == ".json" and path.parent.name == "metadata":
-                yield path.stem
+    total = PUBLIC_PHOTOS if bucket == PUBLIC_BUCKET else None
+    with tqdm(total=total, desc="list", unit=" photos") as progress:
+        for page in pages:
+            for item in page.get("Contents", []):
+                path = PurePosixPath(item["Key"])
+                if path.suffix == ".json" and path.parent.name == "metadata":
+                    progress.update()
+                    yield path.stem
+        progress.total = progress.n  # it may hold fewer
+
+
+def spread(photos: Iterable[T], id_of: Callable[[T], str] = str) -> list[T]:
+    """The photos in the order of a hash of their ids, so that the first ones are a sample of all.
+
+    Neighbours of the public bucket show the same products. A sample is the same each time, and a
+    larger one of the same photos has all of a smaller one.
+    """
+    # The prefix makes it another hash than the split's, which would put a sample on one side.
+    return sorted(
+        photos, key=lambda photo: hashlib.sha256(f"sample-{id_of(photo)}".encode()).digest()
+    )

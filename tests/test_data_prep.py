@@ -87,6 +87,43 @@ def test_too_few_photos_end_it_with_the_number(public_bucket, tmp_path, capsys):
     assert "only 19 photos are left, --min-photos asks for 20" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("public_bucket")
+def test_a_larger_sample_adds_to_a_smaller_one_listed_or_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def download(*words: str) -> list[str]:
+        folder = tmp_path / "-".join(words).replace("/", "")
+        assert main(["download", "--data", str(folder), *words]) == 0
+        photos: list[str] = json.loads((folder / "selection.json").read_text())["photos"]
+        return photos
+
+    small, large = download("--limit", "20"), download("--limit", "60")
+    shown = capsys.readouterr().err
+    assert "list: 100%" in shown
+    assert "150/150" in shown
+    assert (len(small), len(large)) == (20, 60)
+    assert set(small) < set(large)
+    assert main(["list"]) == 0
+    ids = capsys.readouterr().out.split()
+    assert ids.index(small[-1]) > 75, "not only the first ones"
+    listed = tmp_path / "ids.txt"
+    listed.write_text("\n".join(reversed(ids)))
+    assert download("--list", str(listed), "--limit", "20") == small
+
+
+def test_a_sample_of_a_folder_has_every_count(tmp_path: Path) -> None:
+    for count in range(1, 5):
+        (tmp_path / "mine" / str(count)).mkdir(parents=True)
+        for number in range(50):
+            (tmp_path / "mine" / str(count) / f"{number}.jpg").write_bytes(b"photo")
+    data = tmp_path / "data"
+    words = ["--source", "folder", str(tmp_path / "mine"), "--limit", "40"]
+    assert main(["download", "--data", str(data), *words]) == 0
+    photos = json.loads((data / "selection.json").read_text())["photos"]
+    assert len(photos) == 40
+    assert {photo[0] for photo in photos} == {"1", "2", "3", "4"}
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [

@@ -1,13 +1,18 @@
 """Which photos of the public bucket: lists, and what the bucket has."""
 
+from collections import Counter
+
 import boto3
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 
 from data_prep.folder import DataError
 from data_prep.objects import PUBLIC_BUCKET
-from data_prep.source import list_bucket, read_list
+from data_prep.source import list_bucket, read_list, spread
+from data_prep.split import side_of
 
 
 @pytest.fixture
@@ -29,6 +34,24 @@ def test_more_ids_than_a_page_has_are_all_listed(bucket):
         key = f"metadata/{photo_id}.json"
         s3_backends[DEFAULT_ACCOUNT_ID]["aws"].put_object(PUBLIC_BUCKET, key, b"{}")
     assert list(list_bucket(PUBLIC_BUCKET)) == ids
+
+
+@given(st.sets(st.text()), st.integers(0, 20))
+def test_the_same_photos_are_first_in_whatever_order_they_are_listed(ids, more):
+    found = spread(ids)
+    assert spread(reversed(found)) == found
+    assert sorted(found) == sorted(ids)
+    added = spread({*ids, *map(str, range(more))})
+    assert [photo for photo in added if photo in ids] == found
+
+
+def test_a_sample_is_of_all_the_bucket_and_of_both_sides_of_a_split():
+    sample = spread(f"{number:06d}" for number in range(10_000))[:1000]
+    thousands = Counter(photo[2] for photo in sample)
+    assert all(60 < thousands[digit] < 140 for digit in "0123456789"), thousands
+    for group in ("{}", "id-{}", "photo-{}"):
+        tested = sum(side_of(group.format(photo), 0.2) == "test" for photo in sample)
+        assert 150 < tested < 250
 
 
 def test_ids_come_one_a_line_each_once(tmp_path):
