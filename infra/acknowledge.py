@@ -7,7 +7,7 @@ from aws_cdk import Acknowledgment, CfnResource, Stack, Validations
 from aws_cdk import aws_s3 as s3
 from constructs import Construct, IConstruct
 
-AWS_KEY = "AWS's own key encrypts it and costs nothing; -c kms=customer makes one of yours do it."
+AWS_KEY = "AWS's own key encrypts it and costs nothing; kms=customer makes one of yours do it."
 
 
 def acknowledge(scope: IConstruct, findings: str | Sequence[str], reason: str) -> None:

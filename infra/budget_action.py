@@ -1,4 +1,4 @@
-"""What happens above the budget with -c over_budget=deny: the launcher starts nothing any more."""
+"""What happens above the budget with over_budget=deny: the launcher starts nothing any more."""
 
 from collections.abc import Sequence
 

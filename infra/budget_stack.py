@@ -28,7 +28,7 @@ class BudgetStack(Stack):
             acknowledge(
                 self.topic,
                 ["SNSEncryptedKMS", "CKV_AWS_26"],
-                "AWS's own key lets no budget publish; the one of -c kms=customer does.",
+                "AWS's own key lets no budget publish; the one of kms=customer does.",
             )
         policy = sns.TopicPolicy(self, "AlertsPolicy", topics=[self.topic], enforce_ssl=True)
         # Roles publish by their own policies, Auto Scaling's among them; these two have no role.

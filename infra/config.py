@@ -1,6 +1,6 @@
-"""Every setting of the stacks: read once from cdk.json's context and `-c name=value`, validated.
+"""Every setting of the stacks: read once from cdk.json's context, validated.
 
-cdk deploy DataStack TrainStack -c alert_email=you@example.com -c monthly_budget_usd=30
+`-c name=value` sets one for a single command: the next deploy without it takes it back.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The account's own key for all that the stacks store, with -c kms=customer."""
+"""The account's own key for all that the stacks store, with kms=customer."""
 
 from aws_cdk import Duration, RemovalPolicy, Stack
 from aws_cdk import aws_iam as iam

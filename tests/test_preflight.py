@@ -142,8 +142,8 @@ def test_the_free_plan_allows_eligible_types_alone(
     with pytest.raises(LaunchError, match="plan"):
         start()
     assert line(capsys.readouterr().out, "plan") == (
-        "no plan the free plan does not allow c7i.large: run `cdk deploy TrainStack -c "
-        f"instance_types={','.join(TYPES)}`"
+        'no plan the free plan does not allow c7i.large: set "instance_types": '
+        f'"{",".join(TYPES)}" in cdk.json\'s context, then `npx cdk deploy TrainStack`'
     )
 
 
@@ -168,8 +168,10 @@ def test_a_run_must_fit_into_what_is_left_of_each_budget(
     budgets.delete_budget(AccountId="123456789012", BudgetName=name)
     add_budget(name, "9.999")
     said = line(refused(account, capsys)[1], "budget")
-    assert said.startswith(f"no budget {kind}: $0.00 left of $10.00, $0.01 needed: raise it with")
-    assert setting in said
+    assert said.startswith(
+        f"no budget {kind}: $0.00 left of $10.00, $0.01 needed: raise {setting} in"
+    )
+    assert "cdk.json's context, then `npx cdk deploy TrainStack`" in said
 
 
 REFUSAL: Any = {"Error": {"Code": "AccessDeniedException", "Message": "no"}}

@@ -258,8 +258,9 @@ def _account_plan(deployment: Deployment, types: list[Any]) -> tuple[str, None]:
     refused = [each["InstanceType"] for each in types if not each["FreeTierEligible"]]
     if refused:
         raise CheckFailedError(
-            f"the free plan does not allow {', '.join(refused)}: run `cdk deploy TrainStack -c "
-            "instance_types=c7i-flex.large,m7i-flex.large`"
+            f"the free plan does not allow {', '.join(refused)}: set "
+            '"instance_types": "c7i-flex.large,m7i-flex.large" in cdk.json\'s context, then '
+            "`npx cdk deploy TrainStack`"
         )
     return "free, which allows these types", None
 
@@ -286,8 +287,8 @@ def check_budget(
         note = f"{kind}: ${max(limit - spent, 0):.2f} left of ${limit:.2f}"
         if limit - spent < dollars:
             raise CheckFailedError(
-                f"{note}, ${dollars:.2f} needed: raise it with `cdk deploy TrainStack "
-                f"-c {setting}=…`, or wait for next month"
+                f"{note}, ${dollars:.2f} needed: raise {setting} in cdk.json's context, then "
+                "`npx cdk deploy TrainStack`, or wait for next month"
             )
         notes.append(note)
     return "; ".join(notes), None
