@@ -13,6 +13,7 @@ from infra.acknowledge import acknowledge
 from infra.config import Config
 from infra.cost_dashboard import EC2, SAGEMAKER, CostDashboard
 from infra.monthly_budget import MonthlyBudget
+from infra.outputs import NO_BUDGETS
 
 
 class BudgetStack(Stack):
@@ -42,11 +43,7 @@ class BudgetStack(Stack):
         if config.alert_email:
             self.topic.add_subscription(subscriptions.EmailSubscription(config.alert_email))
 
-        budgets = [
-            self._budget("Total", config, config.monthly_budget_usd),
-            self._budget("Training", config, config.training_budget_usd, machines(config)),
-            self._budget("SageMaker", config, config.sagemaker_budget_usd, {"Service": SAGEMAKER}),
-        ]
+        budgets = self._budgets(config) if config.budgets == "yes" else []
         for budget in budgets:
             # Creating a budget fails while its topic refuses it.
             budget.node.add_dependency(policy)
@@ -56,9 +53,16 @@ class BudgetStack(Stack):
         CfnOutput(
             self,
             "BudgetNames",
-            value=",".join(budget.name for budget in budgets),
+            value=",".join(budget.name for budget in budgets) or NO_BUDGETS,
             description="Total, training, SageMaker",
         )
+
+    def _budgets(self, config: Config) -> list[MonthlyBudget]:
+        return [
+            self._budget("Total", config, config.monthly_budget_usd),
+            self._budget("Training", config, config.training_budget_usd, machines(config)),
+            self._budget("SageMaker", config, config.sagemaker_budget_usd, {"Service": SAGEMAKER}),
+        ]
 
     def _budget(
         self,

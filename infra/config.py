@@ -58,6 +58,10 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         examples=["you@example.com"],
         description="Where budget alerts and notices about training go, besides the SNS topic.",
     )
+    budgets: Literal["yes", "no"] = Field(
+        default="yes",
+        description="no: leave the budgets out, in an account that cannot create any yet.",
+    )
     monthly_budget_usd: float = Field(
         default=20,
         gt=0,
@@ -175,6 +179,12 @@ class Config(BaseModel, frozen=True, extra="forbid"):
             raise ValueError("endpoint_max_instances is less than endpoint_instances")
         if self.endpoint_traffic != "all_at_once" and self.endpoint_instances < 2:
             raise ValueError(f"endpoint_traffic={self.endpoint_traffic} needs endpoint_instances=2")
+        return self
+
+    @model_validator(mode="after")
+    def _check_budgets(self) -> "Config":
+        if self.over_budget == "deny" and self.budgets == "no":
+            raise ValueError("over_budget=deny needs a budget: leave budgets=no out")
         return self
 
     @classmethod

@@ -3,6 +3,8 @@
 import boto3
 from botocore.exceptions import ClientError
 
+NO_BUDGETS = "none"  # BudgetStack's BudgetNames with budgets=no; an output is never empty
+
 
 class NotDeployedError(RuntimeError):
     """A stack, or an output of it, is not there; the message is one line."""

@@ -5,8 +5,13 @@ from typing import Any
 import boto3
 import botocore.session
 import pytest
+from aws_cdk import App
 from botocore.validate import ParamValidator
 from synthesized import Template, plain
+
+from infra.budget_stack import BudgetStack
+from infra.config import Config
+from infra.outputs import NO_BUDGETS
 
 EC2 = "Amazon Elastic Compute Cloud - Compute"
 
@@ -145,6 +150,16 @@ def test_the_output_does_not_break_a_stand_in_that_knows_no_budgets(
 def without_parameters(template: Template) -> dict[str, Any]:
     """What the template makes; the CDK command line alone knows its bootstrap parameter."""
     return {key: template.raw[key] for key in ("Resources", "Outputs")}
+
+
+def test_budgets_can_be_left_out_and_the_topic_stays() -> None:
+    app = App()
+    stack = BudgetStack(app, "BudgetStack", config=Config.from_context({"budgets": "no"}), key=None)
+    made = app.synth().get_stack_artifact(stack.artifact_id).template
+    types = {resource["Type"] for resource in made["Resources"].values()}
+    assert types >= {"AWS::SNS::Topic", "AWS::SNS::TopicPolicy"}
+    assert not any(name.startswith("AWS::Budgets::") for name in types)
+    assert made["Outputs"]["BudgetNames"]["Value"] == NO_BUDGETS
 
 
 def test_the_cost_dashboard_is_there_when_asked_for(template: Template, other: Template) -> None:

@@ -53,6 +53,7 @@ def test_machine_picks_types_image_and_disk_unless_they_are_set() -> None:
         ("purchase", "borrow", "'spot' or 'on_demand'"),
         ("endpoint", "batch", "'serverless' or 'realtime'"),
         ("over_budget", "stop", "'alert' or 'deny'"),
+        ("budgets", "none", "'yes' or 'no'"),
         ("cost_dashboard", "true", "'no' or 'yes'"),
         ("kms", "mine", "'aws' or 'customer'"),
         ("on_destroy", "ask", "'keep' or 'delete'"),
@@ -153,6 +154,12 @@ def in_words(value: object) -> str:
             return f"{value:g}"
         case _:
             return str(value)
+
+
+def test_a_deny_over_budget_needs_a_budget() -> None:
+    with pytest.raises(SettingError) as raised:
+        Config.from_context({"budgets": "no", "over_budget": "deny"})
+    assert str(raised.value) == ("settings: over_budget=deny needs a budget: leave budgets=no out")
 
 
 def test_settings_cannot_be_changed_later() -> None:

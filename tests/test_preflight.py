@@ -1,5 +1,6 @@
 """What is checked before a run starts, and what each line says."""
 
+import json
 from typing import Any
 
 import boto3
@@ -8,6 +9,7 @@ import training_account
 from botocore.exceptions import ClientError, EndpointConnectionError
 from training_account import TYPES, Account, add_budget, quota, start
 
+from infra.outputs import NO_BUDGETS
 from training.deployment import LaunchError
 from training.preflight import NotCheckedError, _quota_code
 from training.transfer import list_keys
@@ -215,6 +217,23 @@ def test_budgets_of_an_older_stack_are_not_checked(
     assert line(capsys.readouterr().out, "budget").startswith(
         "not checked budget BudgetStack is not deployed here"
     )
+
+
+def test_without_budgets_it_says_so_and_starts(
+    account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cloudformation = boto3.client("cloudformation")
+    template = {
+        "Resources": {"Any": {"Type": "AWS::SNS::Topic"}},
+        "Outputs": {"BudgetNames": {"Value": NO_BUDGETS}},
+    }
+    cloudformation.update_stack(StackName="BudgetStack", TemplateBody=json.dumps(template))
+    start()
+    assert line(capsys.readouterr().out, "budget") == (
+        "not checked budget no budget: the stacks are deployed with budgets=no"
+    )
+    assert not account.order("DescribeBudget")
+    assert account.desired() == 1
 
 
 def test_a_budget_whose_spending_aws_does_not_state_is_not_checked(

@@ -12,7 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from costs.estimate import Estimate, Mode, estimate_training
 from costs.prices import load_prices
 from infra.command import in_one_line
-from infra.outputs import NotDeployedError, stack_output
+from infra.outputs import NO_BUDGETS, NotDeployedError, stack_output
 from training.deployment import Deployment, Group, LaunchError
 from training.settings import CHUNK_PHOTOS
 from training.transfer import list_keys
@@ -272,8 +272,10 @@ def check_budget(
 
     AWS updates what is spent some hours late.
     """
-    names = stack_output("BudgetStack", "BudgetNames").split(",")
-    name_of = dict(zip(("month", "training", "sagemaker"), names, strict=True))
+    names = stack_output("BudgetStack", "BudgetNames")
+    if names == NO_BUDGETS:
+        raise NotCheckedError("no budget: the stacks are deployed with budgets=no")
+    name_of = dict(zip(("month", "training", "sagemaker"), names.split(","), strict=True))
     account = stack_output("TrainStack", "LauncherRoleArn").split(":")[4]
     budgets = deployment.session.client("budgets", config=BRIEF)
     notes = []
