@@ -8,6 +8,8 @@ instance_id="${INSTANCE_ID:-$(cat /var/lib/cloud/data/instance-id || echo unknow
 BOOT_STARTED="$(date -u +%FT%TZ)"
 export BOOT_STARTED       # from here on the machine is paid for
 export TMPDIR="$work/tmp" # /tmp is in memory, too small for pip
+# botocore asks once, for a second, and otherwise takes it that there are no credentials.
+export AWS_METADATA_SERVICE_NUM_ATTEMPTS=5 AWS_METADATA_SERVICE_TIMEOUT=5
 
 # Powering off alone does not stop the spending: the group would start the next machine.
 # When the call is refused, keep asking; the booked action of the launcher ends it otherwise.
@@ -40,20 +42,31 @@ import json, sys, time
 print(json.dumps([{"timestamp": int(time.time() * 1000), "message": sys.stdin.read()}]))')" > /dev/null
 }
 
+# At boot a service may not answer yet, and the update of the SSM agent may hold rpm's lock
+# (github.com/amazonlinux/amazon-linux-2023/issues/397).
+retry() {
+  local tries=4
+  until "$@"; do
+    ((--tries)) || return 1
+    echo "boot: trying again: $*"
+    sleep "${SPOT_PAUSE_SECONDS:-30}"
+  done
+}
+
 mkdir -p "$work/code" "$work/wheels" "$TMPDIR"
 cd "$work"
 exec > >(trap "" TERM && exec tee -a machine.log) 2>&1 # a shutdown tells everyone, last words come after
 echo "boot: $BOOT_STARTED"
-aws s3 cp --only-show-errors "s3://$BUCKET/control/current.json" current.json
+retry aws s3 cp --only-show-errors "s3://$BUCKET/control/current.json" current.json
 field() { python3 -c 'import json, sys; print(json.load(open("current.json"))[sys.argv[1]])' "$1"; }
 run_id=$(field run_id)
 runtime=$(field runtime)
 
 echo "boot: run $run_id, code and wheels"
-python3.11 -m pip --version > /dev/null 2>&1 || dnf install -y -q python3.11 python3.11-pip
-aws s3 cp --only-show-errors "s3://$BUCKET/runs/$run_id/code.tar.gz" code.tar.gz
+python3.11 -m pip --version > /dev/null 2>&1 || retry dnf install -y -q python3.11 python3.11-pip
+retry aws s3 cp --only-show-errors "s3://$BUCKET/runs/$run_id/code.tar.gz" code.tar.gz
 tar -xzf code.tar.gz -C code
-aws s3 cp --only-show-errors --recursive "s3://$BUCKET/$runtime" wheels
+retry aws s3 cp --only-show-errors --recursive "s3://$BUCKET/$runtime" wheels
 python3.11 -m pip install --quiet --disable-pip-version-check --no-index --no-deps --require-hashes \
   --find-links wheels --target runtime --requirement wheels/requirements.txt
 

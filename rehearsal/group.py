@@ -264,6 +264,7 @@ class RehearsedGroup:
             metadata=metadata,
             endpoint=self._endpoint,
             settings={
+                "SPOT_PAUSE_SECONDS": "0.1",
                 "SPOT_POLL_SECONDS": "0.5",
                 "SPOT_QUIET_SECONDS": str(QUIET_SECONDS),
                 "TQDM_MININTERVAL": "5",

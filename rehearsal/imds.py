@@ -63,8 +63,12 @@ def _stamp(time: datetime) -> str:
 
 
 def start_imds(metadata: Metadata) -> ThreadingHTTPServer:
-    """Serve `metadata` on a free port of 127.0.0.1 until the server is shut down."""
+    """Serve `metadata` on a free port of 127.0.0.1 until the server is shut down.
+
+    The first request for each path gets no answer, as may happen on AWS.
+    """
     tokens: set[str] = set()
+    asked: set[str] = set()
 
     class Handler(BaseHTTPRequestHandler):
         def do_PUT(self) -> None:
@@ -73,6 +77,8 @@ def start_imds(metadata: Metadata) -> ThreadingHTTPServer:
                 or "X-aws-ec2-metadata-token-ttl-seconds" not in self.headers
             ):
                 return self._reply(HTTPStatus.BAD_REQUEST, "")
+            if self._first_time():
+                return None
             token = secrets.token_urlsafe(32)
             tokens.add(token)
             return self._reply(HTTPStatus.OK, token, ttl="21600")
@@ -80,10 +86,17 @@ def start_imds(metadata: Metadata) -> ThreadingHTTPServer:
         def do_GET(self) -> None:
             if self.headers.get("X-aws-ec2-metadata-token") not in tokens:
                 return self._reply(HTTPStatus.UNAUTHORIZED, "")  # version 1 is off
+            if self._first_time():
+                return None
             text = metadata.answer(self.path)
             if text is None:
                 return self._reply(HTTPStatus.NOT_FOUND, "")
             return self._reply(HTTPStatus.OK, text)
+
+        def _first_time(self) -> bool:
+            first = self.path not in asked
+            asked.add(self.path)
+            return first
 
         def _reply(self, status: HTTPStatus, text: str, ttl: str = "") -> None:
             body = text.encode()

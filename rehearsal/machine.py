@@ -21,7 +21,14 @@ HOLD_SECONDS = 0.005  # a small head's epoch takes three times as long
 SHIMS = {
     # What the machine image brings along, at the version of this environment.
     "python3": f'exec "{sys.executable}" "$@"',
-    "python3.11": f'exec "{sys.executable}" "$@"',
+    # What it does not, until dnf has installed it; the first time somebody else holds rpm's lock.
+    "python3.11": f'[ -e "$MACHINE_DISK/installed" ] && exec "{sys.executable}" "$@"; exit 127',
+    "dnf": """if mkdir "$MACHINE_DISK/rpm-lock" 2> /dev/null; then
+  echo "can't create transaction lock on /var/lib/rpm/.rpm.lock" >&2
+  exit 1
+fi
+touch "$MACHINE_DISK/installed"
+""",
     "aws": f'exec "{Path(sys.executable).with_name("aws")}" "$@"',
     # What would end the machine.
     "shutdown": 'touch "$MACHINE_DISK/powered-off"',

@@ -68,10 +68,23 @@ def test_the_user_s_own_credentials_do_not_reach_the_machine(
 
 def test_credentials_come_from_the_metadata_service(tmp_path: Path) -> None:
     script = (
-        'python3.11 -c "import botocore.session as s; '
+        'AWS_METADATA_SERVICE_NUM_ATTEMPTS=2 python3 -c "import botocore.session as s; '
         'print(s.get_session().get_credentials().access_key)"'
     )
     assert "of-the-role" in console(tmp_path / "disk", script)
+
+
+def test_python_3_11_is_there_once_dnf_found_no_lock(tmp_path: Path) -> None:
+    script = (
+        "for try in 1 2 3; do python3.11 -c 'print(7)' || echo no Python; "
+        "dnf install -y -q python3.11 2> /dev/null || echo no lock; done"
+    )
+    assert console(tmp_path / "disk", script).splitlines() == [
+        "no Python",
+        "no lock",
+        "no Python",
+        "7",
+    ]
 
 
 def test_home_and_temporary_files_are_on_the_machine_s_disk(tmp_path: Path) -> None:

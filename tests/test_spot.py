@@ -10,10 +10,12 @@ from typing import Any
 import boto3
 import pytest
 import spot_site
+from botocore.exceptions import NoCredentialsError
 from spot_site import Site
+from urllib3.exceptions import HTTPError
 
 from costs.__main__ import main as costs
-from training import spot
+from training import spot, upkeep
 from training.control import (
     current_run,
     end_run,
@@ -142,6 +144,26 @@ def test_an_attempt_is_paid_for_from_the_boot_on(site: Site) -> None:
     site.work("succeeds")
     assert site.record.status()["attempts"][0]["started"] == "2026-01-02T03:04:05Z"
     assert site.record.read("cost.json")["seconds"] > 1e6
+
+
+def test_a_metadata_service_that_is_silent_at_first_is_waited_for(site: Site) -> None:
+    made, clients = boto3.client, []
+
+    def find(s3: Any, bucket: str) -> Any:
+        clients.append(s3)
+        if len(clients) == 1:
+            raise NoCredentialsError
+        return current_run(made("s3"), bucket)
+
+    def learn(_: object) -> None:
+        site.monkeypatch.setattr(spot, "learn_identity", lambda _: None)
+        raise HTTPError("HTTP 503")
+
+    site.monkeypatch.setattr(upkeep, "PAUSE_SECONDS", 0)
+    site.monkeypatch.setattr(spot, "current_run", find)
+    site.monkeypatch.setattr(spot, "learn_identity", learn)
+    assert site.work("succeeds") == 0
+    assert clients[0] is not clients[1]
 
 
 def test_without_an_active_run_there_is_nothing_to_do(site: Site) -> None:

@@ -1,4 +1,4 @@
-"""How a machine bears an S3 that does not answer."""
+"""How a machine bears an AWS that does not answer."""
 
 import threading
 from typing import Any
@@ -8,11 +8,14 @@ from boto3.exceptions import RetriesExceededError, S3UploadFailedError
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    CredentialRetrievalError,
     EndpointConnectionError,
     IncompleteReadError,
     NoCredentialsError,
+    NoRegionError,
     ReadTimeoutError,
 )
+from urllib3.exceptions import HTTPError
 
 from training import upkeep
 from training.upkeep import Background, patiently, will_pass
@@ -30,6 +33,9 @@ def refusal(code: str, status: int) -> ClientError:
     [
         UNREACHABLE,
         ReadTimeoutError(endpoint_url="https://s3"),
+        NoCredentialsError(),
+        CredentialRetrievalError(provider="iam-role", error_msg="empty"),
+        HTTPError("HTTP 503: http://169.254.169.254/latest/meta-data/instance-id"),
         refusal("SlowDown", 503),
         refusal("InternalError", 500),
         refusal("RequestTimeout", 400),
@@ -39,7 +45,7 @@ def test_what_may_pass_is_waited_out(error: Exception) -> None:
     assert will_pass(error)
 
 
-@pytest.mark.parametrize("error", [NoCredentialsError(), refusal("AccessDenied", 403)])
+@pytest.mark.parametrize("error", [NoRegionError(), refusal("AccessDenied", 403)])
 def test_what_stays_is_not(error: Exception) -> None:
     assert not will_pass(error)
 

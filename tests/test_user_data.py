@@ -27,6 +27,9 @@ GROUP_TO_ZERO = (
 )
 POWER_OFF = "shutdown -h now"
 
+# `python3.11 -m pip --version` fails.
+NO_PIP = 'python3.11() { [ $# -ne 3 ] && command python3.11 "$@"; }\n'
+
 # Notes its call; fails when it contains $FAILING; `aws s3 cp` copies from the folder $S3.
 PROGRAM = """#!/bin/bash
 call="$(basename "$0") $*"
@@ -160,6 +163,36 @@ def test_an_image_with_a_python_but_no_pip_gets_it(tmp_path: Path) -> None:
 
 def test_nothing_is_installed_where_python_is_already(tmp_path: Path) -> None:
     assert boot(tmp_path).names("dnf") == []
+
+
+@pytest.mark.parametrize(
+    ("failing", "failures"),
+    [
+        ("dnf install", 2),
+        ("control/current.json", 1),
+        ("code.tar.gz", 3),
+        ("runtime/a/", 3),
+    ],
+)
+def test_what_fails_at_first_is_tried_again_after_a_pause(
+    tmp_path: Path, failing: str, failures: int
+) -> None:
+    booted = boot(tmp_path, failing=failing, failures=failures, before=NO_PIP)
+    assert booted.calls.count("sleep 30") == failures
+    assert booted.output.count("boot: trying again: ") == failures
+    assert len([call for call in booted.calls if failing in call]) == failures + 1
+    assert any("training.spot" in call for call in booted.calls)
+
+
+def test_a_lock_that_stays_ends_the_spending(tmp_path: Path) -> None:
+    booted = boot(tmp_path, failing="dnf install", before=NO_PIP)
+    assert len(booted.names("dnf")) == 4
+    assert booted.calls[-2:] == [GROUP_TO_ZERO, POWER_OFF]
+
+
+def test_the_machine_s_own_aws_asks_more_than_once_for_its_credentials(tmp_path: Path) -> None:
+    asked = 'echo "$AWS_METADATA_SERVICE_NUM_ATTEMPTS for $AWS_METADATA_SERVICE_TIMEOUT s"'
+    assert "5 for 5 s" in boot(tmp_path, training_does=asked).output
 
 
 def told(booted: "Boot") -> list[str]:

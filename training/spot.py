@@ -17,18 +17,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import boto3
 from botocore.config import Config
 
 from costs.prices import load_prices
 from training.bill import run_bill
-from training.control import Lease, LeaseLostError, asked_to_stop, current_run, end_run
+from training.control import (
+    CurrentRun,
+    Lease,
+    LeaseLostError,
+    asked_to_stop,
+    current_run,
+    end_run,
+)
 from training.imds import (
     InstanceMetadata,
     instance_metadata,
     interruption_notice,
+    learn_identity,
     rebalance_recommended,
 )
 from training.machine_log import LOG_FILE, LogCopy, log_to_cloudwatch
@@ -50,6 +58,9 @@ from training.settings import INTERRUPTED, seconds
 from training.signals import Signals
 from training.transfer import CheckpointStore, download_prefix, pack_files
 from training.upkeep import AWS_ERRORS, Background, Every, best_effort, patiently
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 OVER, TRY_AGAIN = 0, INTERRUPTED
 FAILED_ATTEMPTS = 3  # the third ends the run
@@ -377,13 +388,18 @@ def boot_time() -> str:
 def work_on_active_run(work: Path) -> int:
     """Find the active run and attempt it; returns the exit code of this program."""
     stack = Stack.from_environment()
-    s3 = boto3.client("s3", config=CALLS)
+
+    def find() -> tuple["S3Client", CurrentRun | None]:
+        s3 = boto3.client("s3", config=CALLS)  # one made without credentials stays without
+        return s3, current_run(s3, stack.bucket)
+
     # Without an end: the booked one of the group comes in any case.
-    current = patiently(lambda: current_run(s3, stack.bucket), lambda: False)
+    s3, current = patiently(find, lambda: False)
     if current is None:
         log.info("no run is active")
         return OVER
     metadata = instance_metadata()
+    patiently(lambda: learn_identity(metadata), lambda: False)
     stream = f"{current['run_id']}/{metadata.instance_id}"
     log_to_cloudwatch(stack.log_group, stream, work / LOG_FILE)
     record = RunRecord(s3, stack.bucket, current["run_id"])

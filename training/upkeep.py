@@ -1,4 +1,4 @@
-"""What a machine does beside training, and how it bears an S3 that does not answer."""
+"""What a machine does beside training, and how it bears an AWS that does not answer."""
 
 import logging
 import random
@@ -13,14 +13,26 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectionError,
+    CredentialRetrievalError,
     HTTPClientError,
     IncompleteReadError,
+    NoCredentialsError,
 )
+from urllib3.exceptions import HTTPError
 
 from training.control import LeaseLostError
 from training.settings import seconds
 
-AWS_ERRORS = (BotoCoreError, ClientError, Boto3Error)
+AWS_ERRORS = (BotoCoreError, ClientError, Boto3Error, HTTPError)  # the last is of the metadata
+# A machine has its credentials from the metadata service: there are none while it is silent.
+SILENCE = (
+    ConnectionError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    HTTPError,
+    IncompleteReadError,
+    NoCredentialsError,
+)
 BUSY = {
     "RequestTimeout",
     "SlowDown",
@@ -105,4 +117,4 @@ def will_pass(error: BaseException) -> bool:
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return status >= 500 or error.response["Error"]["Code"] in BUSY
-    return isinstance(error, ConnectionError | HTTPClientError | IncompleteReadError)
+    return isinstance(error, SILENCE)
