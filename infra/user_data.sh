@@ -1,8 +1,17 @@
 #!/bin/bash
-# What a training machine does at boot, run once by cloud-init as root.
+# What a training machine does at boot, started once by cloud-init as root.
 # TrainStack puts the exports of BUCKET, GROUP_NAME, … in front. Everything with logic is
 # in training/spot.py; here is only what has to work before, and when, Python does not.
 set -euo pipefail # no -E: the trap below is for this shell alone, not for its $(…)
+# A shutdown sends SIGTERM to cloud-init alone (KillMode=process in its cloud-final.service); in a
+# unit of its own everything here gets it, before the network goes. systemd would end all of the
+# unit when the kernel kills one process for want of memory, hence OOMPolicy. Should systemd refuse,
+# cloud-init's child does the work.
+if [ "${1:-}" != in-unit ] && systemd-run --unit=bin-counter --service-type=exec \
+  --property=After=network.target --property=TimeoutStopSec=100 --property=OOMPolicy=continue \
+  --property=StandardOutput=journal+console "$BASH" "$0" in-unit; then
+  exit
+fi
 work="${WORK:-/opt/bin-counter}"
 instance_id="${INSTANCE_ID:-$(cat /var/lib/cloud/data/instance-id || echo unknown)}"
 BOOT_STARTED="$(date -u +%FT%TZ)"
@@ -55,7 +64,7 @@ retry() {
 
 mkdir -p "$work/code" "$work/wheels" "$TMPDIR"
 cd "$work"
-exec > >(trap "" TERM && exec tee -a machine.log) 2>&1 # a shutdown tells everyone, last words come after
+exec > >(trap "" TERM && exec tee -a machine.log) 2>&1 # last words come after SIGTERM
 echo "boot: $BOOT_STARTED"
 retry aws s3 cp --only-show-errors "s3://$BUCKET/control/current.json" current.json
 field() { python3 -c 'import json, sys; print(json.load(open("current.json"))[sys.argv[1]])' "$1"; }

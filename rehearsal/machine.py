@@ -30,6 +30,8 @@ fi
 touch "$MACHINE_DISK/installed"
 """,
     "aws": f'exec "{Path(sys.executable).with_name("aws")}" "$@"',
+    # There is no systemd: the unit is a child, and the machine is on for as long as it runs.
+    "systemd-run": 'while [ "${1#--}" != "$1" ]; do shift; done; "$@"; exit 0',
     # What would end the machine.
     "shutdown": 'touch "$MACHINE_DISK/powered-off"',
 }

@@ -34,11 +34,14 @@ NO_PIP = 'python3.11() { [ $# -ne 3 ] && command python3.11 "$@"; }\n'
 PROGRAM = """#!/bin/bash
 call="$(basename "$0") $*"
 echo "$call" >> "$CALLS"
+echo "${call%% *}" >> "$S3/${UNIT:+in-}unit-calls"
 [[ "$call" != "aws "* ]] || echo "PYTHONPATH=$PYTHONPATH" >> "$S3/aws-paths"
 if [ -n "$FAILING" ] && [[ "$call" == *"$FAILING"* ]]; then
   [ "$(grep -cF -- "$FAILING" "$CALLS")" -le "$FAILURES" ] && exit 1
 fi
 case "$call" in
+  "systemd-run "*) while [ "${1#--}" != "$1" ]; do shift; done
+    UNIT=1 "$@" > "$S3/unit" 2>&1; cat "$S3/unit"; exit 0 ;;
   *"-m training.spot"*) pwd > "$S3/where"; echo "$PYTHONPATH" >> "$S3/where"
     eval "$TRAINING_DOES"; exit "$TRAINING" ;;
   "aws s3 cp"*" machine.log "*) cat machine.log > "$S3/machine.log" ;;
@@ -96,15 +99,16 @@ def boot(
     programs, s3 = folder / "bin", folder / "s3"
     for new in (programs, s3):
         new.mkdir()
-    for name in ("aws", "dnf", "python3.11", "shutdown", "sleep"):
+    for name in ("aws", "dnf", "python3.11", "shutdown", "sleep", "systemd-run"):
         (programs / name).write_text(PROGRAM)
         (programs / name).chmod(0o755)
     (programs / "python3").symlink_to(sys.executable)
     (s3 / "current.json").write_text(current)
     (s3 / "code.tar.gz").write_bytes(archive() if code is None else code)
-    calls = folder / "calls"
+    calls, script = folder / "calls", folder / "part-001"
+    script.write_text(before + boot_script(VARIABLES))
     done = subprocess.run(
-        ["bash", "-c", before + boot_script(VARIABLES)],
+        ["bash", script],
         env={
             "PATH": f"{programs}:{os.defpath}",
             "WORK": str(folder / "work"),
@@ -163,6 +167,29 @@ def test_an_image_with_a_python_but_no_pip_gets_it(tmp_path: Path) -> None:
 
 def test_nothing_is_installed_where_python_is_already(tmp_path: Path) -> None:
     assert boot(tmp_path).names("dnf") == []
+
+
+def test_everything_runs_in_a_unit_that_a_shutdown_tells_while_there_is_a_network(
+    tmp_path: Path,
+) -> None:
+    booted = boot(tmp_path)
+    assert (tmp_path / "s3" / "unit-calls").read_text() == "systemd-run\n"
+    assert booted.calls[-1] == POWER_OFF
+    (unit,) = booted.names("systemd-run")
+    properties = [word for word in unit.split() if word.startswith("--property=")]
+    assert properties[:3] == [
+        "--property=After=network.target",
+        "--property=TimeoutStopSec=100",
+        "--property=OOMPolicy=continue",
+    ]
+    assert "KillMode" not in unit  # the default is all of the unit
+
+
+def test_without_a_unit_the_script_does_the_work_itself(tmp_path: Path) -> None:
+    booted = boot(tmp_path, failing="systemd-run")
+    assert not (tmp_path / "s3" / "in-unit-calls").exists()
+    assert booted.calls[-2:] == [GROUP_TO_ZERO, POWER_OFF]
+    assert len([call for call in booted.calls if "training.spot" in call]) == 1
 
 
 @pytest.mark.parametrize(
