@@ -47,6 +47,37 @@ def test_each_check_is_one_line(account: Account, capsys: pytest.CaptureFixture[
     ]
 
 
+def group_with(account: Account, *names: str) -> None:
+    """The group may start machines of these types."""
+    (group,) = account.autoscaling.describe_auto_scaling_groups()["AutoScalingGroups"]
+    overrides = [{"InstanceType": name} for name in names]
+    group["MixedInstancesPolicy"]["LaunchTemplate"]["Overrides"] = overrides
+    account.answers["DescribeAutoScalingGroups"] = {"AutoScalingGroups": [group]}
+
+
+def test_types_that_the_region_lacks_are_named_and_the_others_checked(
+    account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group_with(account, "c7i-flex.large", "c99.large", "m99.large")
+    start()
+    screen = capsys.readouterr().out
+    assert line(screen, "types") == (
+        "ok types c7i-flex.large; at most 2 vCPUs; us-east-1 has no c99.large, m99.large"
+    )
+    assert line(screen, "quota").startswith("ok quota ")
+    assert line(screen, "plan").startswith("ok plan ")
+
+
+def test_nothing_starts_where_the_region_lacks_every_type(
+    account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    account.answers["DescribeInstanceTypes"] = {"InstanceTypes": []}
+    assert line(refused(account, capsys)[1], "types") == (
+        f"no types us-east-1 has no {', '.join(TYPES)}: run `cdk deploy TrainStack -c "
+        "instance_types=…` with types that it has"
+    )
+
+
 @pytest.mark.parametrize(
     ("key", "name", "command"),
     [
@@ -137,10 +168,7 @@ def test_the_free_plan_allows_eligible_types_alone(
             for name, eligible in known
         ]
     }
-    (group,) = account.autoscaling.describe_auto_scaling_groups()["AutoScalingGroups"]
-    overrides = [{"InstanceType": name} for name, _ in known]
-    group["MixedInstancesPolicy"]["LaunchTemplate"]["Overrides"] = overrides
-    account.answers["DescribeAutoScalingGroups"] = {"AutoScalingGroups": [group]}
+    group_with(account, *(name for name, _ in known))
     with pytest.raises(LaunchError, match="plan"):
         start()
     assert line(capsys.readouterr().out, "plan") == (

@@ -198,17 +198,24 @@ def _exists(deployment: Deployment, key: str) -> bool:
 
 
 def _instance_types(deployment: Deployment, group: Group) -> tuple[str, list[Any]]:
-    """What EC2 knows about each of the group's types, in the group's order."""
+    """What EC2 knows about each of the group's types that the region has, in the group's order."""
     ec2: Any = deployment.session.client("ec2", config=BRIEF)
+    # By filter: asked for by name, one type that the region lacks would fail the whole call.
     pages = ec2.get_paginator("describe_instance_types").paginate(
-        InstanceTypes=list(group.instance_types)
+        Filters=[{"Name": "instance-type", "Values": list(group.instance_types)}]
     )
     found = {each["InstanceType"]: each for page in pages for each in page["InstanceTypes"]}
     types = [found[name] for name in group.instance_types if name in found]
+    missing = ", ".join(name for name in group.instance_types if name not in found)
+    region = ec2.meta.region_name
     if not types:
-        raise NotCheckedError("EC2 knows none of them")
+        raise CheckFailedError(
+            f"{region} has no {missing}: run `cdk deploy TrainStack -c instance_types=…` with "
+            "types that it has"
+        )
     vcpus = max(each["VCpuInfo"]["DefaultVCpus"] for each in types)
-    return f"{', '.join(found)}; at most {vcpus} vCPUs", types
+    lacking = f"; {region} has no {missing}" if missing else ""
+    return f"{', '.join(found)}; at most {vcpus} vCPUs{lacking}", types
 
 
 def _quota(deployment: Deployment, group: Group, types: list[Any]) -> tuple[str, None]:
