@@ -9,6 +9,7 @@ from infra.budget_stack import BudgetStack
 from infra.config import Config, SettingError
 from infra.data_stack import DataStack
 from infra.endpoint_stack import EndpointStack
+from infra.outputs import RegionsDifferError, check_region
 from infra.tags import PART_KEY, PROJECT, PROJECT_KEY
 from infra.train_stack import TrainStack
 
@@ -17,8 +18,10 @@ def add_stacks(app: App) -> None:
     """Put the stacks into `app`, with the settings of its context, and cdk-nag's rules beside them.
 
     Raises:
+        RegionsDifferError: the CDK and our commands would look in different regions.
         SettingError: a setting is unknown or wrong.
     """
+    check_region()
     config = Config.from_context(app.node.get_all_context())
     data = DataStack(app, "DataStack", config=config)
     budget = BudgetStack(app, "BudgetStack", config=config, key=data.key)
@@ -55,6 +58,6 @@ if __name__ == "__main__":
     app = App()
     try:
         add_stacks(app)
-    except SettingError as error:
+    except (RegionsDifferError, SettingError) as error:
         sys.exit(f"error: {error}")
     app.synth()

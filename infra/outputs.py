@@ -1,5 +1,7 @@
 """What the deployed stacks say of themselves. Imports no CDK: every command line uses it."""
 
+import os
+
 import boto3
 from botocore.exceptions import ClientError
 
@@ -10,11 +12,29 @@ class NotDeployedError(RuntimeError):
     """A stack, or an output of it, is not there; the message is one line."""
 
 
+class RegionsDifferError(NotDeployedError):
+    """The environment names two regions, and the stacks may be in either; one line."""
+
+
+def check_region() -> None:
+    """Raises RegionsDifferError when the CDK and boto3 would take different regions.
+
+    The CDK prefers AWS_REGION; boto3 reads AWS_DEFAULT_REGION alone.
+    """
+    cdk, ours = os.environ.get("AWS_REGION"), os.environ.get("AWS_DEFAULT_REGION")
+    if cdk and ours and cdk != ours:
+        raise RegionsDifferError(
+            f"AWS_REGION is {cdk} and AWS_DEFAULT_REGION is {ours}: run "
+            "`export AWS_REGION=$AWS_DEFAULT_REGION`, or the other way round"
+        )
+
+
 def stack_output(stack: str, key: str) -> str:
     """One output of a deployed stack, such as `stack_output("DataStack", "BucketName")`.
 
-    Raises NotDeployedError when the stack or the output does not exist.
+    Raises NotDeployedError when the stack or the output does not exist, or its region is unclear.
     """
+    check_region()
     try:
         description = boto3.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]
     except ClientError as error:

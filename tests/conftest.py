@@ -91,6 +91,7 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return read_api(path)
 
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.delenv("AWS_REGION", raising=False)
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     # Both halve the time of a test: descriptions of APIs are read once, machine images never.
     monkeypatch.setattr(JSONFileLoader, "load_file", load_file)

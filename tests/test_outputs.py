@@ -12,6 +12,7 @@ from infra.outputs import NotDeployedError, stack_output
 @pytest.fixture
 def _aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.delenv("AWS_REGION", raising=False)
     with mock_aws():
         yield
 
@@ -40,3 +41,18 @@ def test_an_output_that_an_older_stack_lacks_is_named() -> None:
     deploy({"Other": {"Value": "no"}})
     with pytest.raises(NotDeployedError, match="no output BucketName"):
         stack_output("DataStack", "BucketName")
+
+
+@pytest.mark.usefixtures("_aws")
+def test_two_regions_are_one_line_before_anything_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    monkeypatch.setattr(boto3, "client", lambda name: pytest.fail("asked"))
+    with pytest.raises(NotDeployedError, match="eu-west-1 and AWS_DEFAULT_REGION"):
+        stack_output("DataStack", "BucketName")
+
+
+@pytest.mark.usefixtures("_aws")
+def test_one_region_under_two_names_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
+    deploy({"BucketName": {"Value": "bins"}})
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    assert stack_output("DataStack", "BucketName") == "bins"

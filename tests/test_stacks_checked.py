@@ -16,6 +16,7 @@ from cfnlint.api import lint_file
 from synthesized import CDK_CONTEXT, ROOT, Template
 
 from app import add_stacks
+from infra.outputs import RegionsDifferError
 
 REGIONS = ["us-east-1", "eu-west-1", "ap-southeast-2"]
 DOCKERFILE = ROOT / "serving" / "Dockerfile"
@@ -292,3 +293,12 @@ def test_a_wrong_setting_is_one_line_and_nothing_is_synthesized(tmp_path: Path) 
     )
     assert "Traceback" not in result.stderr
     assert not list(tmp_path.glob("**/*.template.json"))
+
+
+def test_no_stacks_are_made_for_two_regions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    app = App()
+    with pytest.raises(RegionsDifferError, match="run `export AWS_REGION="):
+        add_stacks(app)
+    assert not [child for child in app.node.children if isinstance(child, Stack)]
