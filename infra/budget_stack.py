@@ -50,6 +50,7 @@ class BudgetStack(Stack):
         if config.cost_dashboard == "yes":
             CostDashboard(self, "CostDashboard")
 
+        CfnOutput(self, "AlertsTopicArn", value=self.topic.topic_arn)
         CfnOutput(
             self,
             "BudgetNames",

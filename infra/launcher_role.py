@@ -4,6 +4,7 @@ from aws_cdk import ArnFormat, Stack
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_kms as kms
 from aws_cdk import aws_s3 as s3
+from aws_cdk import aws_sns as sns
 from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
@@ -44,6 +45,7 @@ class LauncherRole(Construct):
         group_wildcard: str,
         training_job_role: iam.IRole,
         model: ssm.IStringParameter,
+        alerts: sns.ITopic,
     ) -> None:
         super().__init__(scope, id)
         self.role = iam.Role(
@@ -57,6 +59,7 @@ class LauncherRole(Construct):
             *_on_the_group(group_arn),
             *self._on_sagemaker(training_job_role),
             *self._on_the_account(),
+            allow("SeeWhoIsTold", ["sns:ListSubscriptionsByTopic"], [alerts.topic_arn]),
             allow("FindTheModel", ["ssm:GetParameter"], [model.parameter_arn]),
             allow("Publish", ["ssm:PutParameter"], [model.parameter_arn]),
             *([use_key(key, ["s3"])] if key else []),

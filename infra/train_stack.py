@@ -113,6 +113,7 @@ class TrainStack(Stack):
             group_wildcard=GROUP_WILDCARD,
             training_job_role=jobs,
             model=self.model,
+            alerts=alerts,
         ).role
         if key:
             trainer.role.add_to_policy(use_key(key, ["s3", "sns"]))

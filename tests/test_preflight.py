@@ -7,7 +7,7 @@ import boto3
 import pytest
 import training_account
 from botocore.exceptions import ClientError, EndpointConnectionError
-from training_account import TYPES, Account, add_budget, quota, start
+from training_account import TOPIC, TYPES, Account, add_budget, quota, start, subscriptions
 
 from infra.outputs import NO_BUDGETS
 from training.deployment import LaunchError
@@ -34,7 +34,7 @@ def line(screen: str, name: str) -> str:
 
 def test_each_check_is_one_line(account: Account, capsys: pytest.CaptureFixture[str]) -> None:
     start()
-    lines = capsys.readouterr().out.splitlines()[:8]
+    lines = capsys.readouterr().out.splitlines()[:9]
     assert [" ".join(each.split()) for each in lines] == [
         "ok group trainers is idle",
         "ok data set photos, 8,000 photos",
@@ -43,6 +43,7 @@ def test_each_check_is_one_line(account: Account, capsys: pytest.CaptureFixture[
         "ok types c7i-flex.large, m7i-flex.large; at most 2 vCPUs",
         "ok quota 5 vCPUs for All L-34B43A08, 2 needed",
         "ok plan paid, any type",
+        "ok alerts subscriptions: 1 of 1 confirmed",
         "ok budget month: $6.00 left of $10.00; training: $8.50 left of $10.00",
     ]
 
@@ -188,6 +189,36 @@ def test_an_expired_free_plan_starts_nothing(
 
 
 @pytest.mark.parametrize(
+    ("arns", "waiting"),
+    [
+        ([], ""),
+        (["PendingConfirmation"], ", a subscription waits for confirmation"),
+        (["Deleted"], ""),
+    ],
+)
+def test_alerts_that_no_one_hears_are_a_warning_and_the_run_starts(
+    account: Account, capsys: pytest.CaptureFixture[str], arns: list[str], waiting: str
+) -> None:
+    account.answers["ListSubscriptionsByTopic"] = subscriptions(*arns)
+    start()
+    assert line(capsys.readouterr().out, "alerts") == (
+        f"warning alerts no one hears of them{waiting}: run `aws sns subscribe --protocol email "
+        f"--topic-arn {TOPIC} --notification-endpoint you@example.com` and confirm the mail that "
+        "comes"
+    )
+    assert account.desired() == 1
+
+
+def test_one_confirmed_subscription_is_enough(
+    account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    account.answers["ListSubscriptionsByTopic"] = subscriptions("Deleted", f"{TOPIC}:1")
+    start()
+    said = line(capsys.readouterr().out, "alerts")
+    assert said == "ok alerts subscriptions: 1 of 2 confirmed"
+
+
+@pytest.mark.parametrize(
     ("name", "setting", "kind"),
     [("all", "monthly_budget_usd", "month"), ("ec2", "training_budget_usd", "training")],
 )
@@ -211,6 +242,7 @@ REFUSAL: Any = {"Error": {"Code": "AccessDeniedException", "Message": "no"}}
     ("operation", "names"),
     [
         ("DescribeInstanceTypes", ["types"]),
+        ("ListSubscriptionsByTopic", ["alerts"]),
         ("GetServiceQuota", ["quota"]),
         ("GetAccountPlanState", ["plan"]),
         ("DescribeBudget", ["budget"]),

@@ -19,6 +19,7 @@ from training.transfer import list_keys
 
 GROUP = "trainers"
 ROLE = "arn:aws:iam::123456789012:role/launcher"
+TOPIC = "arn:aws:sns:us-east-1:123456789012:alerts"
 EARLIER = CurrentRun(run_id="20260101-000000-resnet50-aaaa", runtime="runtime/a/", launch="1")
 TYPES = ["c7i-flex.large", "m7i-flex.large"]
 
@@ -31,6 +32,7 @@ class Account:
         # By operation: an answer, a function of the parameters, or an exception to be raised.
         self.answers: dict[str, Any] = {
             "GetServiceQuota": quota({}),
+            "ListSubscriptionsByTopic": subscriptions(f"{TOPIC}:1"),
             "GetAccountPlanState": {"accountPlanType": "PAID", "accountPlanStatus": "ACTIVE"},
         }
         self.before: Callable[[str], None] = lambda operation: None  # each call
@@ -176,7 +178,7 @@ def deploy() -> None:
     cloudformation = boto3.client("cloudformation")
     for stack, outputs in {
         "DataStack": {"BucketName": "bins"},
-        "BudgetStack": {"BudgetNames": "all,ec2,sagemaker"},
+        "BudgetStack": {"BudgetNames": "all,ec2,sagemaker", "AlertsTopicArn": TOPIC},
         "TrainStack": {"LauncherRoleArn": ROLE, "GroupName": GROUP, "ModelParameterName": "/model"},
     }.items():
         template = {
@@ -211,6 +213,11 @@ def deploy() -> None:
     )
     s3.put_object(Bucket="bins", Key="weights/resnet50.pth", Body=b"tensors")
     s3.put_object(Bucket="bins", Key="runtime/a/requirements.txt", Body=b"")
+
+
+def subscriptions(*arns: str) -> Any:
+    """SNS's answer for a topic with these."""
+    return {"Subscriptions": [{"SubscriptionArn": arn} for arn in arns]}
 
 
 def add_budget(name: str, spent: str) -> None:

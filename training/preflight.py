@@ -33,6 +33,10 @@ class CheckFailedError(Exception):
     """The answer is no; the message says what is wrong and what to do."""
 
 
+class WarningError(Exception):
+    """Nothing is in the run's way; the message says what the user should know, and do."""
+
+
 class NotCheckedError(Exception):
     """There is no answer; the message says why."""
 
@@ -69,6 +73,8 @@ class Checklist:
         """The same, but when AWS does not answer the line says so, and nothing is blocked."""
         try:
             return self.require(name, check)
+        except WarningError as error:
+            self._print("warning", name, str(error))
         except NotCheckedError as error:
             self._print("not checked", name, str(error))
         except ClientError as error:
@@ -109,6 +115,7 @@ def make_plan(
     if types:
         checks.look("quota", lambda: _quota(deployment, group, types))
         checks.look("plan", lambda: _account_plan(deployment, types))
+    checks.look("alerts", lambda: _alerts(deployment))
     estimate = None
     if photos:
         estimate = _estimate(sum(photos), arch, epochs, mode, members, group)
@@ -270,6 +277,27 @@ def _account_plan(deployment: Deployment, types: list[Any]) -> tuple[str, None]:
             "`npx cdk deploy TrainStack`"
         )
     return "free, which allows these types", None
+
+
+def _alerts(deployment: Deployment) -> tuple[str, None]:
+    """Whether anybody hears how a run ends; an address does once it has confirmed AWS's mail.
+
+    docs.aws.amazon.com/sns/latest/api/API_Subscription.html
+    """
+    topic = stack_output("BudgetStack", "AlertsTopicArn")
+    sns = deployment.session.client("sns", config=BRIEF)
+    pages = sns.get_paginator("list_subscriptions_by_topic").paginate(TopicArn=topic)
+    found = [each["SubscriptionArn"] for page in pages for each in page["Subscriptions"]]
+    confirmed = sum(each.startswith("arn:") for each in found)  # or PendingConfirmation, Deleted
+    if not confirmed:
+        waiting = (
+            ", a subscription waits for confirmation" if "PendingConfirmation" in found else ""
+        )
+        raise WarningError(
+            f"no one hears of them{waiting}: run `aws sns subscribe --protocol email --topic-arn "
+            f"{topic} --notification-endpoint you@example.com` and confirm the mail that comes"
+        )
+    return f"subscriptions: {confirmed} of {len(found)} confirmed", None
 
 
 def check_budget(
