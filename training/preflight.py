@@ -217,8 +217,8 @@ def _instance_types(deployment: Deployment, group: Group) -> tuple[str, list[Any
     region = ec2.meta.region_name
     if not types:
         raise CheckFailedError(
-            f"{region} has no {missing}: run `cdk deploy TrainStack -c instance_types=…` with "
-            "types that it has"
+            f"{region} has no {missing}: set instance_types in cdk.json's context to "
+            "types that it has, then `npx cdk deploy TrainStack`"
         )
     vcpus = max(each["VCpuInfo"]["DefaultVCpus"] for each in types)
     lacking = f"; {region} has no {missing}" if missing else ""
