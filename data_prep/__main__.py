@@ -13,6 +13,7 @@ from data_prep import own_photos, shares, source, split, stats, upload, verify
 from data_prep import pack as packing
 from data_prep.download import download
 from data_prep.folder import DataError, dataset_path, summarize
+from data_prep.objects import exit_at_once
 from data_prep.weights import save_weights
 from infra.command import in_one_line
 from infra.outputs import NotDeployedError, stack_output
@@ -332,4 +333,4 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, tuple[Setti
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # being ended is a Ctrl-C, too
-    sys.exit(main())
+    exit_at_once(main())

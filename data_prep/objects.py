@@ -6,8 +6,9 @@ import os
 import re
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
@@ -134,6 +135,19 @@ async def each(work: Callable[[T], Awaitable[R]], items: Sequence[T], *, at_once
         for _ in range(min(at_once, len(items))):
             workers.create_task(worker(places))
     return [found[place] for place in range(len(items))]
+
+
+def exit_at_once(code: int) -> NoReturn:
+    """End the process with all that it printed, without Python's own shutdown.
+
+    A thread of obstore may still wait for the interpreter when all work is done. If it gets it
+    during the shutdown, Rust ends the process with SIGABRT:
+    github.com/PyO3/pyo3-async-runtimes/issues/40
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(BrokenPipeError):
+            stream.flush()
+    os._exit(code)
 
 
 def public_bucket(name: str = PUBLIC_BUCKET) -> Bucket:

@@ -1,9 +1,14 @@
 """The command line, as a user meets it."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from synthesized import ROOT
 
 from data_prep.__main__ import main
 
@@ -67,7 +72,7 @@ def test_a_list_decides_which_photos_and_reports_what_the_bucket_lacks(
         (["split"], "run `python -m data_prep download` first"),
         (["pack"], "run `python -m data_prep split` first"),
         (["upload", "--bucket", "ours"], "pack --name bins` first"),
-        (["upload"], "DataStack is not deployed"),
+        (["upload"], "bin-counter-DataStack is not deployed"),
         (["download", "--limit", "1", "--source-bucket", "no-such-bucket"], "NoSuchBucket"),
     ],
 )
@@ -162,3 +167,27 @@ def test_weights_without_an_account_stay_here(
     file = tmp_path / "weights" / "efficientnet_lite0.pth"
     assert capsys.readouterr().out == f"{file}\n"
     assert file.stat().st_size > 1e7
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("synthesize --photos 2 --side 64-65 --workers 1 --out drawn", 0, "2 synthetic photos"),
+        ("pack", 1, "error: "),
+    ],
+)
+def test_a_thread_that_shutdown_would_abort_cannot_spoil_the_exit_code(tmp_path, words, code, said):
+    """A thread of Rust's that waits for the interpreter is what stands here as `os.abort`."""
+    command = (
+        "import atexit, os, runpy, sys; atexit.register(os.abort); "
+        f"sys.argv[1:] = {words.split()}; runpy.run_module('data_prep', run_name='__main__')"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", command],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == code, ended.stderr
+    assert (ended.stdout or ended.stderr).startswith(said)
