@@ -9,8 +9,8 @@ from infra.budget_stack import BudgetStack
 from infra.config import Config, SettingError
 from infra.data_stack import DataStack
 from infra.endpoint_stack import EndpointStack
+from infra.names import PART_KEY, PROJECT_KEY
 from infra.outputs import RegionsDifferError, check_region
-from infra.tags import PART_KEY, PROJECT, PROJECT_KEY
 from infra.train_stack import TrainStack
 
 
@@ -47,7 +47,7 @@ def add_stacks(app: App) -> None:
     endpoint.add_stack_dependency(train)
     # Parameters cost nothing, and moto, the rehearsal's stand-in for AWS, fails on their tags.
     untagged = ["AWS::SSM::Parameter"]
-    Tags.of(app).add(PROJECT_KEY, PROJECT, exclude_resource_types=untagged)
+    Tags.of(app).add(PROJECT_KEY, config.name, exclude_resource_types=untagged)
     parts = {"data": data, "budget": budget, "training": train, "endpoint": endpoint}
     for part, stack in parts.items():
         Tags.of(stack).add(PART_KEY, part, exclude_resource_types=untagged)

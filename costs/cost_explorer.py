@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError
 
-from infra.tags import PROJECT, PROJECT_KEY
+from infra.names import PROJECT_KEY, chosen_name
 
 if TYPE_CHECKING:
     from mypy_boto3_ce import CostExplorerClient
@@ -20,6 +20,7 @@ def billed(client: "CostExplorerClient", first: date, last: date) -> tuple[dict[
     One request, for which AWS takes $0.01. Without permission, or before AWS has the data, there
     are no services and the remark says so. Source: Cost Explorer's GetCostAndUsage.
     """
+    name = chosen_name()
     days = f"{first} to {last}" if first != last else str(first)
     try:
         answer = client.get_cost_and_usage(
@@ -27,7 +28,7 @@ def billed(client: "CostExplorerClient", first: date, last: date) -> tuple[dict[
             Granularity="DAILY",
             Metrics=["UnblendedCost"],
             GroupBy=[{"Type": "DIMENSION", "Key": "SERVICE"}],
-            Filter={"Tags": {"Key": PROJECT_KEY, "Values": [PROJECT]}},
+            Filter={"Tags": {"Key": PROJECT_KEY, "Values": [name]}},
         )
     except ClientError as error:
         code = error.response["Error"]["Code"]
@@ -42,7 +43,7 @@ def billed(client: "CostExplorerClient", first: date, last: date) -> tuple[dict[
             services[group["Keys"][0]] += float(group["Metrics"]["UnblendedCost"]["Amount"])
     if not services:
         return {}, (
-            f"Cost Explorer: nothing with the tag {PROJECT_KEY}={PROJECT} on {days}; it takes "
+            f"Cost Explorer: nothing with the tag {PROJECT_KEY}={name} on {days}; it takes "
             "about a day, and the tag must be active: `python -m costs tags`"
         )
-    return services, f"Cost Explorer, {days}, whole days, tag {PROJECT_KEY}={PROJECT}"
+    return services, f"Cost Explorer, {days}, whole days, tag {PROJECT_KEY}={name}"

@@ -22,13 +22,12 @@ from costs.prices import PriceError, load_prices
 from data_prep.folder import DataError
 from data_prep.pack import JPEG_BYTES_A_PIXEL
 from infra.command import confirmed
+from infra.names import PART_KEY, PROJECT_KEY, chosen_name, job_name_prefix
 from infra.outputs import stack_output
-from infra.tags import PART_KEY, PROJECT, PROJECT_KEY
 from training.follow import StatusLine
 from training.preflight import Checklist
 from training.sagemaker_image import training_image
 from training.sagemaker_preflight import check_quota
-from training.sagemaker_request import PREFIX
 from training.start import pack_code
 from training.status import duration
 
@@ -81,7 +80,8 @@ def prepare_on_sagemaker(ids: Sequence[str], options: argparse.Namespace) -> Non
 def series_of(dataset: str) -> str:
     """How the names of all jobs for a data set begin, and of no other; of a job's 63 characters."""
     words = re.sub("[^A-Za-z0-9]", "-", dataset)[:22]
-    return f"{PREFIX}{words}-{hashlib.sha256(dataset.encode()).hexdigest()[:6]}-"
+    digest = hashlib.sha256(dataset.encode()).hexdigest()[:6]
+    return f"{job_name_prefix(chosen_name())}{words}-{digest}-"
 
 
 def job_prefix(name: str) -> str:
@@ -144,7 +144,7 @@ def job_request(
         "Environment": {"AWS_DEFAULT_REGION": region, "TQDM_DISABLE": "1"},
         "Tags": [
             {"Key": key, "Value": value}
-            for key, value in {PROJECT_KEY: PROJECT, PART_KEY: "data"}.items()
+            for key, value in {PROJECT_KEY: chosen_name(), PART_KEY: "data"}.items()
         ],
     }
 

@@ -13,6 +13,7 @@ from infra.acknowledge import acknowledge
 from infra.config import Config
 from infra.cost_dashboard import EC2, SAGEMAKER, CostDashboard
 from infra.monthly_budget import MonthlyBudget
+from infra.names import stack_name
 from infra.outputs import NO_BUDGETS
 
 
@@ -23,7 +24,12 @@ class BudgetStack(Stack):
     """
 
     def __init__(self, scope: Construct, id: str, *, config: Config, key: kms.IKey | None) -> None:
-        super().__init__(scope, id, description="Bin counter: budgets and alerts")
+        super().__init__(
+            scope,
+            id,
+            stack_name=stack_name(config.name, id),
+            description="Bin counter: budgets and alerts",
+        )
         self.topic = sns.Topic(self, "Alerts", master_key=key)
         if not key:
             acknowledge(
@@ -48,7 +54,7 @@ class BudgetStack(Stack):
             # Creating a budget fails while its topic refuses it.
             budget.node.add_dependency(policy)
         if config.cost_dashboard == "yes":
-            CostDashboard(self, "CostDashboard")
+            CostDashboard(self, "CostDashboard", name=config.name)
 
         CfnOutput(self, "AlertsTopicArn", value=self.topic.topic_arn)
         CfnOutput(

@@ -3,10 +3,13 @@
 `-c name=value` sets one for a single command: the next deploy without it takes it back.
 """
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+
+from infra.names import DEFAULT_NAME, NAME_VARIABLE
 
 # Context keys of the CDK command line itself; its other keys contain ":" or start with "@".
 CDK_KEYS = {"cli-telemetry", "acknowledged-issue-numbers"}
@@ -40,7 +43,7 @@ class SettingError(ValueError):
 
 
 def _split_commas(value: object) -> object:
-    """Let `-c name=a,b` give a list, since the command line knows only strings."""
+    """Let `-c SETTING=a,b` give a list, since the command line knows only strings."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
@@ -52,6 +55,13 @@ Percentage = Annotated[int, Field(ge=1, le=100)]
 class Config(BaseModel, frozen=True, extra="forbid"):
     """The settings; `Config.from_context` is the way to make one."""
 
+    name: str = Field(
+        default_factory=lambda: os.environ.get(NAME_VARIABLE) or DEFAULT_NAME,
+        # A search on SageMaker has 32 characters for its name.
+        pattern=r"^[a-z][a-z0-9-]{1,16}[a-z0-9]$",
+        examples=["bins-dev"],
+        description="How all that is deployed is called; another name makes another copy.",
+    )
     alert_email: str | None = Field(
         default=None,
         pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$",
@@ -172,6 +182,13 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     @classmethod
     def _fill_machine_defaults(cls, settings: dict[str, object]) -> dict[str, object]:
         return {**MACHINE_DEFAULTS.get(settings.get("machine", "cpu"), {}), **settings}
+
+    @model_validator(mode="after")
+    def _check_name(self) -> "Config":
+        said = os.environ.get(NAME_VARIABLE)
+        if said and said != self.name:
+            raise ValueError(f"name is {self.name}, and {NAME_VARIABLE} is {said}: unset one")
+        return self
 
     @model_validator(mode="after")
     def _check_endpoint(self) -> "Config":

@@ -5,7 +5,7 @@ from typing import Any
 from aws_cdk import CfnResource
 from constructs import Construct
 
-from infra.tags import PART_KEY, PROJECT, PROJECT_KEY
+from infra.names import PART_KEY, PROJECT_KEY
 
 # As Cost Explorer and Budgets write them.
 EC2 = ["Amazon Elastic Compute Cloud - Compute"]
@@ -22,14 +22,14 @@ class CostDashboard(Construct):
     so its name is taken once it exists. aws-cdk-lib has no class for it.
     """
 
-    def __init__(self, scope: Construct, id: str) -> None:
+    def __init__(self, scope: Construct, id: str, *, name: str) -> None:
         super().__init__(scope, id)
         CfnResource(
             self,
             "Dashboard",
             type="AWS::BCM::Dashboard",
             properties={
-                "Name": PROJECT,
+                "Name": name,
                 "Description": "EC2 spot beside SageMaker: unblended cost, without credits.",
                 "Widgets": [
                     _widget(
@@ -48,7 +48,7 @@ class CostDashboard(Construct):
                     ),
                     _widget(
                         "This project by part",
-                        _daily(_tagged(PROJECT_KEY, PROJECT), {"Type": "TAG", "Key": PART_KEY}),
+                        _daily(_tagged(PROJECT_KEY, name), {"Type": "TAG", "Key": PART_KEY}),
                         description=f"Needs the tags {PROJECT_KEY} and {PART_KEY} to be activated.",
                     ),
                     _widget(
@@ -58,7 +58,7 @@ class CostDashboard(Construct):
                         offset=3,
                     ),
                 ],
-                "Tags": [{"Key": PROJECT_KEY, "Value": PROJECT}],
+                "Tags": [{"Key": PROJECT_KEY, "Value": name}],
             },
         )
 

@@ -7,7 +7,6 @@ from constructs import Construct
 
 from infra.acknowledge import acknowledge
 
-LOG_GROUPS = "/bin-counter/*"
 # What EBS and CloudWatch Logs need, as the guides of Auto Scaling and CloudWatch Logs say.
 USE = [
     "kms:Decrypt",
@@ -25,7 +24,9 @@ class CustomerKey(Construct):
     have their rights in their own policies.
     """
 
-    def __init__(self, scope: Construct, id: str, *, removal_policy: RemovalPolicy) -> None:
+    def __init__(
+        self, scope: Construct, id: str, *, log_group: str, removal_policy: RemovalPolicy
+    ) -> None:
         super().__init__(scope, id)
         self.key = kms.Key(
             self,
@@ -40,7 +41,7 @@ class CustomerKey(Construct):
         for statement in (
             self._may_publish("budgets", f"{arn}:budgets::{account}:*"),
             self._may_publish("cloudwatch", f"{arn}:cloudwatch:{stack.region}:{account}:alarm:*"),
-            self._may_keep_logs(),
+            self._may_keep_logs(log_group),
             self._may_start_machines("UseDisks", USE, {}),
             self._may_start_machines(
                 "LendDisks", ["kms:CreateGrant"], {"Bool": {"kms:GrantIsForAWSResource": "true"}}
@@ -66,17 +67,15 @@ class CustomerKey(Construct):
             },
         )
 
-    def _may_keep_logs(self) -> iam.PolicyStatement:
+    def _may_keep_logs(self, log_group: str) -> iam.PolicyStatement:
         stack = Stack.of(self)
-        log_groups = (
-            f"arn:{stack.partition}:logs:{stack.region}:{stack.account}:log-group:{LOG_GROUPS}"
-        )
+        arn = f"arn:{stack.partition}:logs:{stack.region}:{stack.account}:log-group:{log_group}"
         return iam.PolicyStatement(
             sid="LogsMayKeep",
             principals=[iam.ServicePrincipal(f"logs.{stack.region}.amazonaws.com")],
             actions=USE,
             resources=["*"],
-            conditions={"ArnLike": {"kms:EncryptionContext:aws:logs:arn": log_groups}},
+            conditions={"ArnLike": {"kms:EncryptionContext:aws:logs:arn": arn}},
         )
 
     def _may_start_machines(

@@ -9,7 +9,6 @@ from constructs import Construct
 
 from infra.config import Config
 from infra.model_endpoint import VARIANT, endpoint_name
-from infra.tags import PROJECT
 
 NOTES = """\
 **Training**: empty until the first run; then a minute behind it. \
@@ -51,7 +50,7 @@ class Dashboard(Construct):
         cloudwatch.Dashboard(
             self,
             "Dashboard",
-            dashboard_name=PROJECT,
+            dashboard_name=config.name,
             default_interval=Duration.hours(12),
             widgets=[
                 [cloudwatch.TextWidget(markdown=NOTES, width=FULL, height=2)],

@@ -7,6 +7,7 @@ from constructs import Construct
 from infra.config import Config
 from infra.customer_key import CustomerKey
 from infra.data_bucket import DataBucket
+from infra.names import log_group_name, stack_name
 
 
 class DataStack(Stack):
@@ -16,12 +17,22 @@ class DataStack(Stack):
     """
 
     def __init__(self, scope: Construct, id: str, *, config: Config) -> None:
-        super().__init__(scope, id, description="Bin counter: data sets, runs and models")
+        super().__init__(
+            scope,
+            id,
+            stack_name=stack_name(config.name, id),
+            description="Bin counter: data sets, runs and models",
+        )
         keep = config.on_destroy == "keep"
         removal_policy = RemovalPolicy.RETAIN if keep else RemovalPolicy.DESTROY
         self.key: kms.IKey | None = None
         if config.kms == "customer":
-            self.key = CustomerKey(self, "CustomerKey", removal_policy=removal_policy).key
+            self.key = CustomerKey(
+                self,
+                "CustomerKey",
+                log_group=log_group_name(config.name),
+                removal_policy=removal_policy,
+            ).key
         data = DataBucket(self, "Data", key=self.key, removal_policy=removal_policy)
         self.bucket = data.bucket
         CfnOutput(self, "BucketName", value=self.bucket.bucket_name)

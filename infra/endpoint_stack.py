@@ -21,8 +21,9 @@ from infra.acknowledge import acknowledge, acknowledge_objects
 from infra.config import Config
 from infra.endpoint_alarms import rollback_alarms
 from infra.model_endpoint import CAPTURED, ModelEndpoint, captures, endpoint_name
+from infra.names import model_parameter, stack_name
 from infra.statements import allow, on_objects, use_key
-from infra.train_stack import MODEL_PARAMETER, NO_MODEL
+from infra.train_stack import NO_MODEL
 from training.run_record import MODEL
 
 MODELS = f"runs/*/{MODEL}"
@@ -42,12 +43,17 @@ class EndpointStack(Stack):
         alerts: sns.ITopic,
         key: kms.IKey | None = None,
     ) -> None:
-        super().__init__(scope, id, description="Bin counter: the model behind an endpoint")
+        super().__init__(
+            scope,
+            id,
+            stack_name=stack_name(config.name, id),
+            description="Bin counter: the model behind an endpoint",
+        )
         model_uri = CfnParameter(
             self,
             "ModelUri",
             type="AWS::SSM::Parameter::Value<String>",
-            default=MODEL_PARAMETER,
+            default=model_parameter(config.name),
             description="SSM parameter that holds the URI of the model",
         ).value_as_string
         CfnRule(

@@ -12,8 +12,6 @@ from infra.acknowledge import acknowledge, acknowledge_objects
 from infra.statements import allow, list_prefixes, on_objects, use_key
 from training.sagemaker_image import REPOSITORY, image_accounts
 
-JOBS = "bin-counter-*"  # names of training jobs and searches, by training.sagemaker_request
-
 
 @dataclass(frozen=True, kw_only=True)
 class JobAccess:

@@ -9,7 +9,7 @@ from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
 from infra.acknowledge import acknowledge, acknowledge_objects
-from infra.job_role import JOBS
+from infra.names import job_name_prefix
 from infra.statements import allow, list_prefixes, on_objects, use_key
 from training.run_record import MODEL, RESULTS
 
@@ -46,8 +46,10 @@ class LauncherRole(Construct):
         training_job_role: iam.IRole,
         model: ssm.IStringParameter,
         alerts: sns.ITopic,
+        name: str,
     ) -> None:
         super().__init__(scope, id)
+        self._jobs = f"{job_name_prefix(name)}*"
         self.role = iam.Role(
             self,
             "Role",
@@ -118,7 +120,7 @@ class LauncherRole(Construct):
             acknowledge(
                 role,
                 "IAM5[Resource::arn:<AWS::Partition>:sagemaker:<AWS::Region>:<AWS::AccountId>:"
-                f"{kind}/{JOBS}]",
+                f"{kind}/{self._jobs}]",
                 "Each run gives its job a name; all begin alike.",
             )
         acknowledge(role, "IAMNoInlinePolicy", "The policy is only this role's, goes with it.")
@@ -127,7 +129,7 @@ class LauncherRole(Construct):
         return Stack.of(self).format_arn(
             service="sagemaker",
             resource=kind,
-            resource_name=JOBS,
+            resource_name=self._jobs,
             arn_format=ArnFormat.SLASH_RESOURCE_NAME,
         )
 

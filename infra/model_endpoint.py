@@ -35,9 +35,9 @@ def endpoint_name(config: Config) -> str:
     A real-time endpoint cannot become serverless, and one that scales cannot change its type.
     """
     if config.endpoint == "serverless":
-        return "bin-counter-serverless"
+        return f"{config.name}-serverless"
     machine = config.endpoint_instance_type.removeprefix("ml.").replace(".", "-")
-    return f"bin-counter-realtime-{machine}"
+    return f"{config.name}-realtime-{machine}"
 
 
 class ModelEndpoint(Construct):

@@ -5,6 +5,8 @@ import os
 import boto3
 from botocore.exceptions import ClientError
 
+from infra.names import NAME_VARIABLE, chosen_name, stack_name
+
 NO_BUDGETS = "none"  # BudgetStack's BudgetNames with budgets=no; an output is never empty
 
 
@@ -32,16 +34,23 @@ def check_region() -> None:
 def stack_output(stack: str, key: str) -> str:
     """One output of a deployed stack, such as `stack_output("DataStack", "BucketName")`.
 
-    Raises NotDeployedError when the stack or the output does not exist, or its region is unclear.
+    Of several copies, that of infra.names.chosen_name. Raises NotDeployedError when the stack or
+    the output does not exist, or its region is unclear.
     """
     check_region()
+    deployed = stack_name(chosen_name(), stack)
     try:
-        description = boto3.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]
+        description = boto3.client("cloudformation").describe_stacks(StackName=deployed)["Stacks"][
+            0
+        ]
     except ClientError as error:
         if "does not exist" not in str(error):
             raise
-        raise NotDeployedError(f"{stack} is not deployed here: run `cdk deploy {stack}`") from error
+        raise NotDeployedError(
+            f"{deployed} is not deployed here: run `npx cdk deploy {stack}`, or set "
+            f"{NAME_VARIABLE} to the name of the copy that is"
+        ) from error
     for output in description.get("Outputs", []):
         if output["OutputKey"] == key:
             return output["OutputValue"]
-    raise NotDeployedError(f"{stack} has no output {key}: run `cdk deploy {stack}` again")
+    raise NotDeployedError(f"{deployed} has no output {key}: run `npx cdk deploy {stack}` again")

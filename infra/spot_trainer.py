@@ -9,9 +9,8 @@ from constructs import Construct
 
 from infra.acknowledge import acknowledge
 from infra.config import Config
+from infra.names import group_name
 from infra.network import TrainingNetwork
-
-GROUP_NAME = "bin-trainer"
 
 
 class SpotTrainer(Construct):
@@ -64,7 +63,7 @@ class SpotTrainer(Construct):
         self.group = autoscaling.AutoScalingGroup(
             self,
             "Group",
-            auto_scaling_group_name=GROUP_NAME,
+            auto_scaling_group_name=group_name(config.name),
             vpc=network.vpc,
             vpc_subnets=ec2.SubnetSelection(subnet_type=ec2.SubnetType.PUBLIC),
             min_capacity=0,

@@ -18,14 +18,13 @@ from infra.config import Config
 from infra.dashboard import Dashboard
 from infra.job_role import PREPARATION, TRAINING, JobRole
 from infra.launcher_role import REQUEST, LauncherRole
+from infra.names import group_name, log_group_name, model_parameter, stack_name
 from infra.network import TrainingNetwork
-from infra.spot_trainer import GROUP_NAME, SpotTrainer
+from infra.spot_trainer import SpotTrainer
 from infra.statements import allow, list_prefixes, on_objects, use_key
 from training.run_record import RESULTS
 
-MODEL_PARAMETER = "/bin-counter/model-uri"
 NO_MODEL = "none: run python -m training.launch first"  # SageMaker quotes it when it refuses
-LOG_GROUP = "/bin-counter/training"
 # Keys in the bucket, no more than are used: tests/test_permissions.py tells of one too many.
 MACHINE_LISTS = ["checkpoints/*", "control/*", "datasets/*", "runtime/*"]
 MACHINE_READS = [
@@ -42,10 +41,6 @@ MACHINE_WRITES = [
     "control/lease.json",
     *(f"runs/*/{name}" for name in ("logs/*", "status.json", *RESULTS)),
 ]
-GROUP_WILDCARD = (
-    "IAM5[Resource::arn:<AWS::Partition>:autoscaling:<AWS::Region>:<AWS::AccountId>"
-    f":autoScalingGroup:*:autoScalingGroupName/{GROUP_NAME}]"
-)
 USER_DATA = Path(__file__).with_name("user_data.sh")
 
 
@@ -62,19 +57,25 @@ class TrainStack(Stack):
         alerts: sns.ITopic,
         key: kms.IKey | None,
     ) -> None:
-        super().__init__(scope, id, description="Bin counter: machines that train")
+        super().__init__(
+            scope,
+            id,
+            stack_name=stack_name(config.name, id),
+            description="Bin counter: machines that train",
+        )
+        self._group_name = group_name(config.name)
         # CloudFormation writes NO_MODEL again if a property of it ever changes.
         self.model = ssm.StringParameter(
             self,
             "Model",
-            parameter_name=MODEL_PARAMETER,
+            parameter_name=model_parameter(config.name),
             string_value=NO_MODEL,
             description="Newest model: s3://bucket/runs/<id>/model.tar.gz",
         )
         self.log_group = logs.LogGroup(
             self,
             "Logs",
-            log_group_name=LOG_GROUP,
+            log_group_name=log_group_name(config.name),
             retention=logs.RetentionDays.ONE_MONTH,
             encryption_key=key,
             removal_policy=RemovalPolicy.DESTROY,
@@ -90,10 +91,10 @@ class TrainStack(Stack):
             user_data=boot_script(
                 {
                     "BUCKET": bucket.bucket_name,
-                    "GROUP_NAME": GROUP_NAME,
-                    "MODEL_PARAMETER": MODEL_PARAMETER,
+                    "GROUP_NAME": self._group_name,
+                    "MODEL_PARAMETER": model_parameter(config.name),
                     "TOPIC_ARN": alerts.topic_arn,
-                    "LOG_GROUP": LOG_GROUP,
+                    "LOG_GROUP": log_group_name(config.name),
                     "AWS_DEFAULT_REGION": self.region,
                     "VOLUME_GIB": str(config.volume_gib),
                 }
@@ -110,10 +111,11 @@ class TrainStack(Stack):
             bucket=bucket,
             key=key,
             group_arn=self._group_arn,
-            group_wildcard=GROUP_WILDCARD,
+            group_wildcard=self._group_wildcard,
             training_job_role=jobs,
             model=self.model,
             alerts=alerts,
+            name=config.name,
         ).role
         if key:
             trainer.role.add_to_policy(use_key(key, ["s3", "sns"]))
@@ -138,7 +140,9 @@ class TrainStack(Stack):
                 requests=[bucket.arn_for_objects(f"runs/*/{name}") for name in REQUEST],
                 alerts=alerts,
             )
-        Dashboard(self, "Dashboard", config=config, log_group=self.log_group, group=GROUP_NAME)
+        Dashboard(
+            self, "Dashboard", config=config, log_group=self.log_group, group=self._group_name
+        )
 
         CfnOutput(self, "GroupName", value=trainer.group.auto_scaling_group_name)
         CfnOutput(self, "LauncherRoleArn", value=launcher.role_arn)
@@ -178,15 +182,25 @@ class TrainStack(Stack):
         acknowledge_objects(
             role, bucket, MACHINE_READS + MACHINE_WRITES, "Run ids and data sets are made later."
         )
-        acknowledge(role, GROUP_WILDCARD, "AWS makes up the middle of the ARN; the name is fixed.")
+        acknowledge(
+            role, self._group_wildcard, "AWS makes up the middle of the ARN; the name is fixed."
+        )
         acknowledge(role, "IAM5[Resource::*]", "Session Manager's actions know no resource.")
+
+    @property
+    def _group_wildcard(self) -> str:
+        """What cdk-nag says of the group's ARN."""
+        return (
+            "IAM5[Resource::arn:<AWS::Partition>:autoscaling:<AWS::Region>:<AWS::AccountId>"
+            f":autoScalingGroup:*:autoScalingGroupName/{self._group_name}]"
+        )
 
     @property
     def _group_arn(self) -> str:
         return self.format_arn(
             service="autoscaling",
             resource="autoScalingGroup",
-            resource_name=f"*:autoScalingGroupName/{GROUP_NAME}",
+            resource_name=f"*:autoScalingGroupName/{self._group_name}",
             arn_format=ArnFormat.COLON_RESOURCE_NAME,
         )
 

@@ -27,7 +27,7 @@ from rehearsal.answers import Sample, ask_endpoint, draw_samples
 from rehearsal.bins import lay_out
 from rehearsal.endpoint import EndpointFailedError, HostedEndpoint
 from rehearsal.group import RehearsedGroup, StillRunningError
-from rehearsal.outcome import DemoError, Outcome, check_run
+from rehearsal.outcome import DemoError, Outcome, check_requests, check_run
 from rehearsal.page import write_page
 from rehearsal.processes import CommandError, Processes
 from rehearsal.screen import Screen
@@ -123,6 +123,7 @@ def rehearse(args: argparse.Namespace) -> Outcome:
             record = RunRecord(boto3.client("s3"), bucket, run_id)
             proven = check_run(record, group, machines=1 + len(args.interrupt_at))
             samples = _serve(demo, record)
+            proven.append(check_requests(demo.stand_in.violations))
         prices = load_prices()
         costs = compare_run(past_run(record, prices), prices)
         return Outcome(

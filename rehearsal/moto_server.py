@@ -1,6 +1,7 @@
 """moto's server, with the stand-in for the public bucket filled before it answers.
 
-    python -m rehearsal.moto_server --port 5000 --bins FOLDER --calls FILE --jobs FOLDER
+    python -m rehearsal.moto_server --port 5000 --bins FOLDER --calls FILE --violations FILE \
+        --jobs FOLDER
 
 The bins are put straight into moto's S3 backend, without a request for each.
 """
@@ -16,7 +17,9 @@ from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 
 from data_prep.objects import PUBLIC_BUCKET
+from rehearsal.cloudformation import behave_as_cloudformation
 from rehearsal.recorder import CallTable, record_calls
+from rehearsal.request_check import ViolationList, check_requests
 from rehearsal.sagemaker import run_jobs
 from rehearsal.stand_in import ACCOUNT
 
@@ -55,12 +58,17 @@ def main() -> None:
         "--calls", type=Path, required=True, help="table of the roles' calls, to be written"
     )
     parser.add_argument(
+        "--violations", type=Path, required=True, help="list of requests that AWS would refuse"
+    )
+    parser.add_argument(
         "--jobs", type=Path, required=True, help="folder for what runs on SageMaker"
     )
     args = parser.parse_args()
     end_jobs = run_jobs(f"http://127.0.0.1:{args.port}", args.jobs)
     record_calls(CallTable(args.calls).note)
+    check_requests(ViolationList(args.violations).note)
     fill_public_bucket(args.bins)
+    behave_as_cloudformation()
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=args.port, verbose=True)
     server.start()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -98,6 +98,14 @@ def check_run(record: RunRecord, group: RehearsedGroup, *, machines: int) -> lis
     ]
 
 
+def check_requests(violations: Path) -> str:
+    """What all requests have proven. Raises DemoError when AWS would have refused one."""
+    refused = violations.read_text().splitlines()
+    if refused:
+        raise DemoError(f"AWS would refuse {refused[0]}; all of them: {violations}")
+    return "every request keeps to the patterns, lengths and ranges of AWS's own models"
+
+
 def _resumed(group: RehearsedGroup) -> str:
     """What the last machine said of where it went on."""
     console = list(group.machines.values())[-1].console.read_text()

@@ -34,7 +34,7 @@ class Call:
 
 HERE = f"{REGION}:{ACCOUNT}"
 # The name that CloudFormation makes up for a role in our stacks.
-ROLE = re.compile(r"(?:Budget|Data|Train|Endpoint)Stack-(\w+?)[0-9A-F]{8}-\w+")
+ROLE = re.compile(r"(?:[\w-]+-)?(?:Budget|Data|Train|Endpoint)Stack-(\w+?)[0-9A-F]{8}-\w+")
 SIGNED_AS = {"monitoring": "cloudwatch"}  # services that sign by another name than IAM's
 ACTIONS = {"budgets:DescribeBudget": "budgets:ViewBudget"}  # operations that IAM names otherwise
 REFUSED = {"iam:SimulatePrincipalPolicy"}  # SageMaker's SDK asks, and does without an answer
@@ -50,7 +50,7 @@ RESOURCES = {
     "sns": f"arn:aws:sns:{HERE}:<topic>",
     "ssm": f"arn:aws:ssm:{HERE}:parameter{{Name}}",
 }
-BUCKET = re.compile(r"datastack-databucket\w+-\w+")
+BUCKET = re.compile(r"(?:[a-z0-9-]+-)?datastack-databucket\w+-\w+")
 KEYS = [
     (re.compile(pattern), name)
     for pattern, name in (

@@ -5,6 +5,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
+from infra.names import NAME_VARIABLE
 from rehearsal.ports import free_port
 from rehearsal.processes import Processes
 from rehearsal.waiting import NotReadyError, wait_until
@@ -29,11 +30,16 @@ class StandIn:
         port = free_port()
         self._port = port
         self.calls = folder / "calls.csv"  # what each role called
+        self.violations = folder / "violations.txt"  # requests that AWS would refuse
         self.jobs = folder / "jobs"  # what SageMaker runs
         # localhost: the CDK CLI does not address buckets on 127.0.0.1.
         self.endpoint = f"http://localhost:{port}"
         self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(("AWS_", NAME_VARIABLE))
+            },
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": "testing",
             "AWS_SECRET_ACCESS_KEY": "testing",
@@ -56,18 +62,11 @@ class StandIn:
         Raises StandInError with the reason when it never does.
         """
         log = self._folder / "moto.log"
-        command = [sys.executable, "-m", "rehearsal.moto_server"]
         process = self._processes.start(
             [
-                *command,
-                "--port",
-                str(self._port),
-                "--bins",
-                bins,
-                "--calls",
-                self.calls,
-                "--jobs",
-                self.jobs,
+                *(sys.executable, "-m", "rehearsal.moto_server", "--port", str(self._port)),
+                *("--bins", bins, "--calls", self.calls),
+                *("--violations", self.violations, "--jobs", self.jobs),
             ],
             environment=self.environment,
             log=log,

@@ -1,7 +1,7 @@
 """Before a deploy with `serving_image`: would SageMaker start that image?
 
     python -m serving.image_check                         the image that cdk.json names
-    python -m serving.image_check -c serving_image=URI    as `cdk deploy -c serving_image=URI`
+    python -m serving.image_check -c name=value    with another setting, as `cdk deploy` takes it
 
 SageMaker takes one image in Docker's format, for the processor of the endpoint's machines.
 """

@@ -148,6 +148,7 @@ def other_stacks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Template
     """Stack id to template, with every choice of the settings made the other way."""
     return synthesize(
         tmp_path_factory.mktemp("cdk.out"),
+        name="bins-dev",
         alert_email="you@example.com",
         alert_percentages="90",
         kms="customer",

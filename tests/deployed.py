@@ -19,8 +19,8 @@ ENDPOINT = "bins"
 
 def deploy_stacks() -> None:
     """DataStack and TrainStack, before the first run."""
-    _deploy("DataStack", BucketName="ours")
-    _deploy("TrainStack", ModelParameterName=PARAMETER)
+    _deploy("bin-counter-DataStack", BucketName="ours")
+    _deploy("bin-counter-TrainStack", ModelParameterName=PARAMETER)
     choose("none: run python -m training.launch first")
 
 
@@ -69,7 +69,7 @@ def serve(uri: str) -> None:
     variant = {"VariantName": "AllTraffic", "ModelName": "m", "ServerlessConfig": serverless}
     sagemaker.create_endpoint_config(EndpointConfigName="c", ProductionVariants=[variant])  # type: ignore[list-item]
     sagemaker.create_endpoint(EndpointName=ENDPOINT, EndpointConfigName="c")
-    _deploy("EndpointStack", EndpointName=ENDPOINT)
+    _deploy("bin-counter-EndpointStack", EndpointName=ENDPOINT)
 
 
 def _deploy(stack: str, **outputs: str) -> None:

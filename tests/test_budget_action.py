@@ -7,12 +7,12 @@ import pytest
 from policies import Deployed, Evaluator, Request
 from synthesized import Template, plain
 
-from infra.train_stack import GROUP_NAME
+from infra.names import group_name
 from rehearsal.stand_in import ACCOUNT, REGION
 
 GROUP = (
     f"arn:aws:autoscaling:{REGION}:{ACCOUNT}:autoScalingGroup:uuid:"
-    f"autoScalingGroupName/{GROUP_NAME}"
+    f"autoScalingGroupName/{group_name('bins-dev')}"
 )
 ENDPOINT = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:endpoint/any"
 EXECUTOR = "OverBudgetExecutor"

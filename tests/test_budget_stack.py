@@ -141,8 +141,8 @@ def test_the_output_does_not_break_a_stand_in_that_knows_no_budgets(
 ) -> None:
     client = boto3.client("cloudformation")
     body = json.dumps(without_parameters(template))
-    client.create_stack(StackName="BudgetStack", TemplateBody=body)
-    (stack,) = client.describe_stacks(StackName="BudgetStack")["Stacks"]
+    client.create_stack(StackName="bin-counter-BudgetStack", TemplateBody=body)
+    (stack,) = client.describe_stacks(StackName="bin-counter-BudgetStack")["Stacks"]
     outputs = {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
     assert len(outputs["BudgetNames"].split(",")) == 3
 
@@ -227,7 +227,7 @@ def test_no_widget_is_wider_than_its_row(other: Template) -> None:
 def test_the_widget_by_part_looks_at_this_projects_tags(other: Template) -> None:
     (query,) = [q for _, q in widgets(other) if q["GroupBy"][0]["Type"] == "TAG"]
     assert query["GroupBy"] == [{"Type": "TAG", "Key": "part"}]
-    assert {"Tags": {"Key": "project", "Values": ["bin-counter"]}} in query["Filter"]["And"]
+    assert {"Tags": {"Key": "project", "Values": ["bins-dev"]}} in query["Filter"]["And"]
 
 
 def test_the_parts_of_the_project_are_told_apart(other_stacks: dict[str, Template]) -> None:

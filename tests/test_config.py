@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from synthesized import CDK_CONTEXT, ROOT
 
 from infra.config import Config, SettingError
+from infra.names import NAME_VARIABLE
 
 
 def test_defaults_need_no_setting() -> None:
@@ -160,6 +161,15 @@ def test_a_deny_over_budget_needs_a_budget() -> None:
     with pytest.raises(SettingError) as raised:
         Config.from_context({"budgets": "no", "over_budget": "deny"})
     assert str(raised.value) == ("settings: over_budget=deny needs a budget: leave budgets=no out")
+
+
+def test_the_environment_names_the_copy_unless_a_setting_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(NAME_VARIABLE, "bins-dev")
+    assert Config.from_context({}).name == "bins-dev"
+    with pytest.raises(SettingError, match="name is bins, and BIN_COUNTER_NAME is bins-dev"):
+        Config.from_context({"name": "bins"})
 
 
 def test_settings_cannot_be_changed_later() -> None:

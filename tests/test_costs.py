@@ -34,8 +34,8 @@ def test_compare_prints_aligned_rows(capsys: pytest.CaptureFixture[str]) -> None
     ("arguments", "message"),
     [
         (["compare", "--run-id", "r1", "--seconds", "60"], "not both"),
-        (["compare"], "DataStack is not deployed here"),
-        (["compare", "--bucket", "ours"], "TrainStack is not deployed here"),
+        (["compare"], "bin-counter-DataStack is not deployed here"),
+        (["compare", "--bucket", "ours"], "bin-counter-TrainStack is not deployed here"),
         (["compare", "--seconds", "60", "--instance-type", "x9.huge"], "no spot price"),
         (
             ["compare", "--seconds", "60", "--endpoint-instance-type", "ml.x9"],

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from synthesized import Template
 
-from infra.train_stack import LOG_GROUP
+from infra.names import log_group_name
 
 ARN = "arn:<AWS::Partition>"
 HERE = "<AWS::Region>:<AWS::AccountId>"
 SERVICE_ROLES = f"{ARN}:iam::<AWS::AccountId>:role/aws-service-role"
 USE = ["kms:Decrypt", "kms:DescribeKey", "kms:Encrypt", "kms:GenerateDataKey*", "kms:ReEncrypt*"]
-KEY_ARN = "<DataStack:ExportsOutputFnGetAttCustomerKeyA9FF30A4ArnE55436B0>"
+KEY_ARN = "<bins-dev-DataStack:ExportsOutputFnGetAttCustomerKeyA9FF30A4ArnE55436B0>"
 
 
 @pytest.fixture
@@ -87,8 +87,8 @@ def test_logs_use_it_for_our_log_group(policy: dict[str, dict[str, Any]]) -> Non
     statement = policy["LogsMayKeep"]
     assert statement["Principal"] == {"Service": "logs.<AWS::Region>.amazonaws.com"}
     pattern = statement["Condition"]["ArnLike"]["kms:EncryptionContext:aws:logs:arn"]
-    assert pattern.startswith(f"{ARN}:logs:{HERE}:log-group:/bin-counter/")
-    assert fnmatchcase(f"{ARN}:logs:{HERE}:log-group:{LOG_GROUP}", pattern)
+    assert pattern.startswith(f"{ARN}:logs:{HERE}:log-group:/bins-dev/")
+    assert fnmatchcase(f"{ARN}:logs:{HERE}:log-group:{log_group_name('bins-dev')}", pattern)
 
 
 @pytest.mark.parametrize(

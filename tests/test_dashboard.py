@@ -89,17 +89,18 @@ def test_no_metric_has_to_be_paid_for(widgets: list[dict[str, Any]]) -> None:
 
 
 def test_the_group_says_how_many_machines_it_has(
-    stacks: dict[str, Template], widgets: list[dict[str, Any]]
+    stacks: dict[str, Template], other_stacks: dict[str, Template]
 ) -> None:
-    group = stacks["TrainStack"].only("AWS::AutoScaling::AutoScalingGroup")
-    shown = {
-        name: dimensions["AutoScalingGroupName"]
-        for namespace, name, dimensions, _ in metrics(widgets)
-        if namespace == "AWS/AutoScaling"
-    }
-    (collected,) = group["MetricsCollection"]
-    assert shown == dict.fromkeys(collected["Metrics"], group["AutoScalingGroupName"])
-    assert collected["Granularity"] == "1Minute"
+    for kind in (stacks, other_stacks):
+        group = kind["TrainStack"].only("AWS::AutoScaling::AutoScalingGroup")
+        shown = {
+            name: dimensions["AutoScalingGroupName"]
+            for namespace, name, dimensions, _ in metrics(widgets_of(kind))
+            if namespace == "AWS/AutoScaling"
+        }
+        (collected,) = group["MetricsCollection"]
+        assert shown == dict.fromkeys(collected["Metrics"], group["AutoScalingGroupName"])
+        assert collected["Granularity"] == "1Minute"
 
 
 def test_the_endpoint_shown_is_the_one_that_is_deployed(

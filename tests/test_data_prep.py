@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from synthesized import ROOT
 
 from data_prep.__main__ import main

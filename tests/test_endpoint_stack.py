@@ -13,10 +13,11 @@ from synthesized import CDK_CONTEXT, Template
 from infra.config import Config
 from infra.endpoint_scaling import calls_per_minute
 from infra.endpoint_stack import EndpointStack
-from infra.train_stack import MODEL_PARAMETER, NO_MODEL
+from infra.names import DEFAULT_NAME, model_parameter
+from infra.train_stack import NO_MODEL
 
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/bin-counter:1.0"
-REALTIME = "bin-counter-realtime-m5-large"
+REALTIME = "bins-dev-realtime-m5-large"
 ALARM_ARN = "arn:<AWS::Partition>:cloudwatch:<AWS::Region>:<AWS::AccountId>:alarm:"
 
 Synthesize = Callable[..., Template]
@@ -80,7 +81,7 @@ def test_its_one_output_is_the_endpoint_name(template: Template) -> None:
 def test_the_model_is_the_one_the_parameter_points_at(template: Template) -> None:
     parameter = template.raw["Parameters"]["ModelUri"]
     assert parameter["Type"] == "AWS::SSM::Parameter::Value<String>"
-    assert parameter["Default"] == MODEL_PARAMETER
+    assert parameter["Default"] == model_parameter(DEFAULT_NAME)
     container = template.only("AWS::SageMaker::Model")["PrimaryContainer"]
     assert container["ModelDataUrl"] == "<ModelUri>"
 
@@ -135,7 +136,7 @@ def test_alarms_go_to_the_topic_and_name_the_endpoint(realtime: Template) -> Non
     assert found.keys() == {"errors", "latency", "idle"}
     for alarm in found.values():
         (action,) = alarm["AlarmActions"]
-        assert action.startswith("<BudgetStack:")
+        assert action.startswith("<bins-dev-BudgetStack:")
     for kind in ("errors", "latency"):
         assert found[kind]["Dimensions"] == [
             {"Name": "EndpointName", "Value": REALTIME},
@@ -371,7 +372,7 @@ def test_from_each_kind_to_the_other_and_back_leaves_one_endpoint(synthesize: Sy
         names.append(stack.only("SageMaker::Endpoint")["EndpointName"])
         scaled = [name for type, name in stack.resources if type.endswith("ScalableTarget")]
         assert len(scaled) == (kind == "realtime")
-    assert names == ["bin-counter-serverless", REALTIME] * 2
+    assert names == ["bin-counter-serverless", "bin-counter-realtime-m5-large"] * 2
 
 
 def test_each_kind_is_an_endpoint_of_its_own(template: Template, realtime: Template) -> None:
@@ -390,7 +391,7 @@ def test_an_endpoint_that_scales_can_get_another_type_of_machine(synthesize: Syn
         endpoint = stack.only("SageMaker::Endpoint")["EndpointName"]
         target = stack.only("ApplicationAutoScaling::ScalableTarget")
         assert target["ResourceId"] == f"endpoint/{endpoint}/variant/AllTraffic"
-    assert endpoint == REALTIME
+    assert endpoint == "bin-counter-realtime-m5-large"
 
 
 # The image, and the role.
@@ -421,7 +422,7 @@ def test_what_sagemaker_may_do_for_the_endpoint(template: Template) -> None:
     assert {sid: (s["Action"], s["Resource"]) for sid, s in statements.items()} == {
         "ReadModel": (
             "s3:GetObject",
-            "<DataStack:ExportsOutputFnGetAttDataBucketE6B0FAA8Arn3FF3A9FF>/runs/*/model.tar.gz",
+            "<bin-counter-DataStack:ExportsOutputFnGetAttDataBucketE6B0FAA8Arn3FF3A9FF>/runs/*/model.tar.gz",
         ),
         "PullImage": (
             ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"],

@@ -80,9 +80,10 @@ def test_wrong_words_are_refused_before_anything_is_asked_of_aws(
 def test_a_stack_that_is_not_deployed_is_one_line(
     account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    boto3.client("cloudformation").delete_stack(StackName="TrainStack")
+    boto3.client("cloudformation").delete_stack(StackName="bin-counter-TrainStack")
     assert command(monkeypatch) == (
-        "error: TrainStack is not deployed here: run `cdk deploy TrainStack`"
+        "error: bin-counter-TrainStack is not deployed here: run `npx cdk deploy TrainStack`, or "
+        "set BIN_COUNTER_NAME to the name of the copy that is"
     )
 
 
@@ -137,7 +138,7 @@ def test_a_group_that_is_gone_is_one_line(
 ) -> None:
     account.answers["DescribeAutoScalingGroups"] = {"AutoScalingGroups": []}
     message = command(monkeypatch, "--dataset", "photos")
-    assert message == "error: group trainers is gone: run `cdk deploy TrainStack` again"
+    assert message == "error: group trainers is gone: run `npx cdk deploy TrainStack` again"
 
 
 @pytest.mark.parametrize("reply", ["n", "", "maybe", EOFError(), KeyboardInterrupt()])

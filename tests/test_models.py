@@ -148,4 +148,4 @@ def test_before_the_first_model_the_list_says_to_train(capsys: pytest.CaptureFix
 
 @pytest.mark.usefixtures("client")
 def test_without_stacks_the_list_says_what_to_deploy(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "run `cdk deploy DataStack`" in error(capsys)
+    assert "run `npx cdk deploy DataStack`" in error(capsys)

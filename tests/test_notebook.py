@@ -69,6 +69,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
     ]
     assert measured(printed(ran)) == ["EC2 spot", "SageMaker managed spot"]
     assert told(ran) == told(NOTEBOOK), "write it again: python -m rehearsal.notebook --write"
+    assert (tmp_path / "notebook" / "violations.txt").read_text() == "", "AWS would refuse these"
     calls = tmp_path / "notebook" / "calls.csv"
     more, fewer = new_calls(calls, "recorded_notebook_calls.csv")
     assert (more, fewer) == (set(), set()), f"see whether each is right, then copy {calls}"

@@ -6,6 +6,7 @@ import boto3
 import pytest
 from moto import mock_aws
 
+from infra.names import NAME_VARIABLE
 from infra.outputs import NotDeployedError, stack_output
 
 
@@ -13,15 +14,14 @@ from infra.outputs import NotDeployedError, stack_output
 def _aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.delenv("AWS_REGION", raising=False)
+    monkeypatch.delenv(NAME_VARIABLE, raising=False)
     with mock_aws():
         yield
 
 
-def deploy(outputs: dict[str, Any]) -> None:
+def deploy(outputs: dict[str, Any], stack: str = "bin-counter-DataStack") -> None:
     template = {"Resources": {"Any": {"Type": "AWS::SNS::Topic"}}, "Outputs": outputs}
-    boto3.client("cloudformation").create_stack(
-        StackName="DataStack", TemplateBody=json.dumps(template)
-    )
+    boto3.client("cloudformation").create_stack(StackName=stack, TemplateBody=json.dumps(template))
 
 
 @pytest.mark.usefixtures("_aws")
@@ -31,8 +31,20 @@ def test_an_output_of_a_deployed_stack_is_read() -> None:
 
 
 @pytest.mark.usefixtures("_aws")
+def test_of_two_copies_the_environment_names_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    deploy({"BucketName": {"Value": "bins"}})
+    deploy({"BucketName": {"Value": "bins-of-another"}}, "bins-dev-DataStack")
+    assert stack_output("DataStack", "BucketName") == "bins"
+    monkeypatch.setenv(NAME_VARIABLE, "bins-dev")
+    assert stack_output("DataStack", "BucketName") == "bins-of-another"
+    monkeypatch.setenv(NAME_VARIABLE, "bins-test")
+    with pytest.raises(NotDeployedError, match=r"bins-test-DataStack is not deployed here: .* set"):
+        stack_output("DataStack", "BucketName")
+
+
+@pytest.mark.usefixtures("_aws")
 def test_a_stack_that_is_not_deployed_says_what_to_run() -> None:
-    with pytest.raises(NotDeployedError, match="run `cdk deploy DataStack`"):
+    with pytest.raises(NotDeployedError, match="run `npx cdk deploy DataStack`"):
         stack_output("DataStack", "BucketName")
 
 

@@ -50,7 +50,7 @@ def _aws(monkeypatch: pytest.MonkeyPatch) -> Any:
 def deploy(outputs: dict[str, Any]) -> None:
     template = {"Resources": {"Topic": {"Type": "AWS::SNS::Topic"}}, "Outputs": outputs}
     boto3.client("cloudformation").create_stack(
-        StackName="EndpointStack", TemplateBody=json.dumps(template)
+        StackName="bin-counter-EndpointStack", TemplateBody=json.dumps(template)
     )
 
 
@@ -61,7 +61,7 @@ def test_without_a_deployed_endpoint_the_command_says_what_to_do(
     with pytest.raises(SystemExit) as caught:
         main(photos)
     error = str(caught.value.code)
-    assert error.startswith("error: EndpointStack is not deployed")
+    assert error.startswith("error: bin-counter-EndpointStack is not deployed")
     assert "\n" not in error
 
 

@@ -74,8 +74,8 @@ def test_nothing_starts_where_the_region_lacks_every_type(
 ) -> None:
     account.answers["DescribeInstanceTypes"] = {"InstanceTypes": []}
     assert line(refused(account, capsys)[1], "types") == (
-        f"no types us-east-1 has no {', '.join(TYPES)}: run `cdk deploy TrainStack -c "
-        "instance_types=…` with types that it has"
+        f"no types us-east-1 has no {', '.join(TYPES)}: set instance_types in cdk.json's context "
+        "to types that it has, then `npx cdk deploy TrainStack`"
     )
 
 
@@ -272,10 +272,10 @@ def test_a_service_that_cannot_be_reached_is_not_checked(
 def test_budgets_of_an_older_stack_are_not_checked(
     account: Account, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    boto3.client("cloudformation").delete_stack(StackName="BudgetStack")
+    boto3.client("cloudformation").delete_stack(StackName="bin-counter-BudgetStack")
     start()
     assert line(capsys.readouterr().out, "budget").startswith(
-        "not checked budget BudgetStack is not deployed here"
+        "not checked budget bin-counter-BudgetStack is not deployed here"
     )
 
 
@@ -287,7 +287,9 @@ def test_without_budgets_it_says_so_and_starts(
         "Resources": {"Any": {"Type": "AWS::SNS::Topic"}},
         "Outputs": {"BudgetNames": {"Value": NO_BUDGETS}},
     }
-    cloudformation.update_stack(StackName="BudgetStack", TemplateBody=json.dumps(template))
+    cloudformation.update_stack(
+        StackName="bin-counter-BudgetStack", TemplateBody=json.dumps(template)
+    )
     start()
     assert line(capsys.readouterr().out, "budget") == (
         "not checked budget no budget: the stacks are deployed with budgets=no"

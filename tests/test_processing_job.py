@@ -35,8 +35,8 @@ from rehearsal.stand_in import ROOT
 from training.transfer import list_keys
 
 account = training_account.account
-ROLE = "arn:aws:iam::123456789012:role/TrainStack-PreparationJobRole0123ABCD-x"
-DATA = "datastack-databucket0-x"
+ROLE = "arn:aws:iam::123456789012:role/bin-counter-TrainStack-PreparationJobRole0123ABCD-x"
+DATA = "bin-counter-datastack-databucket0-x"
 MACHINES = 3
 IDS = ["00001", "00002", "3"]
 
@@ -45,7 +45,7 @@ def train_stack() -> dict[str, Any]:
     """Name and template of the stack that makes the role."""
     outputs = {"PreparationJobRoleArn": {"Value": ROLE}}
     template = {"Resources": {"Any": {"Type": "AWS::SNS::Topic"}}, "Outputs": outputs}
-    return {"StackName": "TrainStack", "TemplateBody": json.dumps(template)}
+    return {"StackName": "bin-counter-TrainStack", "TemplateBody": json.dumps(template)}
 
 
 @pytest.fixture

@@ -48,7 +48,9 @@ def sagemaker_account(account: Account, monkeypatch: pytest.MonkeyPatch) -> None
         "Resources": {"Any": {"Type": "AWS::SNS::Topic"}},
         "Outputs": {name: {"Value": value} for name, value in outputs.items()},
     }
-    cloudformation.update_stack(StackName="TrainStack", TemplateBody=json.dumps(template))
+    cloudformation.update_stack(
+        StackName="bin-counter-TrainStack", TemplateBody=json.dumps(template)
+    )
     quotas = [
         {"QuotaName": name, "QuotaCode": f"L-{number}", "Value": value}
         for number, (name, value) in enumerate(QUOTAS.items())

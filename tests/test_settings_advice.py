@@ -13,7 +13,7 @@ from rehearsal.stand_in import ROOT
 
 PACKAGES = ("benchmarks", "costs", "data_prep", "infra", "rehearsal", "serving", "training")
 # `-c name=…` with a setting's name, or one that is filled in, written `{}`.
-PASSING = re.compile(rf"-c \"?(?:\{{\}}|(?:{'|'.join(Config.model_fields)}))=")
+PASSING = re.compile(rf"-c (?!name=value)\"?(?:\{{\}}|(?:{'|'.join(Config.model_fields)}))=")
 
 
 def texts() -> Iterator[tuple[Path, str]]:

@@ -178,7 +178,7 @@ def test_without_an_endpoint_it_says_what_to_deploy(
 ) -> None:
     deploy_stacks()
     choose(finish_run(client, "first", model=model))
-    assert run() == "error: EndpointStack is not deployed here: run `cdk deploy EndpointStack`"
+    assert run().startswith("error: bin-counter-EndpointStack is not deployed here: run `npx cdk ")
 
 
 @pytest.mark.usefixtures("client")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -261,6 +262,35 @@ def test_the_ids_of_what_holds_state_stay(
         "TrainStack": {"OverBudgetTotalBudget2770152E"},
         "EndpointStack": {"EndpointRealtimeABC69959"},
     }
+
+
+def physical_names(stacks: dict[str, Template]) -> set[str]:
+    """What CloudFormation is told to call something, instead of making up a name."""
+    shared = {"MetricName", "PolicyName"}  # AWS's own, and each a role's or an endpoint's
+    named = {
+        value
+        for template in stacks.values()
+        for resource in template.resources.values()
+        for key, value in resource.get("Properties", {}).items()
+        if key.endswith("Name") and key not in shared
+        if isinstance(value, str) and "<" not in value
+    }
+    manifest = json.loads((stacks["DataStack"].path.parent / "manifest.json").read_text())
+    return named | {
+        artifact["properties"]["stackName"]
+        for artifact in manifest["artifacts"].values()
+        if artifact["type"] == "aws:cloudformation:stack"
+    }
+
+
+def test_all_names_begin_with_one_setting_so_that_two_copies_share_none(
+    stacks: dict[str, Template], other_stacks: dict[str, Template]
+) -> None:
+    first, second = physical_names(stacks), physical_names(other_stacks)
+    assert len(first) >= 8
+    assert {name for name in first if not re.match("/?bin-counter[-/]?", name)} == set()
+    assert {name for name in second if not re.match("/?bins-dev[-/]?", name)} == set()
+    assert not first & second
 
 
 def test_everything_is_tagged_with_the_project(stacks: dict[str, Template]) -> None:

@@ -31,7 +31,7 @@ def test_outputs_and_fixed_names(template: Template, group: dict[str, Any]) -> N
         "PreparationJobRoleArn",
         "TrainingJobRoleArn",
     }
-    assert group["AutoScalingGroupName"] == "bin-trainer"
+    assert group["AutoScalingGroupName"] == "bin-counter-trainer"
     assert template.only("AWS::Logs::LogGroup")["LogGroupName"] == "/bin-counter/training"
     assert template.only("AWS::SSM::Parameter")["Name"] == "/bin-counter/model-uri"
 
@@ -137,10 +137,10 @@ def test_user_data_is_the_exports_and_the_boot_script(machine: dict[str, Any]) -
     assert lines[0] == "#!/bin/bash"
     exports = dict(line.removeprefix("export ").split("=", 1) for line in lines[1:8])
     assert {name: value.strip("'") for name, value in exports.items()} == {
-        "BUCKET": "<DataStack:ExportsOutputRefDataBucketE6B0FAA83794BF10>",
-        "GROUP_NAME": "bin-trainer",
+        "BUCKET": "<bin-counter-DataStack:ExportsOutputRefDataBucketE6B0FAA83794BF10>",
+        "GROUP_NAME": "bin-counter-trainer",
         "MODEL_PARAMETER": "/bin-counter/model-uri",
-        "TOPIC_ARN": "<BudgetStack:ExportsOutputRefAlerts91F83244F0271852>",
+        "TOPIC_ARN": "<bin-counter-BudgetStack:ExportsOutputRefAlerts91F83244F0271852>",
         "LOG_GROUP": "/bin-counter/training",
         "AWS_DEFAULT_REGION": "<AWS::Region>",
         "VOLUME_GIB": "30",

@@ -177,9 +177,13 @@ def deploy() -> None:
     """What the stacks, data_prep and training.runtime leave."""
     cloudformation = boto3.client("cloudformation")
     for stack, outputs in {
-        "DataStack": {"BucketName": "bins"},
-        "BudgetStack": {"BudgetNames": "all,ec2,sagemaker", "AlertsTopicArn": TOPIC},
-        "TrainStack": {"LauncherRoleArn": ROLE, "GroupName": GROUP, "ModelParameterName": "/model"},
+        "bin-counter-DataStack": {"BucketName": "bins"},
+        "bin-counter-BudgetStack": {"BudgetNames": "all,ec2,sagemaker", "AlertsTopicArn": TOPIC},
+        "bin-counter-TrainStack": {
+            "LauncherRoleArn": ROLE,
+            "GroupName": GROUP,
+            "ModelParameterName": "/model",
+        },
     }.items():
         template = {
             "Resources": {"Any": {"Type": "AWS::SNS::Topic"}},

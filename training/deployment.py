@@ -79,7 +79,9 @@ class Deployment:
             AutoScalingGroupNames=[self.group_name]
         )["AutoScalingGroups"]
         if not described:
-            raise LaunchError(f"group {self.group_name} is gone: run `cdk deploy TrainStack` again")
+            raise LaunchError(
+                f"group {self.group_name} is gone: run `npx cdk deploy TrainStack` again"
+            )
         (group,) = described
         policy = group["MixedInstancesPolicy"]
         on_demand = policy["InstancesDistribution"]["OnDemandPercentageAboveBaseCapacity"]

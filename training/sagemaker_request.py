@@ -25,7 +25,7 @@ from sagemaker.train.configs import (
 from sagemaker.train.distributed import Torchrun
 from sagemaker.train.tuner import HyperparameterTuner
 
-from infra.tags import PART_KEY, PROJECT, PROJECT_KEY
+from infra.names import PART_KEY, PROJECT_KEY, chosen_name, job_name_prefix
 from training.metric_line import OBJECTIVE, metric_definitions
 from training.sagemaker_image import training_image
 from training.search_space import SPACES
@@ -33,8 +33,6 @@ from training.search_space import SPACES
 ENTRY = "sagemaker_entry.py"
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 IN_THE_IMAGE = ("torch==", "torchvision==")  # made for its CPU or GPU
-PREFIX = "bin-counter-"  # of jobs' names: what the roles' permissions are for
-TAGS = {PROJECT_KEY: PROJECT, PART_KEY: "training"}  # as the stacks' own
 NO_TELEMETRY = {
     "SchemaVersion": "1.0",
     "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}},
@@ -57,6 +55,11 @@ class Job:
     max_seconds: int
     max_wait_seconds: int  # for spot capacity, training included
     hyperparameters: Mapping[str, Any]  # flags of training.train, by name
+
+
+def tags() -> dict[str, str]:
+    """As the stacks' own."""
+    return {PROJECT_KEY: chosen_name(), PART_KEY: "training"}
 
 
 class DryRunError(Exception):
@@ -122,7 +125,9 @@ def model_trainer(session: RunSession, role: str, job: Job) -> ModelTrainer:
         role=role,
         training_image=training_image(job.instance_type, session.boto_region_name),
         # The SDK appends the second.
-        base_job_name=f"{PREFIX}{job.arch}-{secrets.token_hex(2)}".replace("_", "-"),
+        base_job_name=f"{job_name_prefix(chosen_name())}{job.arch}-{secrets.token_hex(2)}".replace(
+            "_", "-"
+        ),
         input_s3_key_prefix=f"runs/{job.run_id}",
         source_code=SourceCode(
             source_dir=f"{folder}/code.tar.gz", entry_script=ENTRY, requirements="requirements.txt"
@@ -147,7 +152,7 @@ def model_trainer(session: RunSession, role: str, job: Job) -> ModelTrainer:
         # CloudWatch keeps lines, which a progress bar has none of.
         environment={"RUN_ID": job.run_id, "TQDM_DISABLE": "1"},
         hyperparameters=dict(job.hyperparameters),
-        tags=[Tag(key=key, value=value) for key, value in TAGS.items()],
+        tags=[Tag(key=key, value=value) for key, value in tags().items()],
     )
     definitions = [MetricDefinition(**_lower(each)) for each in metric_definitions()]
     trainer.with_metric_definitions(definitions)
@@ -181,7 +186,7 @@ def tuner(
         max_runtime_in_seconds=max_seconds,
         early_stopping_type="Auto",
         random_seed=seed,
-        tags=[{"Key": key, "Value": value} for key, value in TAGS.items()],
+        tags=[{"Key": key, "Value": value} for key, value in tags().items()],
     )
 
 

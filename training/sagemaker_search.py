@@ -12,11 +12,11 @@ import optuna
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from infra.names import chosen_name, job_name_prefix
 from training.deployment import Deployment, LaunchError
 from training.follow import POLL_SECONDS, StatusLine
 from training.sagemaker_preflight import JobPlan
 from training.sagemaker_request import (
-    PREFIX,
     DryRunError,
     Job,
     RunSession,
@@ -38,11 +38,11 @@ STATES = {"Completed": TrialState.COMPLETE, "Stopped": TrialState.PRUNED}
 
 def new_search_name() -> str:
     """At most 32 characters, as SageMaker wants it."""
-    return f"{PREFIX}{datetime.now(UTC):%y%m%d-%H%M%S}"
+    return f"{job_name_prefix(chosen_name())}{datetime.now(UTC):%y%m%d-%H%M%S}"
 
 
 def is_search(name: str) -> bool:
-    return name.startswith(PREFIX)
+    return name.startswith(job_name_prefix(chosen_name()))
 
 
 def dry_request(deployment: Deployment, job: Job, args: Namespace) -> dict[str, Any]:

@@ -1,0 +1,109 @@
+"""Which requests AWS would refuse for their form: noted where moto, which takes them, gets them.
+
+botocore's models have a pattern, an enum, a length or a range for many parameters. boto3 and the
+AWS command line leave those to AWS; so does moto.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import regex  # type: ignore[import-untyped]
+from botocore.model import ListShape, MapShape, Shape, StringShape, StructureShape
+from moto.core.parse import PROTOCOL_PARSERS
+from moto.core.request import determine_request_protocol
+from moto.core.responses import BaseResponse
+from moto.core.utils import get_service_model
+
+NUMBERS = {"integer", "long", "float", "double"}
+SIZES = {"string", "blob", "list", "map"}
+# Java's way to write what lies outside the basic plane, as surrogates.
+SURROGATES, OUTSIDE = r"\uD800\uDC00-\uDBFF\uDFFF", r"\U00010000-\U0010FFFF"
+
+
+def check_requests(note: Callable[[str], None]) -> None:
+    """From now on, tell `note` of each request to moto that AWS would refuse."""
+    call_action = BaseResponse.call_action
+
+    def checked(response: BaseResponse) -> Any:
+        for violation in _violations(response):
+            note(violation)
+        return call_action(response)
+
+    BaseResponse.call_action = checked  # type: ignore[assignment,method-assign]
+
+
+class ViolationList:
+    """The violations so far, in a file, each once."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._seen: set[str] = set()
+        self._lock = threading.Lock()  # the server answers in threads
+        file.write_text("")
+
+    def note(self, violation: str) -> None:
+        with self._lock:
+            if violation not in self._seen:
+                self._seen.add(violation)
+                with self._file.open("a") as output:
+                    output.write(f"{violation}\n")
+
+
+def _violations(response: BaseResponse) -> Iterator[str]:
+    service = get_service_model(response.boto3_service_name)
+    operation = service.operation_model(response._get_action())
+    if operation.input_shape is None:
+        return
+    request = response.normalized_request
+    protocol = determine_request_protocol(service, request.content_type)
+    parsed = PROTOCOL_PARSERS[protocol](operation, map_type=dict).parse(
+        {
+            "method": request.method,
+            "values": request.values,
+            "headers": request.headers,
+            "body": request.data,
+            "url_path": request.path,
+            "url_params": response.uri_match,
+        }
+    )
+    yield from violations(parsed, operation.input_shape, f"{service.service_name}:{operation.name}")
+
+
+def violations(value: Any, shape: Shape, place: str) -> Iterator[str]:
+    """Where `value`, parameters as botocore takes them, is not what `shape` asks for, in words."""
+    if isinstance(shape, StructureShape):
+        for name, member in shape.members.items():
+            if value.get(name) is not None:
+                yield from violations(value[name], member, f"{place}.{name}")
+        missing = set(shape.required_members) - value.keys()
+        yield from (f"{place}.{name} is missing" for name in sorted(missing))
+    elif isinstance(shape, ListShape):
+        for each in value:
+            yield from violations(each, shape.member, f"{place}[]")
+    elif isinstance(shape, MapShape):
+        for key, each in value.items():
+            yield from violations(key, shape.key, f"{place}, a key")
+            yield from violations(each, shape.value, f"{place}[{key}]")
+    yield from _outside(value, shape, place)
+
+
+def _outside(value: Any, shape: Shape, place: str) -> Iterator[str]:
+    """The limits of this one value."""
+    limits: Mapping[str, Any] = shape.metadata
+    if isinstance(shape, StringShape) and shape.enum and value not in shape.enum:
+        yield f"{place}={value!r} is none of {', '.join(shape.enum)}"
+    # AWS's own errors call it a "regular expression pattern" that a value "must satisfy", whole.
+    pattern = limits.get("pattern", "").replace(SURROGATES, OUTSIDE)
+    if pattern and not regex.fullmatch(pattern, str(value)):
+        yield f"{place}={value!r} is not as {pattern}"
+    size = value if shape.type_name in NUMBERS else None
+    if shape.type_name in SIZES:
+        size = len(value)
+    if size is None:
+        return
+    if "min" in limits and size < limits["min"]:
+        yield f"{place}={value!r:.80} is less than {limits['min']}"
+    if "max" in limits and size > limits["max"]:
+        yield f"{place}={value!r:.80} is more than {limits['max']}"
