@@ -24,8 +24,8 @@ from data_prep.pack import JPEG_BYTES_A_PIXEL
 from infra.command import confirmed
 from infra.names import PART_KEY, PROJECT_KEY, chosen_name, job_name_prefix
 from infra.outputs import stack_output
+from training.checklist import Checklist
 from training.follow import StatusLine
-from training.preflight import Checklist
 from training.sagemaker_image import training_image
 from training.sagemaker_preflight import check_quota
 from training.start import pack_code

@@ -10,8 +10,9 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from training_account import TOPIC, TYPES, Account, add_budget, quota, start, subscriptions
 
 from infra.outputs import NO_BUDGETS
+from training.checklist import NotCheckedError
 from training.deployment import LaunchError
-from training.preflight import NotCheckedError, _quota_code
+from training.preflight import _quota_code
 from training.transfer import list_keys
 
 account = training_account.account
@@ -34,7 +35,7 @@ def line(screen: str, name: str) -> str:
 
 def test_each_check_is_one_line(account: Account, capsys: pytest.CaptureFixture[str]) -> None:
     start()
-    lines = capsys.readouterr().out.splitlines()[:9]
+    lines = capsys.readouterr().out.splitlines()[:10]
     assert [" ".join(each.split()) for each in lines] == [
         "ok group trainers is idle",
         "ok data set photos, 8,000 photos",
@@ -43,6 +44,7 @@ def test_each_check_is_one_line(account: Account, capsys: pytest.CaptureFixture[
         "ok types c7i-flex.large, m7i-flex.large; at most 2 vCPUs",
         "ok quota 5 vCPUs for All L-34B43A08, 2 needed",
         "ok plan paid, any type",
+        "ok memory 4 GiB at least, 4 needed",
         "ok alerts subscriptions: 1 of 1 confirmed",
         "ok budget month: $6.00 left of $10.00; training: $8.50 left of $10.00",
     ]
@@ -67,6 +69,28 @@ def test_types_that_the_region_lacks_are_named_and_the_others_checked(
     )
     assert line(screen, "quota").startswith("ok quota ")
     assert line(screen, "plan").startswith("ok plan ")
+
+
+def test_a_type_with_too_little_memory_is_refused_before_anything_is_spent(
+    account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(LaunchError, match="memory"):
+        start("--", "--mode", "finetune")
+    assert account.nothing_started()
+    assert line(capsys.readouterr().out, "memory") == (
+        "no memory --mode finetune needs 5.1 GiB, more than there are on c7i-flex.large: leave "
+        "these out of instance_types in cdk.json's context, then `npx cdk deploy TrainStack`"
+    )
+    group_with(account, "m7i-flex.large")
+    start("--", "--mode", "finetune")
+    assert line(capsys.readouterr().out, "memory") == "ok memory 8 GiB at least, 5.1 needed"
+
+
+def test_members_need_memory_each(account: Account, capsys: pytest.CaptureFixture[str]) -> None:
+    group_with(account, "m7i-flex.large")
+    with pytest.raises(LaunchError, match="memory"):
+        start("--", "--mode", "finetune", "--members", "4")
+    assert "needs 12.9 GiB, more than there are on m7i-flex.large" in capsys.readouterr().out
 
 
 def test_nothing_starts_where_the_region_lacks_every_type(
@@ -165,7 +189,12 @@ def test_the_free_plan_allows_eligible_types_alone(
     known = [("c7i-flex.large", True), ("c7i.large", False)]
     account.answers["DescribeInstanceTypes"] = {
         "InstanceTypes": [
-            {"InstanceType": name, "FreeTierEligible": eligible, "VCpuInfo": {"DefaultVCpus": 2}}
+            {
+                "InstanceType": name,
+                "FreeTierEligible": eligible,
+                "VCpuInfo": {"DefaultVCpus": 2},
+                "MemoryInfo": {"SizeInMiB": 4096},
+            }
             for name, eligible in known
         ]
     }

@@ -16,7 +16,8 @@ from training.photos import decode
 from training.quantize import quantize_onnx
 
 CALIBRATED_ON = 64  # photos
-BATCH = 8  # photos, of calibration and of judging
+CALIBRATED_AT_ONCE = 2  # photos; each feature map of them is in memory
+BATCH = 8  # photos, of judging
 # What may be lost against float32 on the same photos, at the worse end of the 95 % interval. What
 # another seed changes is several times as much: benchmarks/ACCURACY.md.
 ALLOWED = {"cross_entropy": 0.01, "exact": -0.02}
@@ -49,11 +50,11 @@ def export_int8(
 
 
 def calibration_batches(photos: PhotoIndex, size: int) -> list[NDArray[np.uint8]]:
-    """The first CALIBRATED_ON of `photos`, pixels [BATCH, size, size, 3] each."""
+    """The first CALIBRATED_ON of `photos`, pixels [CALIBRATED_AT_ONCE, size, size, 3] each."""
     chosen = range(min(len(photos), CALIBRATED_ON))
     return [
-        decode(photos, chosen[start : start + BATCH], size, pinned=False).numpy()
-        for start in chosen[::BATCH]
+        decode(photos, chosen[start : start + CALIBRATED_AT_ONCE], size, pinned=False).numpy()
+        for start in chosen[::CALIBRATED_AT_ONCE]
     ]
 
 

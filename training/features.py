@@ -30,9 +30,9 @@ from training.world import World
 Precision = Literal["float32", "bfloat16", "int8"]
 Extract = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # pixels → features
 
-BATCH_PHOTOS = 32
+BATCH_PHOTOS = 8
 VIEWS = 2  # as it is, and mirrored
-CALIBRATION_BATCH = 8
+CALIBRATION_BATCH = 2  # calibration keeps every feature map of a batch in memory
 CALIBRATION_PHOTOS = 32  # of EfficientNet-Lite0; the features of 128 were no nearer to float32
 
 
@@ -123,7 +123,7 @@ def compute_features(
         ids=photos.ids,
         groups=photos.groups,
         counts=photos.counts,
-        views=np.concatenate([np.load(file) for file in chunks]),
+        views=np.concatenate([np.load(file, mmap_mode="r") for file in chunks]),
     )
 
 

@@ -22,7 +22,7 @@ class FeatureBatches:
         seed: int,
         world: World = ALONE,
     ) -> None:
-        """`views` is float32 [photos, views, features], `targets` float32 [photos, classes].
+        """`views` is float16 [photos, views, features], `targets` float32 [photos, classes].
 
         `batch_size` photos for each process."""
         self._views, self._targets = views, targets
@@ -37,4 +37,4 @@ class FeatureBatches:
         view = torch.from_numpy(generator.integers(views, size=photos))
         for rows in order.split(self._batch_size)[first:]:
             mine = share(rows, self._world)
-            yield Batch(self._views[mine, view[mine]], self._targets[mine], len(rows))
+            yield Batch(self._views[mine, view[mine]].float(), self._targets[mine], len(rows))

@@ -12,6 +12,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from training.settings import ARCHITECTURES
 
+STANDARDISED_AT_ONCE = 1024  # rows of features, which then take 8 bytes a number
+
 
 class WeightsError(ValueError):
     """The weights do not fit the architecture; the message is one line."""
@@ -87,8 +89,11 @@ class Head(nn.Module):
 
     def standardise(self, features: Tensor) -> None:
         """Take over the mean and standard deviation of `features` [N, features]."""
-        self.mean.copy_(features.mean(0))
-        self.std.copy_(features.std(0).clamp_min(1e-3))
+        count, blocks = len(features), features.split(STANDARDISED_AT_ONCE)
+        mean = sum((block.double().sum(0) for block in blocks), torch.zeros(())) / count
+        squares = sum(((block - mean).square().sum(0) for block in blocks), torch.zeros(()))
+        self.mean.copy_(mean)
+        self.std.copy_((squares / max(count - 1, 1)).sqrt().clamp_min(1e-3))
 
     def forward(self, features: Tensor) -> Tensor:
         logits: Tensor = self.layers((features - self.mean) / self.std)

@@ -2,17 +2,15 @@
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
 
 from costs.estimate import Estimate, Mode, estimate_training
 from costs.prices import load_prices
-from infra.command import in_one_line
-from infra.outputs import NO_BUDGETS, NotDeployedError, stack_output
+from infra.outputs import NO_BUDGETS, stack_output
+from training.checklist import CheckFailedError, Checklist, NotCheckedError, WarningError
 from training.deployment import Deployment, Group, LaunchError
 from training.settings import CHUNK_PHOTOS
 from training.transfer import list_keys
@@ -23,22 +21,11 @@ STANDARD = {"spot": "L-34B43A08", "on_demand": "L-1216C47A"}
 GRAPHICS = {"spot": "L-3819A6DF", "on_demand": "L-DB2E81BA"}
 STANDARD_FAMILIES = set("acdhimrtz")
 OTHER_FAMILIES = {"dl", "hpc", "inf", "mac", "trn"}  # though they begin with one of these letters
+# Memory of a machine, for training.train and all else that runs there. A head peaks at 2.3 GB with
+# 10,000 photos (tests/test_training_memory.py); every layer at 4.4 GB, and 7.1 with two members.
+HEAD_GIB, FINETUNE_GIB, MEMBER_GIB = 4.0, 2.5, 2.6
 # A check that may be left out is not worth a long wait.
 BRIEF = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 2})
-
-Found = TypeVar("Found")
-
-
-class CheckFailedError(Exception):
-    """The answer is no; the message says what is wrong and what to do."""
-
-
-class WarningError(Exception):
-    """Nothing is in the run's way; the message says what the user should know, and do."""
-
-
-class NotCheckedError(Exception):
-    """There is no answer; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,43 +37,6 @@ class Plan:
     instance_type: str
     group: Group
     estimate: Estimate
-
-
-class Checklist:
-    """Prints each check's line at once, and remembers which ones failed."""
-
-    def __init__(self) -> None:
-        self.failed: list[str] = []
-
-    def require(self, name: str, check: Callable[[], tuple[str, Found]]) -> Found | None:
-        """What the check found, or None if it failed; an error of AWS is not caught."""
-        try:
-            note, found = check()
-        except CheckFailedError as error:
-            self.failed.append(name)
-            self._print("no", name, str(error))
-            return None
-        self._print("ok", name, note)
-        return found
-
-    def look(self, name: str, check: Callable[[], tuple[str, Found]]) -> Found | None:
-        """The same, but when AWS does not answer the line says so, and nothing is blocked."""
-        try:
-            return self.require(name, check)
-        except WarningError as error:
-            self._print("warning", name, str(error))
-        except NotCheckedError as error:
-            self._print("not checked", name, str(error))
-        except ClientError as error:
-            code = error.response["Error"]["Code"]
-            self._print("not checked", name, f"{error.operation_name} is answered by {code}")
-        except (BotoCoreError, NotDeployedError) as error:
-            self._print("not checked", name, in_one_line(error))
-        return None
-
-    @staticmethod
-    def _print(result: str, name: str, note: str) -> None:
-        print(f"  {result:<11}  {name:<8}  {note}", flush=True)
 
 
 def make_plan(
@@ -115,6 +65,7 @@ def make_plan(
     if types:
         checks.look("quota", lambda: _quota(deployment, group, types))
         checks.look("plan", lambda: _account_plan(deployment, types))
+        checks.look("memory", lambda: _memory(types, mode, members))
     checks.look("alerts", lambda: _alerts(deployment))
     estimate = None
     if photos:
@@ -254,6 +205,19 @@ def _quota_code(instance_type: str, purchase: str) -> str:
     if family[:1] in STANDARD_FAMILIES and family not in OTHER_FAMILIES:
         return STANDARD[purchase]
     raise NotCheckedError(f"look up the quota of {instance_type} in the Service Quotas console")
+
+
+def _memory(types: list[Any], mode: Mode, members: int) -> tuple[str, None]:
+    """Whether training fits each type: the group takes any of them."""
+    needed = HEAD_GIB if mode == "head" else FINETUNE_GIB + members * MEMBER_GIB
+    have = {each["InstanceType"]: each["MemoryInfo"]["SizeInMiB"] / 1024 for each in types}
+    small = ", ".join(name for name, gib in have.items() if gib < needed)
+    if small:
+        raise CheckFailedError(
+            f"--mode {mode} needs {needed:g} GiB, more than there are on {small}: leave these out "
+            "of instance_types in cdk.json's context, then `npx cdk deploy TrainStack`"
+        )
+    return f"{min(have.values()):g} GiB at least, {needed:g} needed", None
 
 
 def _account_plan(deployment: Deployment, types: list[Any]) -> tuple[str, None]:

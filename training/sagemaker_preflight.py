@@ -8,16 +8,9 @@ from optuna.distributions import IntDistribution
 
 from costs.estimate import BOOT_SECONDS, Estimate, estimate_training
 from costs.prices import PriceError, load_prices
+from training.checklist import CheckFailedError, Checklist, NotCheckedError
 from training.deployment import Deployment, LaunchError
-from training.preflight import (
-    BRIEF,
-    CheckFailedError,
-    Checklist,
-    NotCheckedError,
-    check_budget,
-    check_dataset,
-    check_weights,
-)
+from training.preflight import BRIEF, check_budget, check_dataset, check_weights
 from training.sagemaker_image import training_image
 from training.sagemaker_request import Job
 from training.search_space import SPACES

@@ -60,7 +60,8 @@ def train(args: argparse.Namespace) -> None:
     dataset = open_dataset(args.data)
     args.size = args.size or dataset.size
     settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
-    keep_freed_memory()
+    if settings.mode == "finetune":  # a head has no feature maps, and a small machine no memory
+        keep_freed_memory()
     torch.set_num_threads(args.threads)
     torch.manual_seed(settings.seed)
     device = choose_device(world.local_rank)
