@@ -57,6 +57,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
 
     name: str = Field(
         default_factory=lambda: os.environ.get(NAME_VARIABLE) or DEFAULT_NAME,
+        validate_default=True,
         # A search on SageMaker has 32 characters for its name.
         pattern=r"^[a-z][a-z0-9-]{1,16}[a-z0-9]$",
         examples=["bins-dev"],
@@ -185,6 +186,8 @@ class Config(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _check_name(self) -> "Config":
+        if self.name.startswith(("aws", "ssm")):  # refused by Parameter Store
+            raise ValueError(f"name={self.name}: begin it otherwise than with aws or ssm")
         said = os.environ.get(NAME_VARIABLE)
         if said and said != self.name:
             raise ValueError(f"name is {self.name}, and {NAME_VARIABLE} is {said}: unset one")

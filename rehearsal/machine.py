@@ -116,7 +116,8 @@ class Machine:
         return found
 
     def interrupt(self, notice_seconds: float) -> None:
-        """Give the spot interruption notice, and return once the machine has read it.
+        """Give the spot interruption notice, and return once the machine has read it, or its time
+        is over.
 
         Training is frozen until then: here it may take less time than the notice does to arrive.
         """
@@ -124,8 +125,10 @@ class Machine:
             self.hold_at = ""
             self._freeze_training()
         self.metadata.give_notice(notice_seconds)
-        while not self.metadata.notice_seen.wait(LOOK_SECONDS) and self.process.poll() is None:
-            pass
+        over = time.monotonic() + notice_seconds
+        while not self.metadata.notice_seen.wait(LOOK_SECONDS):
+            if self.process.poll() is not None or time.monotonic() > over:
+                break
         for process in self.training():
             with suppress(psutil.NoSuchProcess):
                 process.resume()

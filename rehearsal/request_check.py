@@ -1,7 +1,8 @@
 """Which requests AWS would refuse for their form: noted where moto, which takes them, gets them.
 
 botocore's models have a pattern, an enum, a length or a range for many parameters. boto3 and the
-AWS command line leave those to AWS; so does moto.
+AWS command line leave those to AWS; so does moto. Of S3's requests, which moto handles apart and
+whose model has next to no such limits, none is looked at.
 """
 
 import threading

@@ -70,7 +70,14 @@ class ImagePredictor:
             self.name = name
             retries = Config(retries={"mode": "adaptive", "max_attempts": 8})
             client = boto3.client("sagemaker-runtime", config=retries)
-            self._count = lambda photo: ask_endpoint(client, name, photo)
+            self._answered = False
+
+            def ask(photo: bytes) -> Prediction:
+                answer = ask_endpoint(client, name, photo, started=self._answered)
+                self._answered = True
+                return answer
+
+            self._count = ask
 
     def predict(self, photo: Photo) -> Prediction:
         """Count the items in a photo.
@@ -106,14 +113,16 @@ class ImagePredictor:
         return Path(photo).read_bytes()
 
 
-def ask_endpoint(client: "SageMakerRuntimeClient", name: str, photo: bytes) -> Prediction:
+def ask_endpoint(
+    client: "SageMakerRuntimeClient", name: str, photo: bytes, *, started: bool = False
+) -> Prediction:
     """Send one photo to a SageMaker endpoint, a smaller copy where it takes none so large.
 
     Raises RequestError when it refuses the photo, fails on it, or stays busy, and NotReadyError
-    when it does not start.
+    when it does not start. One that `started` before and gives no answer has failed on the photo.
     """
     photo = smaller(photo) if len(photo) > LARGEST_SENT else photo
-    response = _invoke(client, name, photo)
+    response = _invoke(client, name, photo, started)
     try:
         answer = json.load(response["Body"])
         return Prediction(answer["count"], answer["expected"], answer["probabilities"])
@@ -121,7 +130,7 @@ def ask_endpoint(client: "SageMakerRuntimeClient", name: str, photo: bytes) -> P
         raise RequestError(502, f"endpoint {name} does not answer with a count") from error
 
 
-def _invoke(client: "SageMakerRuntimeClient", name: str, photo: bytes) -> Any:
+def _invoke(client: "SageMakerRuntimeClient", name: str, photo: bytes, started: bool) -> Any:
     """What the endpoint responds, which is asked again while it is busy or still starting."""
     tries, deadline = BUSY_TRIES, time.monotonic() + START_SECONDS
     while True:
@@ -133,7 +142,7 @@ def _invoke(client: "SageMakerRuntimeClient", name: str, photo: bytes) -> Any:
                 Body=photo,
             )
         except ClientError as error:
-            if why := _starting(error):
+            if why := _starting(error, started):
                 if time.monotonic() >= deadline:
                     raise NotReadyError(
                         f"endpoint {name} did not start within {START_SECONDS} seconds ({why}): "
@@ -154,12 +163,14 @@ def _invoke(client: "SageMakerRuntimeClient", name: str, photo: bytes) -> Any:
         time.sleep(pause * random.uniform(0.5, 1.5))
 
 
-def _starting(error: ClientError) -> str | None:
+def _starting(error: ClientError, started: bool) -> str | None:
     """Why an endpoint that has not started yet does not answer; None for another error. botocore
     retries none of these."""
     reply: dict[str, Any] = dict(error.response)
     if reply["Error"]["Code"] == "ModelNotReadyException":  # 429, of a serverless endpoint
         return "it is still being provisioned"
+    if started:
+        return None
     if reply.get("OriginalStatusCode") == 0:  # no container has answered
         return "its container did not answer in time"
     if reply["ResponseMetadata"]["HTTPStatusCode"] == 530:  # InternalDependencyException
@@ -183,7 +194,7 @@ def _refusal(error: ClientError, name: str) -> RequestError:
         return RequestError(413, f"the photo is larger than {takes}, send a smaller one")
     if "OriginalStatusCode" not in reply:
         raise error
-    message = reply.get("OriginalMessage", "")
+    message = reply.get("OriginalMessage", "") or "its container did not answer"
     try:
         message = json.loads(message)["error"]
     except (KeyError, TypeError, ValueError):

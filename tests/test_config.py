@@ -170,6 +170,14 @@ def test_the_environment_names_the_copy_unless_a_setting_says_otherwise(
     assert Config.from_context({}).name == "bins-dev"
     with pytest.raises(SettingError, match="name is bins, and BIN_COUNTER_NAME is bins-dev"):
         Config.from_context({"name": "bins"})
+    monkeypatch.setenv(NAME_VARIABLE, "bins_dev")
+    with pytest.raises(SettingError, match="should look like bins-dev"):
+        Config.from_context({})
+
+
+def test_a_name_that_parameter_store_keeps_for_aws_is_refused() -> None:
+    with pytest.raises(SettingError, match="otherwise than with aws or ssm"):
+        Config.from_context({"name": "aws-bins"})
 
 
 def test_settings_cannot_be_changed_later() -> None:

@@ -20,6 +20,11 @@ from rehearsal.processes import Processes
 GROUP = "trainer"
 TO_ZERO = f"aws autoscaling set-desired-capacity --auto-scaling-group-name {GROUP}"
 TO_ZERO += " --desired-capacity 0; shutdown -h now"
+# The first request gets no answer.
+TOKEN = (
+    "until token=$(curl -sf -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60'"
+    " $AWS_EC2_METADATA_SERVICE_ENDPOINT/latest/api/token); do :; done"
+)
 
 
 @pytest.fixture
@@ -50,7 +55,7 @@ def deploy(user_data: str) -> None:
     profile = iam.create_instance_profile(InstanceProfileName=name)["InstanceProfile"]
     iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
     ec2 = boto3.client("ec2")
-    header = "export AWS_DEFAULT_REGION=us-east-1\n"
+    header = "export AWS_DEFAULT_REGION=us-east-1 AWS_METADATA_SERVICE_NUM_ATTEMPTS=5\n"
     template = ec2.create_launch_template(
         LaunchTemplateName=name,
         LaunchTemplateData={
@@ -115,8 +120,7 @@ def test_an_interrupted_machine_dies_and_is_replaced(endpoint: str, tmp_path: Pa
     script = (
         f"if [ -e {tmp_path}/first ]; then {TO_ZERO}; exit; fi; touch {tmp_path}/first\n"
         "mkdir -p $WORK/output; echo '{}' > $WORK/output/metrics.jsonl\n"
-        "token=$(curl -s -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60'"
-        " $AWS_EC2_METADATA_SERVICE_ENDPOINT/latest/api/token)\n"
+        f"{TOKEN}\n"
         'while :; do curl -s -H "X-aws-ec2-metadata-token: $token"'
         " $AWS_EC2_METADATA_SERVICE_ENDPOINT/latest/meta-data/spot/instance-action; done"
     )
@@ -141,9 +145,8 @@ def test_training_waits_where_it_is_interrupted_however_seldom_the_group_looks(
     )
     deploy(
         f"if [ -e {tmp_path}/first ]; then {TO_ZERO}; exit; fi; touch {tmp_path}/first\n"
-        f'mkdir -p $WORK/output; python3.11 -c "{training}" training.train &\n'
-        "token=$(curl -s -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60'"
-        " $AWS_EC2_METADATA_SERVICE_ENDPOINT/latest/api/token)\n"
+        f'mkdir -p $WORK/output; python3 -c "{training}" training.train &\n'
+        f"{TOKEN}\n"
         'until curl -sf -H "X-aws-ec2-metadata-token: $token"'
         " $AWS_EC2_METADATA_SERVICE_ENDPOINT/latest/meta-data/spot/instance-action; do :; done\n"
         "wc -l < $WORK/output/metrics.jsonl > $WORK/at-notice; shutdown -h now"

@@ -226,6 +226,18 @@ def test_an_endpoint_that_does_not_start_is_given_up(
     assert "aws logs tail /aws/sagemaker/Endpoints/bins" in str(caught.value)
 
 
+def test_an_endpoint_that_has_answered_is_not_starting_when_a_photo_gets_no_answer(
+    runtime: FakeRuntime, endpoint: str, clock: SimpleNamespace
+) -> None:
+    predictor = ImagePredictor(endpoint=endpoint)
+    predictor.predict(grey_photo(4))
+    runtime.failures = [refusal("ModelError", 424, OriginalStatusCode=0)]
+    with pytest.raises(RequestError, match="its container did not answer"):
+        predictor.predict(grey_photo(4))
+    assert clock.now == 0
+    assert predictor.predict(grey_photo(4)).count == 4
+
+
 def test_a_container_that_fails_on_a_photo_fails_that_photo_alone(
     runtime: FakeRuntime, endpoint: str
 ) -> None:

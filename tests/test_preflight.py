@@ -86,6 +86,17 @@ def test_a_type_with_too_little_memory_is_refused_before_anything_is_spent(
     assert line(capsys.readouterr().out, "memory") == "ok memory 8 GiB at least, 5.1 needed"
 
 
+def test_many_photos_need_memory_for_their_features(
+    account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = {"photos": {"train": {"1": 400_000}, "test": {"1": 100_000}}}
+    account.put("datasets/photos/manifest.json", json.dumps(many))
+    assert "memory" in refused(account, capsys)[0]
+    with pytest.raises(LaunchError):
+        start()
+    assert "--mode head needs 32.5 GiB, more than" in capsys.readouterr().out
+
+
 def test_members_need_memory_each(account: Account, capsys: pytest.CaptureFixture[str]) -> None:
     group_with(account, "m7i-flex.large")
     with pytest.raises(LaunchError, match="memory"):

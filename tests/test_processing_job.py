@@ -30,6 +30,7 @@ from data_prep import processing_job
 from data_prep.__main__ import build_parser, main
 from data_prep.processing_job import job_files, job_request
 from data_prep.verify import verify_bucket
+from infra.names import NAME_VARIABLE
 from rehearsal.recorder import Call, read_calls, record_calls
 from rehearsal.stand_in import ROOT
 from training.transfer import list_keys
@@ -90,6 +91,20 @@ def test_a_dry_run_prints_a_request_that_the_api_takes_and_starts_nothing(
     assert "2 × ml.m5.xlarge for 3 h 00 min at most: $1.41 at most with disks" in printed.err
     assert not jobs()
     assert not here.order("PutObject")
+
+
+@pytest.mark.parametrize("copy", ["a-name", "a-name-as-it-may-b"])
+def test_a_job_s_name_fits_whatever_its_parts_are_called(
+    here: Account, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, copy: str
+) -> None:
+    monkeypatch.setenv(NAME_VARIABLE, copy)
+    boto3.client("cloudformation").create_stack(
+        **train_stack() | {"StackName": f"{copy}-TrainStack"}
+    )
+    assert submit("--dry-run", "--name", "x" * 60) == 0
+    name = json.loads(capsys.readouterr().out)["ProcessingJobName"]
+    assert re.fullmatch(f"{copy}-x+-[a-z0-9-]+", name)
+    assert len(name) <= 63
 
 
 def test_too_few_machines_print_the_command_that_asks_for_more(

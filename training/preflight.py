@@ -24,6 +24,8 @@ OTHER_FAMILIES = {"dl", "hpc", "inf", "mac", "trn"}  # though they begin with on
 # Memory of a machine, for training.train and all else that runs there. A head peaks at 2.3 GB with
 # 10,000 photos (tests/test_training_memory.py); every layer at 4.4 GB, and 7.1 with two members.
 HEAD_GIB, FINETUNE_GIB, MEMBER_GIB = 4.0, 2.5, 2.6
+# Of ResNet50, the widest: two views of 7,808 features, two bytes each, for a moment twice.
+HEAD_PHOTOS, FEATURES_GIB = 10_000, 2 * 2 * 7808 * 2 / 2**30
 # A check that may be left out is not worth a long wait.
 BRIEF = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 2})
 
@@ -65,7 +67,7 @@ def make_plan(
     if types:
         checks.look("quota", lambda: _quota(deployment, group, types))
         checks.look("plan", lambda: _account_plan(deployment, types))
-        checks.look("memory", lambda: _memory(types, mode, members))
+        checks.look("memory", lambda: _memory(types, mode, members, photos))
     checks.look("alerts", lambda: _alerts(deployment))
     estimate = None
     if photos:
@@ -207,17 +209,24 @@ def _quota_code(instance_type: str, purchase: str) -> str:
     raise NotCheckedError(f"look up the quota of {instance_type} in the Service Quotas console")
 
 
-def _memory(types: list[Any], mode: Mode, members: int) -> tuple[str, None]:
+def _memory(
+    types: list[Any], mode: Mode, members: int, photos: list[int] | None
+) -> tuple[str, None]:
     """Whether training fits each type: the group takes any of them."""
-    needed = HEAD_GIB if mode == "head" else FINETUNE_GIB + members * MEMBER_GIB
+    more = max(sum(photos or []) - HEAD_PHOTOS, 0) * FEATURES_GIB
+    needed = HEAD_GIB + more if mode == "head" else FINETUNE_GIB + members * MEMBER_GIB
+    if mode == "finetune":  # with a GPU, whose own memory it takes, there is nothing measured
+        types = [each for each in types if "GpuInfo" not in each] or types[:0]
+    if not types:
+        raise NotCheckedError("it is the GPU's memory that limits training")
     have = {each["InstanceType"]: each["MemoryInfo"]["SizeInMiB"] / 1024 for each in types}
     small = ", ".join(name for name, gib in have.items() if gib < needed)
     if small:
         raise CheckFailedError(
-            f"--mode {mode} needs {needed:g} GiB, more than there are on {small}: leave these out "
-            "of instance_types in cdk.json's context, then `npx cdk deploy TrainStack`"
+            f"--mode {mode} needs {needed:.3g} GiB, more than there are on {small}: leave these "
+            "out of instance_types in cdk.json's context, then `npx cdk deploy TrainStack`"
         )
-    return f"{min(have.values()):g} GiB at least, {needed:g} needed", None
+    return f"{min(have.values()):g} GiB at least, {needed:.3g} needed", None
 
 
 def _account_plan(deployment: Deployment, types: list[Any]) -> tuple[str, None]:

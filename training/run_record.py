@@ -20,7 +20,7 @@ ENDED: frozenset[State] = frozenset({"succeeded", "stopped", "failed"})
 # interrupted: by EC2, with its notice; shut down: by anybody else; lost: without a word.
 Outcome = Literal["interrupted", "shut down", "lost", "failed", "stopped", "succeeded"]
 STATUS = "status.json"
-CHANGED = {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"}  # of a condition
+CHANGED = {"PreconditionFailed", "NoSuchKey"}  # what S3 says of a condition that does not hold
 WRITER = secrets.token_hex(8)  # this process: no two write the same status
 MODEL = "model.tar.gz"  # the packed model, beside the record
 OUTPUTS = ("metrics.jsonl", "metrics.json", "loss.png", "report.html", "weights.pth")

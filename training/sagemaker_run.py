@@ -8,6 +8,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from training.run_record import (
     Request,
     RunRecord,
     State,
+    StatusChangedError,
     utc_now,
 )
 from training.sagemaker_preflight import JobPlan
@@ -255,7 +257,8 @@ def take_up(deployment: Deployment, record: RunRecord, job: Mapping[str, Any]) -
         ),
     )
     kept = publish(deployment, model, job["TrainingEndTime"]) if model else None
-    record.set_status(state, message, attempts)  # last: until then, to be taken up once more
+    with suppress(StatusChangedError):  # by another `follow`, or by a resume of this run
+        record.set_status(state, message, attempts)  # last: until then, to be taken up once more
     trained = duration(job.get("TrainingTimeInSeconds", 0))
     billed = duration(ended["billed_seconds"])
     machines = attempt.get("machines", 1)

@@ -6,7 +6,7 @@ import io
 import secrets
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,7 +21,15 @@ from training.control import (
 )
 from training.deployment import Deployment, LaunchError
 from training.preflight import Plan, make_plan
-from training.run_record import Attempt, Request, RunRecord, close_record, closed, utc_now
+from training.run_record import (
+    Attempt,
+    Request,
+    RunRecord,
+    StatusChangedError,
+    close_record,
+    closed,
+    utc_now,
+)
 from training.status import duration, find_standing
 from training.transfer import list_keys
 
@@ -114,7 +122,7 @@ def resume(deployment: Deployment, args: argparse.Namespace) -> str:
     _ask(args.run, plan, args)
     run = _launch_of(args.run, plan)
     _take_place(deployment, run)
-    attempts = closed(status["attempts"], request, "lost")
+    attempts = closed(record.status()["attempts"], request, "lost")
     with _given_up_on_failure(deployment, run, record, attempts):
         request["deadline"] = _deadline(args.max_hours)
         request["earlier_attempts"] = len(attempts)
@@ -208,7 +216,8 @@ def _given_up_on_failure(
     except BaseException:  # Ctrl-C as well
         # Unless another launch has taken its place, and has closed its record.
         if give_up_run(deployment.s3, deployment.bucket, run):
-            record.set_status("failed", "could not be started", attempts)
+            with suppress(StatusChangedError):  # by a machine that came nevertheless
+                record.set_status("failed", "could not be started", attempts)
         raise
 
 

@@ -34,6 +34,7 @@ SILENCE = (
     NoCredentialsError,
 )
 BUSY = {
+    "ConditionalRequestConflict",  # raced with another write of the same object
     "RequestTimeout",
     "SlowDown",
     "Throttling",
