@@ -310,7 +310,7 @@ def test_an_endpoint_that_does_not_start_ends_the_command_in_one_line(
 ) -> None:
     """The photos after it would each wait for as long."""
 
-    def give_up(*_: object) -> Prediction:
+    def give_up(*_: object, **__: object) -> Prediction:
         raise NotReadyError("endpoint bins did not start")
 
     monkeypatch.setattr(predictor_module, "ask_endpoint", give_up)

@@ -54,7 +54,7 @@ def answer_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], list[byte
     def answer_with(answer: Answer) -> list[bytes]:
         asked: list[bytes] = []
 
-        def ask(_: Any, name: str, photo: bytes) -> Prediction:
+        def ask(_: Any, name: str, photo: bytes, *, started: bool) -> Prediction:
             assert name == "bins"
             asked.append(photo)
             return answer(photo)
