@@ -2,12 +2,10 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from infra.config import Config
-
-CDK_JSON = Path(__file__).parent.parent / "cdk.json"
+from infra.names import CDK_JSON
 
 
 def context(overrides: Sequence[str] = ()) -> dict[str, Any]:

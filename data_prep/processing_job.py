@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 ENTRY, REQUIREMENTS = HERE / "processing_entry.py", HERE / "requirements.txt"
 PACKAGES = ("data_prep", "infra", "serving")  # that a machine of the job needs
-MOST_OF_A_NAME = 63 - len("-digest-20260101120000-abcd")  # what a job's name has room for
+NAME_LENGTH = 63 - len("-digest-20260101120000-abcd")  # of a job's name, what we may fill
 JOB_FOLDER = "/opt/ml/processing/job"
 PASSED_ON = (  # flags that the job's machines get as they were given here
     *("bucket", "counts", "min_photos", "name", "requests", "shard_mb", "size"),
@@ -81,7 +81,7 @@ def prepare_on_sagemaker(ids: Sequence[str], options: argparse.Namespace) -> Non
 def series_of(dataset: str) -> str:
     """How the names of all jobs for a data set begin, and of no other; of a job's 63 characters."""
     first = job_name_prefix(chosen_name())
-    words = re.sub("[^A-Za-z0-9]", "-", dataset)[: MOST_OF_A_NAME - len(first)]
+    words = re.sub("[^A-Za-z0-9]", "-", dataset)[: NAME_LENGTH - len(first)]
     digest = hashlib.sha256(dataset.encode()).hexdigest()[:6]
     return f"{first}{words}-{digest}-"
 

@@ -30,7 +30,7 @@ from training.world import World
 Precision = Literal["float32", "bfloat16", "int8"]
 Extract = Callable[[NDArray[np.uint8]], NDArray[np.float32]]  # pixels → features
 
-BATCH_PHOTOS = 8
+BATCH_PHOTOS = 8  # more are no faster, and their feature maps are in memory
 VIEWS = 2  # as it is, and mirrored
 CALIBRATION_BATCH = 2  # calibration keeps every feature map of a batch in memory
 CALIBRATION_PHOTOS = 32  # of EfficientNet-Lite0; the features of 128 were no nearer to float32

@@ -213,12 +213,13 @@ def _memory(
     types: list[Any], mode: Mode, members: int, photos: list[int] | None
 ) -> tuple[str, None]:
     """Whether training fits each type: the group takes any of them."""
-    more = max(sum(photos or []) - HEAD_PHOTOS, 0) * FEATURES_GIB
-    needed = HEAD_GIB + more if mode == "head" else FINETUNE_GIB + members * MEMBER_GIB
-    if mode == "finetune":  # with a GPU, whose own memory it takes, there is nothing measured
-        types = [each for each in types if "GpuInfo" not in each] or types[:0]
-    if not types:
-        raise NotCheckedError("it is the GPU's memory that limits training")
+    if mode == "finetune":
+        needed = FINETUNE_GIB + members * MEMBER_GIB
+        types = [each for each in types if "GpuInfo" not in each]  # where its own memory counts
+        if not types:
+            raise NotCheckedError("how much a GPU's own memory has to be was not measured")
+    else:
+        needed = HEAD_GIB + max(sum(photos or []) - HEAD_PHOTOS, 0) * FEATURES_GIB
     have = {each["InstanceType"]: each["MemoryInfo"]["SizeInMiB"] / 1024 for each in types}
     small = ", ".join(name for name, gib in have.items() if gib < needed)
     if small:

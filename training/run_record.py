@@ -146,8 +146,8 @@ class RunRecord:
             if error.response["Error"]["Code"] not in CHANGED:
                 raise
             # Of a write that arrived, but whose answer did not, the repetition is refused.
-            written = self._status_etag
-            if self.status().get("writer") != WRITER or self._status_etag == written:
+            before = self._status_etag
+            if self.status().get("writer") != WRITER or self._status_etag == before:
                 raise StatusChangedError(
                     f"somebody else has changed the status of run {self.run_id} meanwhile"
                 ) from error

@@ -91,12 +91,12 @@ def prepare_head(
         return torch.from_numpy(features.views)
 
     photos = dataset.index(*trained_sides(settings))
-    sides = [views(side, settings.backbone_precision) for side in trained_sides(settings)]
-    inputs = torch.cat(sides) if len(sides) > 1 else sides.pop()
+    inputs = torch.cat(
+        [views(side, settings.backbone_precision) for side in trained_sides(settings)]
+    )
     fit, held_out = split_validation(photos, settings.validation_fraction)
-    # Half the numbers' size, and one copy at a time: two vCPUs may come with 4 GiB of memory.
+    # In float16 until they are used: two vCPUs may come with 4 GiB of memory.
     fitted, kept_out = inputs[fit], inputs[held_out].float()
-    del sides, inputs
     classes = classes_of(dataset, photos)
     heads = [
         Head(fitted.shape[2], len(dataset.counts), settings.hidden, settings.dropout)
