@@ -1,10 +1,13 @@
-"""Memory that is freed is used again."""
+"""Memory that is freed is used again while a network is trained, and given back after that."""
+
+import ctypes
 
 from serving.memory import mallopt
 
 # malloc.h of glibc
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 KEPT_BYTES = 2**31 - 1  # the largest that mallopt takes
+DEFAULT_PAD, DEFAULT_MAPS = 2**17, 2**16  # mallopt(3)
 
 
 def keep_freed_memory() -> None:
@@ -17,3 +20,12 @@ def keep_freed_memory() -> None:
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
     mallopt(M_TOP_PAD, 2**28)
+
+
+def give_freed_memory_back() -> None:
+    """Give what is kept back to the kernel, and from now on each large block when it is freed."""
+    mallopt(M_MMAP_MAX, DEFAULT_MAPS)
+    mallopt(M_TRIM_THRESHOLD, DEFAULT_PAD)
+    mallopt(M_TOP_PAD, DEFAULT_PAD)
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)

@@ -36,7 +36,7 @@ from training.features import PrecisionError, features_key
 from training.inventory_check import check_inventory
 from training.loop import Saving
 from training.loop import train as train_steps
-from training.memory import keep_freed_memory
+from training.memory import give_freed_memory_back, keep_freed_memory
 from training.metrics import evaluate, worst_mistakes
 from training.model import Counter, WeightsError
 from training.precision import settle_precision
@@ -60,8 +60,7 @@ def train(args: argparse.Namespace) -> None:
     dataset = open_dataset(args.data)
     args.size = args.size or dataset.size
     settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
-    if settings.mode == "finetune":  # a head has no feature maps, and a small machine no memory
-        keep_freed_memory()
+    keep_freed_memory()
     torch.set_num_threads(args.threads)
     torch.manual_seed(settings.seed)
     device = choose_device(world.local_rank)
@@ -105,6 +104,7 @@ def train(args: argparse.Namespace) -> None:
     if world.first:
         # All that training left is on disk: what comes now is done again in a minute.
         signals.exit_at_once(signal.SIGTERM, code=INTERRUPTED, message=GOES_ON)
+        give_freed_memory_back()  # two vCPUs may come with 4 GiB, and the exports need them
         write(args, trainer, task, dataset, metrics, mistakes)
     world.leave()
 
