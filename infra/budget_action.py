@@ -17,7 +17,7 @@ class BudgetAction(Construct):
     """Attaches a deny to the launcher's role once the account's monthly budget is spent.
 
     IAM cannot tell a capacity of 1 from 0, and going to 0 must stay possible. So the deny is on
-    what a start needs besides: booking the group's return to 0, without which the launcher never
+    what a start needs besides: booking the groups' return to 0, without which the launcher never
     raises it, and writing `requests`, without which a machine does no work. A run under way goes
     on to its end. Billing data lag 8 to 12 hours, and so does this.
 
@@ -32,7 +32,7 @@ class BudgetAction(Construct):
         *,
         config: Config,
         launcher: iam.Role,
-        group_arn: str,
+        group_arns: Sequence[str],
         requests: Sequence[str],
         alerts: sns.ITopic,
     ) -> None:
@@ -43,7 +43,7 @@ class BudgetAction(Construct):
             "Deny",
             description="Bin counter: over budget, start nothing",
             statements=[
-                _deny("NoBooking", ["autoscaling:PutScheduledUpdateGroupAction"], [group_arn]),
+                _deny("NoBooking", ["autoscaling:PutScheduledUpdateGroupAction"], group_arns),
                 _deny("NoRequest", ["s3:PutObject"], requests),
                 _deny("NothingOnSageMaker", ["sagemaker:Create*"], ["*"]),
             ],

@@ -11,7 +11,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from botocore.exceptions import (
@@ -20,8 +20,6 @@ from botocore.exceptions import (
     NoRegionError,
     TokenRetrievalError,
 )
-
-SHORTEST_HOURS, LONGEST_HOURS = 0.1, 7 * 24
 
 
 def in_one_line(error: Exception) -> str:
@@ -34,15 +32,22 @@ def in_one_line(error: Exception) -> str:
     return message
 
 
-def hours(text: str) -> float:
-    """A flag's value: six minutes to a week."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not SHORTEST_HOURS <= number <= LONGEST_HOURS:
-        raise argparse.ArgumentTypeError(f"must be {SHORTEST_HOURS} to {LONGEST_HOURS}, not {text}")
+def between(low: float, high: float) -> Callable[[str], float]:
+    """The type of a flag whose value is a number from `low` to `high`."""
+
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"must be {low:g} to {high:g}, not {text}")
+        return value
+
     return number
+
+
+hours = between(0.1, 7 * 24)
 
 
 def confirmed(question: str) -> bool:

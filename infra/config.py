@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from infra.names import DEFAULT_NAME, NAME_VARIABLE
+from infra.names import DEFAULT_NAME, NAME_VARIABLE, fallback_group_name, group_name
 
 # Context keys of the CDK command line itself; its other keys contain ":" or start with "@".
 CDK_KEYS = {"cli-telemetry", "acknowledged-issue-numbers"}
@@ -130,9 +130,10 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     volume_gib: int = Field(
         ge=8, le=1000, description="Disk of a training machine in GiB, at least the image's."
     )
-    purchase: Literal["spot", "on_demand"] = Field(
-        default="spot",
-        description="How training machines are bought; on_demand when there is no spot capacity.",
+    purchase: Literal["spot_first", "spot", "on_demand"] = Field(
+        default="spot_first",
+        description="How training machines are bought; spot_first: on demand where no spot "
+        "machine begins within `launch --fallback-minutes`.",
     )
     endpoint: Literal["serverless", "realtime"] = Field(
         default="serverless", description="serverless costs nothing while idle; realtime does."
@@ -206,6 +207,12 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         if self.over_budget == "deny" and self.budgets == "no":
             raise ValueError("over_budget=deny needs a budget: leave budgets=no out")
         return self
+
+    @property
+    def group_names(self) -> list[str]:
+        """The group that a launch starts and, with spot_first, that of on-demand machines."""
+        fallback = [fallback_group_name(self.name)] if self.purchase == "spot_first" else []
+        return [group_name(self.name), *fallback]
 
     @classmethod
     def from_context(cls, context: Mapping[str, object]) -> "Config":

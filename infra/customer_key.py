@@ -8,13 +8,7 @@ from constructs import Construct
 from infra.acknowledge import acknowledge
 
 # What EBS and CloudWatch Logs need, as the guides of Auto Scaling and CloudWatch Logs say.
-USE = [
-    "kms:Decrypt",
-    "kms:DescribeKey",
-    "kms:Encrypt",
-    "kms:GenerateDataKey*",
-    "kms:ReEncrypt*",
-]
+USE = ["kms:Decrypt", "kms:Encrypt", "kms:GenerateDataKey*", "kms:ReEncrypt*"]
 
 
 class CustomerKey(Construct):
@@ -42,7 +36,7 @@ class CustomerKey(Construct):
             self._may_publish("budgets", f"{arn}:budgets::{account}:*"),
             self._may_publish("cloudwatch", f"{arn}:cloudwatch:{stack.region}:{account}:alarm:*"),
             self._may_keep_logs(log_group),
-            self._may_start_machines("UseDisks", USE, {}),
+            self._may_start_machines("UseDisks", ["kms:DescribeKey", *USE], {}),
             self._may_start_machines(
                 "LendDisks", ["kms:CreateGrant"], {"Bool": {"kms:GrantIsForAWSResource": "true"}}
             ),
@@ -70,6 +64,7 @@ class CustomerKey(Construct):
     def _may_keep_logs(self, log_group: str) -> iam.PolicyStatement:
         stack = Stack.of(self)
         arn = f"arn:{stack.partition}:logs:{stack.region}:{stack.account}:log-group:{log_group}"
+        # The guide lists kms:Describe* here as well, to which the condition can never apply.
         return iam.PolicyStatement(
             sid="LogsMayKeep",
             principals=[iam.ServicePrincipal(f"logs.{stack.region}.amazonaws.com")],

@@ -44,7 +44,7 @@ class Dashboard(Construct):
     """
 
     def __init__(
-        self, scope: Construct, id: str, *, config: Config, log_group: logs.ILogGroup, group: str
+        self, scope: Construct, id: str, *, config: Config, log_group: logs.ILogGroup
     ) -> None:
         super().__init__(scope, id)
         cloudwatch.Dashboard(
@@ -65,7 +65,8 @@ class Dashboard(Construct):
                     _graph(
                         "Training machines: wanted and there",
                         [
-                            _group_metric(name, group)
+                            group_metric(name, group)
+                            for group in config.group_names
                             for name in ("GroupDesiredCapacity", "GroupInServiceInstances")
                         ],
                         width=HALF,
@@ -133,7 +134,7 @@ def _graph(
     )
 
 
-def _group_metric(name: str, group: str) -> cloudwatch.Metric:
+def group_metric(name: str, group: str) -> cloudwatch.Metric:
     return cloudwatch.Metric(
         namespace="AWS/AutoScaling",
         metric_name=name,

@@ -1,5 +1,7 @@
 """The role that training.launch and training.sagemaker take: starts runs, and watches them."""
 
+from collections.abc import Sequence
+
 from aws_cdk import ArnFormat, Stack
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_kms as kms
@@ -10,7 +12,7 @@ from constructs import Construct
 
 from infra.acknowledge import acknowledge, acknowledge_objects
 from infra.names import job_name_prefix
-from infra.statements import allow, list_prefixes, on_objects, use_key
+from infra.statements import allow, book, cancel_bookings, list_prefixes, on_objects, use_key
 from training.run_record import MODEL, RESULTS
 
 # Keys in the bucket, no more than are used: tests/test_permissions.py tells of one too many.
@@ -41,8 +43,8 @@ class LauncherRole(Construct):
         *,
         bucket: s3.IBucket,
         key: kms.IKey | None,
-        group_arn: str,
-        group_wildcard: str,
+        group_arns: Sequence[str],
+        group_wildcards: Sequence[str],
         training_job_role: iam.IRole,
         model: ssm.IStringParameter,
         alerts: sns.ITopic,
@@ -58,7 +60,7 @@ class LauncherRole(Construct):
         )
         for statement in (
             *_on_the_bucket(bucket),
-            *_on_the_group(group_arn),
+            *_on_the_groups(group_arns),
             *self._on_sagemaker(training_job_role),
             *self._on_the_account(),
             allow("SeeWhoIsTold", ["sns:ListSubscriptionsByTopic"], [alerts.topic_arn]),
@@ -67,7 +69,7 @@ class LauncherRole(Construct):
             *([use_key(key, ["s3"])] if key else []),
         ):
             self.role.add_to_policy(statement)
-        self._acknowledge(bucket, group_wildcard)
+        self._acknowledge(bucket, group_wildcards)
 
     def _on_sagemaker(self, training_job_role: iam.IRole) -> list[iam.PolicyStatement]:
         job, search = self._arn("training-job"), self._arn("hyper-parameter-tuning-job")
@@ -106,10 +108,10 @@ class LauncherRole(Construct):
             allow("CheckBudgets", ["budgets:ViewBudget"], [budgets]),
         ]
 
-    def _acknowledge(self, bucket: s3.IBucket, group_wildcard: str) -> None:
+    def _acknowledge(self, bucket: s3.IBucket, group_wildcards: Sequence[str]) -> None:
         role = self.role
         acknowledge_objects(role, bucket, READS + WRITES, "Runs and data sets are made later.")
-        acknowledge(role, group_wildcard, "AWS makes up the middle of the ARN; the name is fixed.")
+        acknowledge(role, group_wildcards, "AWS makes up the middle of the ARN; the name is fixed.")
         acknowledge(role, "IAM5[Resource::*]", "Actions that describe know no resource.")
         acknowledge(
             role,
@@ -143,17 +145,17 @@ def _on_the_bucket(bucket: s3.IBucket) -> list[iam.PolicyStatement]:
     ]
 
 
-def _on_the_group(group_arn: str) -> list[iam.PolicyStatement]:
-    # A booking can change the group's limits as well: never to more than one machine.
-    book_the_end = allow("BookTheEnd", ["autoscaling:PutScheduledUpdateGroupAction"], [group_arn])
-    book_the_end.add_condition(
-        "NumericLessThanEqualsIfExists",
-        {"autoscaling:MinSize": "0", "autoscaling:MaxSize": "1"},
-    )
+def _on_the_groups(group_arns: Sequence[str]) -> list[iam.PolicyStatement]:
     steer = ["autoscaling:SetDesiredCapacity", "autoscaling:SuspendProcesses"]
     watch = [
         "autoscaling:DescribeAutoScalingGroups",
         "autoscaling:DescribeScalingActivities",
         "autoscaling:DescribeScheduledActions",
     ]
-    return [allow("Steer", steer, [group_arn]), book_the_end, allow("Watch", watch, ["*"])]
+    fallback = group_arns[1:]
+    return [
+        allow("Steer", steer, group_arns),
+        book("BookEndAndFallback", group_arns),
+        *([cancel_bookings("CancelTheFallback", fallback)] if fallback else []),
+        allow("Watch", watch, ["*"]),
+    ]

@@ -27,7 +27,13 @@ def stack_name(name: str, stack: str) -> str:
 
 
 def group_name(name: str) -> str:
+    """The group that a launch starts."""
     return f"{name}-trainer"
+
+
+def fallback_group_name(name: str) -> str:
+    """The group of on-demand machines, where `purchase` is spot_first."""
+    return f"{name}-trainer-on-demand"
 
 
 def model_parameter(name: str) -> str:

@@ -1,13 +1,21 @@
 """The network of training machines: public subnets, nothing may connect to them."""
 
+import os
+import re
+
+from aws_cdk import Stack
 from aws_cdk import aws_ec2 as ec2
+from aws_cdk.cloud_assembly_schema import AvailabilityZonesContextQuery, ContextProvider
 from constructs import Construct
 
 from infra.acknowledge import acknowledge
 
+SUBNET_BITS = 20  # the same for any number of zones: one more moves none of the others
+
 
 class TrainingNetwork(Construct):
-    """A VPC in two zones and a security group that lets HTTPS out and nothing in.
+    """A VPC in all zones of the region, as each has spot machines of its own, and a security group
+    that lets HTTPS out and nothing in.
 
     There is no NAT gateway, which would cost more than the training; traffic to S3 takes a
     gateway endpoint, which is free.
@@ -15,15 +23,18 @@ class TrainingNetwork(Construct):
 
     def __init__(self, scope: Construct, id: str) -> None:
         super().__init__(scope, id)
+        zones = find_zones(self)
         self.vpc = ec2.Vpc(
             self,
             "Vpc",
-            max_azs=2,
+            availability_zones=zones,
+            max_azs=None if zones else 2,
             nat_gateways=0,
             subnet_configuration=[
                 ec2.SubnetConfiguration(
                     name="Public",
                     subnet_type=ec2.SubnetType.PUBLIC,
+                    cidr_mask=SUBNET_BITS,
                     map_public_ip_on_launch=False,  # the launch template asks for an address
                 )
             ],
@@ -57,3 +68,26 @@ class TrainingNetwork(Construct):
         self.security_group.add_egress_rule(
             ec2.Peer.any_ipv4(), ec2.Port.tcp(443), "AWS APIs and S3"
         )
+
+
+def find_zones(scope: Construct) -> list[str] | None:
+    """The zones of the region, or None where the CDK's command line knows no account.
+
+    It looks them up with the user's credentials and keeps them in cdk.context.json, so that a zone
+    that opens later moves nothing. The stacks stay free of account and region.
+    """
+    account, region = os.environ.get("CDK_DEFAULT_ACCOUNT"), os.environ.get("CDK_DEFAULT_REGION")
+    if not account or not region:
+        return None
+    # As Stack.availability_zones does, which needs stacks that are made for one account.
+    key = f"availability-zones:account={account}:region={region}"
+    found = scope.node.try_get_context(key)
+    if found is None:  # the command line looks it up, and runs the app again
+        Stack.of(scope).report_missing_context_key(
+            key=key,
+            provider=ContextProvider.AVAILABILITY_ZONE_PROVIDER,
+            props=AvailabilityZonesContextQuery(account=account, region=region),
+        )
+        return None
+    # Zones of other kinds, which an account may have joined, have longer names.
+    return [zone for zone in found if re.fullmatch(rf"{re.escape(region)}[a-z]", zone)]

@@ -30,6 +30,21 @@ def on_objects(
     return allow(sid, [action], [bucket.arn_for_objects(key) for key in keys])
 
 
+def book(sid: str, group_arns: Sequence[str]) -> iam.PolicyStatement:
+    """Allow to book changes of groups; their limits as well, but never to more than one machine."""
+    statement = allow(sid, ["autoscaling:PutScheduledUpdateGroupAction"], group_arns)
+    statement.add_condition(
+        "NumericLessThanEqualsIfExists",
+        {"autoscaling:MinSize": "0", "autoscaling:MaxSize": "1"},
+    )
+    return statement
+
+
+def cancel_bookings(sid: str, group_arns: Sequence[str]) -> iam.PolicyStatement:
+    """Allow to delete what is booked for groups."""
+    return allow(sid, ["autoscaling:DeleteScheduledAction"], group_arns)
+
+
 def use_key(key: kms.IKey, services: Sequence[str]) -> iam.PolicyStatement:
     """Allow to read and write what `key` encrypts, through `services` such as `s3` alone."""
     statement = allow("UseKey", ["kms:Decrypt", "kms:GenerateDataKey"], [key.key_arn])

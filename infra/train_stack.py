@@ -18,10 +18,11 @@ from infra.config import Config
 from infra.dashboard import Dashboard
 from infra.job_role import PREPARATION, TRAINING, JobRole
 from infra.launcher_role import REQUEST, LauncherRole
-from infra.names import group_name, log_group_name, model_parameter, stack_name
+from infra.names import log_group_name, model_parameter, stack_name
 from infra.network import TrainingNetwork
+from infra.no_machine_alarm import NoMachineAlarm
 from infra.spot_trainer import SpotTrainer
-from infra.statements import allow, list_prefixes, on_objects, use_key
+from infra.statements import allow, book, cancel_bookings, list_prefixes, on_objects, use_key
 from training.run_record import RESULTS
 
 NO_MODEL = "none: run python -m training.launch first"  # SageMaker quotes it when it refuses
@@ -63,7 +64,7 @@ class TrainStack(Stack):
             stack_name=stack_name(config.name, id),
             description="Bin counter: machines that train",
         )
-        self._group_name = group_name(config.name)
+        self._groups = config.group_names
         # CloudFormation writes NO_MODEL again if a property of it ever changes.
         self.model = ssm.StringParameter(
             self,
@@ -86,12 +87,11 @@ class TrainStack(Stack):
             "Trainer",
             config=config,
             network=network,
-            alerts=alerts,
             key=key,
             user_data=boot_script(
                 {
                     "BUCKET": bucket.bucket_name,
-                    "GROUP_NAME": self._group_name,
+                    "GROUP_NAMES": " ".join(self._groups),
                     "MODEL_PARAMETER": model_parameter(config.name),
                     "TOPIC_ARN": alerts.topic_arn,
                     "LOG_GROUP": log_group_name(config.name),
@@ -110,8 +110,8 @@ class TrainStack(Stack):
             "Launcher",
             bucket=bucket,
             key=key,
-            group_arn=self._group_arn,
-            group_wildcard=self._group_wildcard,
+            group_arns=self._group_arns(),
+            group_wildcards=self._group_wildcards(),
             training_job_role=jobs,
             model=self.model,
             alerts=alerts,
@@ -136,15 +136,19 @@ class TrainStack(Stack):
                 "OverBudget",
                 config=config,
                 launcher=launcher,
-                group_arn=self._group_arn,
+                group_arns=self._group_arns(),
                 requests=[bucket.arn_for_objects(f"runs/*/{name}") for name in REQUEST],
                 alerts=alerts,
             )
-        Dashboard(
-            self, "Dashboard", config=config, log_group=self.log_group, group=self._group_name
-        )
+        Dashboard(self, "Dashboard", config=config, log_group=self.log_group)
+        NoMachineAlarm(self, "NoMachine", config=config, alerts=alerts)
 
-        CfnOutput(self, "GroupName", value=trainer.group.auto_scaling_group_name)
+        CfnOutput(
+            self,
+            "GroupNames",
+            value=",".join(self._groups),
+            description="The one that a launch starts, and that of the fallback",
+        )
         CfnOutput(self, "LauncherRoleArn", value=launcher.role_arn)
         CfnOutput(self, "TrainingJobRoleArn", value=jobs.role_arn)
         CfnOutput(self, "PreparationJobRoleArn", value=preparation.role_arn)
@@ -157,7 +161,7 @@ class TrainStack(Stack):
             on_objects("Write", "s3:PutObject", bucket, MACHINE_WRITES),
             on_objects("BreakOff", "s3:AbortMultipartUpload", bucket, ["checkpoints/*"]),
             on_objects("Release", "s3:DeleteObject", bucket, ["control/current.json"]),
-            allow("EndTheRun", ["autoscaling:SetDesiredCapacity"], [self._group_arn]),
+            allow("EndTheRun", ["autoscaling:SetDesiredCapacity"], self._group_arns()),
             allow("Publish", ["ssm:PutParameter"], [self.model.parameter_arn]),
             allow("Notify", ["sns:Publish"], [alerts.topic_arn]),
             allow(
@@ -179,30 +183,35 @@ class TrainStack(Stack):
             ),
         ):
             role.add_to_policy(statement)
+        if fallback := self._group_arns()[1:]:
+            role.add_to_policy(book("PutOffTheFallback", fallback))
+            role.add_to_policy(cancel_bookings("CancelTheFallback", fallback))
         acknowledge_objects(
             role, bucket, MACHINE_READS + MACHINE_WRITES, "Run ids and data sets are made later."
         )
         acknowledge(
-            role, self._group_wildcard, "AWS makes up the middle of the ARN; the name is fixed."
+            role, self._group_wildcards(), "AWS makes up the middle of the ARN; the name is fixed."
         )
         acknowledge(role, "IAM5[Resource::*]", "Session Manager's actions know no resource.")
 
-    @property
-    def _group_wildcard(self) -> str:
-        """What cdk-nag says of the group's ARN."""
-        return (
+    def _group_wildcards(self) -> list[str]:
+        """What cdk-nag says of the groups' ARNs."""
+        return [
             "IAM5[Resource::arn:<AWS::Partition>:autoscaling:<AWS::Region>:<AWS::AccountId>"
-            f":autoScalingGroup:*:autoScalingGroupName/{self._group_name}]"
-        )
+            f":autoScalingGroup:*:autoScalingGroupName/{name}]"
+            for name in self._groups
+        ]
 
-    @property
-    def _group_arn(self) -> str:
-        return self.format_arn(
-            service="autoscaling",
-            resource="autoScalingGroup",
-            resource_name=f"*:autoScalingGroupName/{self._group_name}",
-            arn_format=ArnFormat.COLON_RESOURCE_NAME,
-        )
+    def _group_arns(self) -> list[str]:
+        return [
+            self.format_arn(
+                service="autoscaling",
+                resource="autoScalingGroup",
+                resource_name=f"*:autoScalingGroupName/{name}",
+                arn_format=ArnFormat.COLON_RESOURCE_NAME,
+            )
+            for name in self._groups
+        ]
 
 
 def boot_script(variables: Mapping[str, str]) -> str:

@@ -1,6 +1,6 @@
 #!/bin/bash
 # What a training machine does at boot, started once by cloud-init as root.
-# TrainStack puts the exports of BUCKET, GROUP_NAME, … in front. Everything with logic is
+# TrainStack puts the exports of BUCKET, GROUP_NAMES, … in front. Everything with logic is
 # in training/spot.py; here is only what has to work before, and when, Python does not.
 set -euo pipefail # no -E: the trap below is for this shell alone, not for its $(…)
 # A shutdown sends SIGTERM to cloud-init alone (KillMode=process in its cloud-final.service); in a
@@ -20,18 +20,24 @@ export TMPDIR="$work/tmp" # /tmp is in memory, too small for pip
 # botocore asks once, for a second, and otherwise takes it that there are no credentials.
 export AWS_METADATA_SERVICE_NUM_ATTEMPTS=5 AWS_METADATA_SERVICE_TIMEOUT=5
 
-# Powering off alone does not stop the spending: the group would start the next machine.
+# Powering off alone does not stop the spending: a group would start the next machine.
 # When the call is refused, keep asking; the booked action of the launcher ends it otherwise.
 stop_spending() {
-  echo "boot: nothing more to do here, group to 0"
+  echo "boot: nothing more to do here, groups to 0"
   if [ "$1" = broken ]; then # a run that ended in order has told by itself
     log_to_cloudwatch || true
     aws sns publish --topic-arn "$TOPIC_ARN" --subject "Training machine broke" \
       --message "See s3://$BUCKET/runs/${run_id:-none}/logs/$instance_id.log" > /dev/null || true
   fi
   store_log
-  until aws autoscaling set-desired-capacity --auto-scaling-group-name "$GROUP_NAME" --desired-capacity 0; do
-    sleep 60
+  local first fallback name
+  read -r first fallback <<< "$GROUP_NAMES"
+  [ -z "$fallback" ] || aws autoscaling delete-scheduled-action --auto-scaling-group-name "$fallback" \
+    --scheduled-action-name fallback || true
+  for name in $fallback $first; do
+    until aws autoscaling set-desired-capacity --auto-scaling-group-name "$name" --desired-capacity 0; do
+      sleep 60
+    done
   done
   shutdown -h now
   exit

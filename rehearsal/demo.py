@@ -26,7 +26,7 @@ from infra.outputs import NotDeployedError, stack_output
 from rehearsal.answers import Sample, ask_endpoint, draw_samples
 from rehearsal.bins import lay_out
 from rehearsal.endpoint import EndpointFailedError, HostedEndpoint
-from rehearsal.group import RehearsedGroup, StillRunningError
+from rehearsal.group import RehearsedGroups, StillRunningError
 from rehearsal.outcome import DemoError, Outcome, check_requests, check_run
 from rehearsal.page import write_page
 from rehearsal.processes import CommandError, Processes
@@ -233,7 +233,7 @@ def _launch(demo: Demo, epochs: int) -> str:
     return active["run_id"]
 
 
-def _train(demo: Demo, interrupt_at: list[str]) -> RehearsedGroup:
+def _train(demo: Demo, interrupt_at: list[str]) -> RehearsedGroups:
     """Machines, until the run is over; each but the last is taken back at an event."""
     plan = demo.plan
     seconds = MACHINE_SECONDS * plan.slowness + plan.photos / plan.photos_a_second
@@ -244,10 +244,10 @@ def _train(demo: Demo, interrupt_at: list[str]) -> RehearsedGroup:
             if "│" not in text:  # not a machine's console
                 demo.screen.describe(task, text)
 
-        group = RehearsedGroup(
+        group = RehearsedGroups(
             processes=demo.processes,
             endpoint=demo.stand_in.endpoint,
-            group=stack_output("TrainStack", "GroupName"),
+            groups=stack_output("TrainStack", "GroupNames").split(","),
             folder=demo.folder / "machines",
             say=say,
         )

@@ -1,21 +1,27 @@
 """What EC2 Auto Scaling does with its machines, where moto only keeps the books.
 
 moto starts and ends instances on paper; here each gets a rehearsed machine, a lost one is
-replaced, booked actions are carried out when they are due, and a launch that fails is announced.
+replaced, and booked actions are carried out when they are due.
 """
 
 import base64
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import boto3
 
 from rehearsal.imds import Metadata
 from rehearsal.machine import Machine
 from rehearsal.processes import END_SECONDS, Processes
+
+if TYPE_CHECKING:
+    from mypy_boto3_autoscaling.type_defs import (
+        AutoScalingGroupTypeDef,
+        ScheduledUpdateGroupActionTypeDef,
+    )
 
 NOTICE_SECONDS = 120.0  # as on AWS; a machine that leaves sooner is not waited for
 LOOK_SECONDS = 0.3
@@ -24,33 +30,35 @@ GRACE_SECONDS = 120.0  # EC2 lets a machine that it stops shut down in order
 QUIET_SECONDS = 3600.0  # on two cores training is silent for 10 seconds, while it exports the model
 
 
+def _life_cycle(group: "AutoScalingGroupTypeDef") -> str:
+    """How the machines of `group` are bought, in the metadata service's words."""
+    distribution = group["MixedInstancesPolicy"].get("InstancesDistribution", {})
+    return "on-demand" if distribution.get("OnDemandPercentageAboveBaseCapacity") else "spot"
+
+
 class StillRunningError(RuntimeError):
     """The group did not come to its end."""
 
 
-class RehearsedGroup:
-    """One Auto Scaling group and the machines that run for it."""
+class RehearsedGroups:
+    """The Auto Scaling groups of a stack and the machines that run for them."""
 
     def __init__(
         self,
         *,
         processes: Processes,
         endpoint: str,
-        group: str,
+        groups: Sequence[str],
         folder: Path,
         say: Callable[[str], None],
-        alerts: str | None = None,
     ) -> None:
-        """`alerts` is the topic of the group's notifications, which moto does not keep."""
         self._processes = processes
-        self._alerts = alerts
         self._autoscaling = boto3.client("autoscaling")
         self._ec2 = boto3.client("ec2")
         self._iam = boto3.client("iam")
-        self._sns = boto3.client("sns")
         self._sts = boto3.client("sts")
         self._endpoint = endpoint
-        self._group = group
+        self._groups = groups
         self._folder = folder
         self._say = say
         self.machines: dict[str, Machine] = {}  # all that ever started, by instance id
@@ -59,11 +67,11 @@ class RehearsedGroup:
         self._shown: dict[str, int] = {}  # characters of each console on the terminal
         self._heard = time.monotonic()  # when a machine last said something, booted or ended
         self._hold_at = ""  # the event at which machines wait to be interrupted
-        self.capacity = True  # False: every launch fails
+        self.capacity = {"spot", "on-demand"}  # without one, each launch of that kind fails
         self.settings: dict[str, str] = {}  # more of the environment of each machine
 
     def run(self, *, interruptions: list[str]) -> None:
-        """Until the group is at 0 and no machine is left.
+        """Until the groups are at 0 and no machine is left.
 
         The running machine is interrupted at each event of `interruptions` in turn. Raises
         StillRunningError, with every machine ended, once no machine says anything any more.
@@ -87,11 +95,11 @@ class RehearsedGroup:
             machine.hold_at = event
 
     def wait_for_end(self) -> None:
-        """Until the group is at 0 and no machine is left; raises StillRunningError."""
+        """Until the groups are at 0 and no machine is left; raises StillRunningError."""
         self._watch(lambda: None)
 
     def machine_at(self, event: str) -> Machine | None:
-        """The newest machine that reached `event`; None when the group came to its end before.
+        """The newest machine that reached `event`; None when the groups came to their end before.
 
         Raises StillRunningError when neither happens.
         """
@@ -139,18 +147,16 @@ class RehearsedGroup:
                 return None
             time.sleep(LOOK_SECONDS)
         quiet = f"no machine has said anything for {QUIET_SECONDS:.0f} s"
-        raise StillRunningError(f"{self._group} still runs, but {quiet}: see {self._folder}")
+        raise StillRunningError(f"a group still runs, but {quiet}: see {self._folder}")
 
     def states(self) -> dict[str, int]:
-        """The group's desired capacity, and how many instances the account has running."""
-        (group,) = self._autoscaling.describe_auto_scaling_groups(
-            AutoScalingGroupNames=[self._group]
-        )["AutoScalingGroups"]
+        """The desired capacity, and how many instances the account has running."""
         reservations = self._ec2.describe_instances(
             Filters=[{"Name": "instance-state-name", "Values": ["pending", "running"]}]
         )["Reservations"]
         instances = sum(len(reservation["Instances"]) for reservation in reservations)
-        return {"desired": group["DesiredCapacity"], "instances": instances}
+        desired = sum(group["DesiredCapacity"] for group in self._describe())
+        return {"desired": desired, "instances": instances}
 
     def _show_consoles(self) -> None:
         """Whole lines that the running machines printed since the last look."""
@@ -163,41 +169,31 @@ class RehearsedGroup:
                 for line in lines.splitlines():
                     self._say(f"  {instance_id[:6]} │ {line}")
 
-    def _instances(self) -> list[str]:
-        (group,) = self._autoscaling.describe_auto_scaling_groups(
-            AutoScalingGroupNames=[self._group]
+    def _describe(self) -> list["AutoScalingGroupTypeDef"]:
+        return self._autoscaling.describe_auto_scaling_groups(
+            AutoScalingGroupNames=list(self._groups)
         )["AutoScalingGroups"]
-        return [instance["InstanceId"] for instance in group["Instances"]]
 
-    def _start_new(self, instances: list[str]) -> None:
-        for instance_id in instances:
-            if not self.capacity:
-                self._refuse(instance_id)
+    def _instances(self) -> dict[str, "AutoScalingGroupTypeDef"]:
+        """The group of each."""
+        return {
+            instance["InstanceId"]: group
+            for group in self._describe()
+            for instance in group["Instances"]
+        }
+
+    def _start_new(self, instances: dict[str, "AutoScalingGroupTypeDef"]) -> None:
+        for instance_id, group in instances.items():
+            if _life_cycle(group) not in self.capacity:
+                self._give_up(instance_id)  # and the group tries again; on paper it succeeded
             elif instance_id not in self.machines:
-                machine = self._boot(instance_id)
+                machine = self._boot(instance_id, group)
                 machine.hold_at = self._hold_at
                 self.machines[instance_id] = self._running[instance_id] = machine
                 self._heard = time.monotonic()
                 self._say(f"machine {instance_id} boots")
 
-    def _refuse(self, instance_id: str) -> None:
-        """A launch that fails is announced, and tried again; moto would always succeed."""
-        self._give_up(instance_id)
-        if self._alerts:
-            # docs.aws.amazon.com/autoscaling/ec2/userguide/ec2-auto-scaling-sns-notifications.html
-            message = {
-                "Event": "autoscaling:EC2_INSTANCE_LAUNCH_ERROR",
-                "AutoScalingGroupName": self._group,
-                "StatusCode": "Failed",
-                "StatusMessage": "There is no Spot capacity available that matches your request.",
-            }
-            self._sns.publish(
-                TopicArn=self._alerts,
-                Subject=f'Auto Scaling: failed launch for group "{self._group}"',
-                Message=json.dumps(message),
-            )
-
-    def _end_stopped(self, instances: list[str]) -> None:
+    def _end_stopped(self, instances: Container[str]) -> None:
         for instance_id, machine in list(self._running.items()):
             if machine.powered_off or machine.process.poll() is not None:
                 self._lose(machine, "powered off")
@@ -225,25 +221,24 @@ class RehearsedGroup:
         )
 
     def _carry_out_bookings(self) -> None:
-        bookings = self._autoscaling.describe_scheduled_actions(AutoScalingGroupName=self._group)
-        for action in bookings["ScheduledUpdateGroupActions"]:
-            if action["StartTime"] <= datetime.now(UTC):
-                self._autoscaling.update_auto_scaling_group(
-                    AutoScalingGroupName=self._group,
-                    MinSize=action["MinSize"],
-                    DesiredCapacity=action["DesiredCapacity"],
-                )
-                self._autoscaling.delete_scheduled_action(
-                    AutoScalingGroupName=self._group,
-                    ScheduledActionName=action["ScheduledActionName"],
-                )
-                self._say(f"booked action {action['ScheduledActionName']} carried out")
+        for group in self._groups:
+            bookings = self._autoscaling.describe_scheduled_actions(AutoScalingGroupName=group)
+            for action in bookings["ScheduledUpdateGroupActions"]:
+                if action["StartTime"] <= datetime.now(UTC):
+                    self._carry_out(group, action)
 
-    def _boot(self, instance_id: str) -> Machine:
+    def _carry_out(self, group: str, action: "ScheduledUpdateGroupActionTypeDef") -> None:
+        self._autoscaling.set_desired_capacity(
+            AutoScalingGroupName=group, DesiredCapacity=action["DesiredCapacity"]
+        )
+        name = action["ScheduledActionName"]
+        self._autoscaling.delete_scheduled_action(
+            AutoScalingGroupName=group, ScheduledActionName=name
+        )
+        self._say(f"booked action {name} carried out")
+
+    def _boot(self, instance_id: str, group: "AutoScalingGroupTypeDef") -> Machine:
         """A machine with what the deployed launch template gives this instance."""
-        (group,) = self._autoscaling.describe_auto_scaling_groups(
-            AutoScalingGroupNames=[self._group]
-        )["AutoScalingGroups"]
         (member,) = (i for i in group["Instances"] if i["InstanceId"] == instance_id)
         template = group["MixedInstancesPolicy"]["LaunchTemplate"]["LaunchTemplateSpecification"]
         (version,) = self._ec2.describe_launch_template_versions(
@@ -254,6 +249,7 @@ class RehearsedGroup:
             instance_id=instance_id,
             instance_type=member["InstanceType"],
             zone=member["AvailabilityZone"],
+            life_cycle=_life_cycle(group),
             role=self._role(data["IamInstanceProfile"]["Arn"]),
             credentials=lambda: self._credentials(metadata.role),
         )

@@ -24,6 +24,7 @@ class Metadata:
     instance_id: str
     instance_type: str
     zone: str
+    life_cycle: str  # spot or on-demand
     role: str
     credentials: Callable[[], dict[str, str]]  # asked each time, as they expire
     notice_seen: threading.Event = field(default_factory=threading.Event)
@@ -52,7 +53,7 @@ class Metadata:
         return {
             "/latest/meta-data/instance-id": self.instance_id,
             "/latest/meta-data/instance-type": self.instance_type,
-            "/latest/meta-data/instance-life-cycle": "spot",
+            "/latest/meta-data/instance-life-cycle": self.life_cycle,
             "/latest/meta-data/placement/availability-zone": self.zone,
             "/latest/meta-data/placement/region": self.zone[:-1],
         }.get(path)

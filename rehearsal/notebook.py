@@ -28,7 +28,7 @@ from tqdm import tqdm
 from data_prep.synthetic import synthesize
 from infra.outputs import NotDeployedError, stack_output
 from rehearsal.endpoint import HostedEndpoint
-from rehearsal.group import RehearsedGroup
+from rehearsal.group import RehearsedGroups
 from rehearsal.ports import free_port
 from rehearsal.processes import CommandError, Processes
 from rehearsal.stand_in import CDK, ROOT, StandIn, StandInError
@@ -68,13 +68,13 @@ class Cloud:
 
     def _train(self) -> None:
         """Machines, whenever the group is set to 1."""
-        name = self._output("TrainStack", "GroupName")
-        if not name:
+        names = self._output("TrainStack", "GroupNames")
+        if not names:
             return
-        group = RehearsedGroup(
+        group = RehearsedGroups(
             processes=self._processes,
             endpoint=self._stand_in.endpoint,
-            group=name,
+            groups=names.split(","),
             folder=self._folder / "machines",
             say=lambda _: None,
         )

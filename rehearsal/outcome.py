@@ -10,7 +10,7 @@ import boto3
 
 from costs.compare import ComparisonRow
 from infra.outputs import stack_output
-from rehearsal.group import RehearsedGroup
+from rehearsal.group import RehearsedGroups
 from training.run_record import RESULTS, RunRecord
 from training.transfer import list_keys
 
@@ -57,7 +57,7 @@ class Outcome:
         )
 
 
-def check_run(record: RunRecord, group: RehearsedGroup, *, machines: int) -> list[str]:
+def check_run(record: RunRecord, group: RehearsedGroups, *, machines: int) -> list[str]:
     """What the run has proven.
 
     Raises DemoError unless it succeeded, did no work twice, and left nothing running.
@@ -106,7 +106,7 @@ def check_requests(violations: Path) -> str:
     return "every request but S3's keeps to the patterns, lengths and ranges of AWS's own models"
 
 
-def _resumed(group: RehearsedGroup) -> str:
+def _resumed(group: RehearsedGroups) -> str:
     """What the last machine said of where it went on."""
     console = list(group.machines.values())[-1].console.read_text()
     said = re.search(r"going on after epoch \d+", console)

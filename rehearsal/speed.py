@@ -13,9 +13,9 @@ from serving.cores import available_cores
 SLICES, SLICE_SECONDS = 4, 0.4  # the slowest counts: a processor is fast for a moment
 MARGIN = 0.95  # of the goal
 # Measured in November 2026 on two cores of an AMD EPYC "Milan" (AVX2, no AVX-512): passes of the
-# blocks below a second, and photos a second for which training computes features.
+# blocks below a second, and photos a second of a run: their features, and a head's epochs.
 REFERENCE_PASSES = {1: 66.0, 2: 115.0}  # by cores
-REFERENCE_PHOTOS = 42.0
+REFERENCE_PHOTOS = 30.0
 PIXELS = (4, 3, 224, 224)
 CONVOLUTIONS = (  # output channels, kernel, groups, stride: three of EfficientNet-Lite0's 16 blocks
     *((32, 3, 1, 2), (96, 1, 1, 1), (96, 3, 96, 2), (24, 1, 1, 1)),

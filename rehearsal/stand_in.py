@@ -3,6 +3,7 @@
 import os
 import sys
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 
 from infra.names import NAME_VARIABLE
@@ -86,9 +87,13 @@ class StandIn:
             return False
 
     def synthesize(self) -> None:
-        """Synthesize the stacks, once for all deploys; needs nothing that runs."""
+        """Synthesize the stacks, once for all deploys; needs nothing that runs.
+
+        As without an account, whose zones would be kept in cdk.context.json."""
         image = ("--context", f"serving_image={SERVING_IMAGE}")
-        self._cdk(["synth"], "--quiet", *image, "--output", str(self._assembly), folder=ROOT)
+        words = ["--quiet", *image, "--output", str(self._assembly)]
+        nobody = {k: v for k, v in self.environment.items() if not k.startswith("AWS_ACCESS_KEY")}
+        self._cdk(["synth"], *words, folder=ROOT, environment=nobody)
 
     def bootstrap(self) -> None:
         """Prepare the account for the CDK; needs no stacks."""
@@ -112,10 +117,16 @@ class StandIn:
     def _assembly(self) -> Path:
         return self._folder / "cdk.out"
 
-    def _cdk(self, words: list[str], *flags: str, folder: Path) -> None:
+    def _cdk(
+        self,
+        words: list[str],
+        *flags: str,
+        folder: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._processes.run(
             [CDK, *words, *flags, "--no-color", "--no-notices"],
-            environment=self.environment,
+            environment=environment or self.environment,
             log=self._folder / f"cdk-{words[0]}.log",
             folder=folder,
         )

@@ -20,7 +20,7 @@ import boto3
 import psutil
 
 from infra.train_stack import boot_script
-from rehearsal.group import RehearsedGroup
+from rehearsal.group import RehearsedGroups
 from rehearsal.machine import Machine
 from rehearsal.processes import Processes
 from training.control import LEASE, CurrentRun, start_run
@@ -29,7 +29,8 @@ from training.run_record import Attempt, Request, RunRecord, utc_now
 from training.transfer import list_keys
 
 ROOT = Path(__file__).parent.parent
-GROUP, LOG_GROUP, PARAMETER, ROLE = "trainer", "/training", "/model", "machine"
+GROUP, ON_DEMAND = GROUPS = ("trainer", "trainer-on-demand")
+LOG_GROUP, PARAMETER, ROLE = "/training", "/model", "machine"
 LIMIT = 600.0  # seconds until a test gives up, which only one that fails comes to
 
 # What training.train does as far as its machine can see: two epochs, the first with a snapshot;
@@ -94,7 +95,7 @@ class Account:
 
     folder: Path
     deployment: Deployment
-    group: RehearsedGroup
+    group: RehearsedGroups
     queue: str
 
     @property
@@ -136,7 +137,8 @@ class Account:
         self.record.set_status("requested", "", [before] * failures)
         start_run(s3, bucket, CurrentRun(run_id="r1", runtime="runtime/a/"))
         self.deployment.book_end(deadline)
-        self.deployment.set_desired(1)
+        self.deployment.book_fallback(20, deadline)
+        self.deployment.start_machine()
         self.next_endings(*endings)
 
     def next_endings(self, *endings: str) -> None:
@@ -157,6 +159,10 @@ class Account:
         s3, bucket = self.deployment.s3, self.deployment.bucket
         held = json.loads(s3.get_object(Bucket=bucket, Key=LEASE)["Body"].read())
         s3.put_object(Bucket=bucket, Key=LEASE, Body=json.dumps(held | {"expires": 0}).encode())
+
+    def fallback_comes(self) -> None:
+        """The time for which the on-demand machine is booked."""
+        self.deployment.book_fallback(0, datetime.now(UTC) + timedelta(hours=1))
 
     def deadline_comes(self) -> None:
         self.deployment.book_end(datetime.now(UTC))
@@ -286,11 +292,11 @@ def deploy(processes: Processes, session: boto3.Session, endpoint: str, folder: 
     queue = sqs.create_queue(QueueName="alerts")["QueueUrl"]
     arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]
     sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn["QueueArn"])
-    create_group(
+    create_groups(
         boot_script(
             {
                 "BUCKET": "bins",
-                "GROUP_NAME": GROUP,
+                "GROUP_NAMES": " ".join(GROUPS),
                 "MODEL_PARAMETER": PARAMETER,
                 "TOPIC_ARN": topic,
                 "LOG_GROUP": LOG_GROUP,
@@ -299,20 +305,19 @@ def deploy(processes: Processes, session: boto3.Session, endpoint: str, folder: 
             }
         )
     )
-    group = RehearsedGroup(
+    group = RehearsedGroups(
         processes=processes,
         endpoint=endpoint,
-        group=GROUP,
+        groups=GROUPS,
         folder=folder / "machines",
         say=print,
-        alerts=topic,
     )
     for name, seconds in {"POLL": 0.1, "STORE": 0.2, "ASK": 0.2, "RENEW": 0.2, "STOP": 2}.items():
         group.settings[f"SPOT_{name}_SECONDS"] = str(seconds)
-    return Account(folder, Deployment(session, bucket="bins", group=GROUP), group, queue)
+    return Account(folder, Deployment(session, bucket="bins", groups=GROUPS), group, queue)
 
 
-def create_group(user_data: str) -> None:
+def create_groups(user_data: str) -> None:
     iam = boto3.client("iam")
     # The rehearsal takes the role itself, to hand its credentials to the machine.
     anyone = {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}
@@ -330,10 +335,16 @@ def create_group(user_data: str) -> None:
         },
     )["LaunchTemplate"]
     chosen = {"LaunchTemplateId": template["LaunchTemplateId"], "Version": "1"}
-    boto3.client("autoscaling").create_auto_scaling_group(
-        AutoScalingGroupName=GROUP,
-        MinSize=0,
-        MaxSize=1,
-        AvailabilityZones=["us-east-1a"],
-        MixedInstancesPolicy={"LaunchTemplate": {"LaunchTemplateSpecification": chosen}},
-    )
+    for name, on_demand_percentage in ((GROUP, 0), (ON_DEMAND, 100)):
+        boto3.client("autoscaling").create_auto_scaling_group(
+            AutoScalingGroupName=name,
+            MinSize=0,
+            MaxSize=1,
+            AvailabilityZones=["us-east-1a"],
+            MixedInstancesPolicy={
+                "LaunchTemplate": {"LaunchTemplateSpecification": chosen},
+                "InstancesDistribution": {
+                    "OnDemandPercentageAboveBaseCapacity": on_demand_percentage
+                },
+            },
+        )

@@ -133,6 +133,22 @@ class Site:
     def outcomes(self) -> list[str]:
         return [attempt.get("outcome", "") for attempt in self.record.status()["attempts"]]
 
+    def desired(self) -> dict[str, int]:
+        """Of each group."""
+        groups = boto3.client("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"]
+        return {group["AutoScalingGroupName"]: group["DesiredCapacity"] for group in groups}
+
+    def set_desired(self, group: str) -> None:
+        boto3.client("autoscaling").set_desired_capacity(
+            AutoScalingGroupName=group, DesiredCapacity=1
+        )
+
+    def fallback(self) -> Any:
+        """What is booked for the group of on-demand machines, if anything is."""
+        autoscaling = boto3.client("autoscaling")
+        booked = autoscaling.describe_scheduled_actions(AutoScalingGroupName="reserve")
+        return next(iter(booked["ScheduledUpdateGroupActions"]), None)
+
     def lease(self) -> Any:
         return json.loads(self.s3.get_object(Bucket="bins", Key=LEASE)["Body"].read())
 
@@ -193,8 +209,11 @@ def deploy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
         "TOPIC_ARN": topic,
         "LOG_GROUP": "/training",
         "VOLUME_GIB": "30",
+        "GROUP_NAMES": "trainers reserve",
     }.items():
         monkeypatch.setenv(name, value)
+    for group in ("trainers", "reserve"):
+        create_group(group)
     site = Site(s3=s3, queue=queue, folder=folder, monkeypatch=monkeypatch)
     request(site)
     site.record.set_status("requested", "", [])
@@ -202,7 +221,25 @@ def deploy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     return site
 
 
-def request(site: Site, *, deadline: str = "2099-01-01T00:00:00+00:00", earlier: int = 0) -> None:
+def create_group(name: str) -> None:
+    data: Any = {"ImageId": "ami-12c6146b", "InstanceType": "c7i.large"}
+    boto3.client("ec2").create_launch_template(LaunchTemplateName=name, LaunchTemplateData=data)
+    boto3.client("autoscaling").create_auto_scaling_group(
+        AutoScalingGroupName=name,
+        MinSize=0,
+        MaxSize=1,
+        AvailabilityZones=["us-east-1a"],
+        LaunchTemplate={"LaunchTemplateName": name, "Version": "1"},
+    )
+
+
+def request(
+    site: Site,
+    *,
+    deadline: str = "2099-01-01T00:00:00+00:00",
+    earlier: int = 0,
+    fallback_minutes: float = 20,
+) -> None:
     content = Request(
         run_id="r1",
         dataset="photos",
@@ -216,5 +253,6 @@ def request(site: Site, *, deadline: str = "2099-01-01T00:00:00+00:00", earlier:
         chunks=0,
         runtime="runtime/a/",
         earlier_attempts=earlier,
+        fallback_minutes=fallback_minutes,
     )
     site.record.write("request.json", content)

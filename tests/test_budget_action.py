@@ -83,7 +83,10 @@ def test_over_budget_the_launcher_may_start_nothing(
 
 @pytest.mark.parametrize(
     ("action", "resource"),
-    [("autoscaling:SetDesiredCapacity", GROUP), ("sagemaker:DeleteEndpoint", ENDPOINT)],
+    [
+        ("autoscaling:SetDesiredCapacity", GROUP),
+        ("sagemaker:DeleteEndpoint", ENDPOINT),
+    ],
 )
 def test_over_budget_the_launcher_may_still_stop_what_runs(
     deployed: Deployed, evaluator: Evaluator, action: str, resource: str

@@ -88,19 +88,23 @@ def test_no_metric_has_to_be_paid_for(widgets: list[dict[str, Any]]) -> None:
         assert namespace.lower().startswith(("aws/", "/aws/"))
 
 
-def test_the_group_says_how_many_machines_it_has(
+def test_groups_say_how_many_machines_it_has(
     stacks: dict[str, Template], other_stacks: dict[str, Template]
 ) -> None:
     for kind in (stacks, other_stacks):
-        group = kind["TrainStack"].only("AWS::AutoScaling::AutoScalingGroup")
-        shown = {
-            name: dimensions["AutoScalingGroupName"]
+        groups = kind["TrainStack"].of_type("AWS::AutoScaling::AutoScalingGroup")
+        shown = [
+            (name, dimensions["AutoScalingGroupName"])
             for namespace, name, dimensions, _ in metrics(widgets_of(kind))
             if namespace == "AWS/AutoScaling"
-        }
-        (collected,) = group["MetricsCollection"]
-        assert shown == dict.fromkeys(collected["Metrics"], group["AutoScalingGroupName"])
-        assert collected["Granularity"] == "1Minute"
+        ]
+        collected = [(group, *group["MetricsCollection"]) for group in groups]
+        assert shown == [
+            (name, group["AutoScalingGroupName"])
+            for group, of in collected
+            for name in of["Metrics"]
+        ]
+        assert {of["Granularity"] for _, of in collected} == {"1Minute"}
 
 
 def test_the_endpoint_shown_is_the_one_that_is_deployed(

@@ -15,7 +15,7 @@ from PIL import Image
 from policies import new_calls
 
 from rehearsal import demo
-from rehearsal.group import RehearsedGroup
+from rehearsal.group import RehearsedGroups
 from rehearsal.stand_in import ROOT
 
 SMALL = ["--synthetic", "--photos", "240", "--epochs", "40"]
@@ -67,20 +67,23 @@ def test_the_whole_path_from_stacks_to_a_page(
 ) -> None:
     monkeypatch.setenv("AWS_PROFILE", "of-the-user")  # must not matter
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://localhost:1")
+    zones = ROOT / "cdk.context.json"  # of the user's account, if there is one
+    zones_before = zones.exists() and zones.read_bytes()
     changed: set[str] = set()
-    run = RehearsedGroup.run
+    run = RehearsedGroups.run
 
-    def watched_run(group: RehearsedGroup, **settings: object) -> None:
+    def watched_run(group: RehearsedGroups, **settings: object) -> None:
         before = files_outside(tmp_path)
         run(group, **settings)  # type: ignore[arg-type]
         after = files_outside(tmp_path)
         changed.update(name for name, _ in before.items() ^ after.items())
 
-    monkeypatch.setattr(RehearsedGroup, "run", watched_run)
+    monkeypatch.setattr(RehearsedGroups, "run", watched_run)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     demo.main([*SMALL, "--folder", str(tmp_path), "--interrupt-at", "features:1", "epoch:2"])
 
     assert changed == set(), "a rehearsed machine wrote outside its own folder"
+    assert (zones.exists() and zones.read_bytes()) == zones_before
     output = capfd.readouterr().out
     assert len(output.splitlines()) < 30, "one screen"
     assert re.search(r"240 synthetic photos, about \d min \d+ s on this machine", output)

@@ -16,8 +16,11 @@ every machine is in runs/<id>/logs/ and in CloudWatch, up to its end or its last
 | interruption, with notice | interrupted, then goes on on another machine | nothing |
 | interruption without, also in the upload | attempt "lost", then goes on | since the last upload |
 | rebalance recommendation | a line in the log | nothing |
-| the machine hangs | running; after the booked end, `launch status` | since the last upload |
-| no capacity | mail for each failed launch, until the booked end | nothing |
+| a spot machine hangs | goes on on demand, after 20 minutes | since the last upload |
+| a machine hangs, and there is no fallback | running; after the booked end, `launch status` | since the last upload |
+| no spot capacity | it begins on demand, after 20 minutes | nothing |
+| no spot capacity after an interruption | it goes on on demand, after 20 minutes | nothing |
+| no capacity at all | one mail, after half an hour; tried until the booked end | nothing |
 | SetDesiredCapacity is refused | its error in the log; idles until the booked end | nothing |
 | the user stops the run | stopped, mail | nothing |
 | the user sets the group to 0 | shut down; `launch status` | nothing |
@@ -38,7 +41,7 @@ import psutil
 import pytest
 from botocore.loaders import JSONFileLoader
 from moto.server import ThreadedMotoServer
-from rehearsed_account import GROUP, Account, administrator, check_permissions, deploy
+from rehearsed_account import Account, administrator, check_permissions, deploy
 from synthesized import Template
 
 from rehearsal import group as rehearsed_group
@@ -254,6 +257,21 @@ def test_the_machine_hangs(account: Account) -> None:
     assert account.keys("checkpoints/") == ["checkpoints/r1/001/snapshot.json"]
 
 
+def test_a_spot_machine_hangs_and_the_fallback_takes_over(account: Account) -> None:
+    account.launch("waits", "succeeds")
+    machine = account.machine_at("epoch:2")
+    account.until(lambda: "epoch 2" in account.log(machine))
+    machine.hang()
+    account.minute_passes()
+    account.fallback_comes()
+    account.ends()
+    attempts = account.record.status()["attempts"]
+    assert [(it["purchase"], it.get("outcome")) for it in attempts] == [
+        ("spot", "lost"),
+        ("on_demand", "succeeded"),
+    ]
+
+
 def test_training_spot_itself_is_killed(account: Account) -> None:
     account.launch("waits")
     machine = account.machine_at("epoch:2")
@@ -270,7 +288,7 @@ def test_training_spot_itself_is_killed(account: Account) -> None:
 
 
 def test_no_capacity_until_the_deadline(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
-    account.group.capacity = False
+    account.group.capacity = set()
     account.launch("succeeds")
     with monkeypatch.context() as patch, pytest.raises(StillRunningError):
         patch.setattr(rehearsed_group, "QUIET_SECONDS", 1.0)
@@ -279,13 +297,53 @@ def test_no_capacity_until_the_deadline(account: Account, monkeypatch: pytest.Mo
     account.ends()
     assert not account.machines
     assert account.state() == "requested"
-    assert account.told()[0] == f'Auto Scaling: failed launch for group "{GROUP}"'
+
+
+def test_no_spot_capacity(account: Account) -> None:
+    account.group.capacity = {"on-demand"}
+    account.launch("succeeds")
+    account.fallback_comes()
+    account.ends()
+    (machine,) = account.machines
+    assert machine.metadata.life_cycle == "on-demand"
+    (attempt,) = account.record.status()["attempts"]
+    assert (attempt["purchase"], attempt.get("outcome")) == ("on_demand", "succeeded")
+    (line,) = (it for it in account.record.read("cost.json")["lines"] if "c7i" in it["name"])
+    assert "on-demand" in line["name"]
+
+
+def test_no_spot_capacity_after_an_interruption(account: Account) -> None:
+    account.launch("waits", "succeeds")
+    first = account.machine_at("epoch:2")
+    booked = account.deployment.fallback_time()
+    assert booked, "it is put off, not cancelled"
+    account.group.capacity = {"on-demand"}
+    account.group.interrupt(first)
+    account.fallback_comes()
+    account.ends()
+    attempts = account.record.status()["attempts"]
+    assert [(it["purchase"], it.get("outcome")) for it in attempts] == [
+        ("spot", "interrupted"),
+        ("on_demand", "succeeded"),
+    ]
+
+
+def test_both_machines_come_and_one_is_left(account: Account) -> None:
+    account.launch("waits")
+    account.fallback_comes()
+    worker = account.machine_at("epoch:2")
+    assert len(account.machines) == 2
+    assert account.group.states() == {"desired": 1, "instances": 1}
+    (worker.work / "go").touch()
+    account.ends()
+    assert account.outcomes() == ["succeeded"]
+    assert account.told() == ["Training run r1 succeeded"]
 
 
 def test_the_end_is_refused_until_the_booking_is_due(account: Account) -> None:
     account.launch("succeeds")
     account.forbid("autoscaling:SetDesiredCapacity")
-    machine = account.machine_at("says:AccessDenied")
+    machine = account.machine_at("says:\nAn error occurred (AccessDenied)")
     assert account.state() == "succeeded"
     assert not machine.powered_off
     assert account.group.states() == {"desired": 1, "instances": 1}
@@ -297,7 +355,7 @@ def test_the_end_is_refused_until_the_booking_is_due(account: Account) -> None:
 def test_the_group_is_set_to_0_by_hand(account: Account) -> None:
     account.launch("waits")
     machine = account.machine_at("epoch:2")
-    account.deployment.set_desired(0)
+    account.deployment.end_machines()
     account.ends()
     assert account.outcomes() == ["shut down"]
     assert stored(account, "checkpoints/r1/001/snapshot.json") == "2"

@@ -14,7 +14,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from rehearsal import group as module
-from rehearsal.group import RehearsedGroup, StillRunningError
+from rehearsal.group import RehearsedGroups, StillRunningError
 from rehearsal.processes import Processes
 
 GROUP = "trainer"
@@ -81,12 +81,12 @@ def run(
     folder: Path,
     *interruptions: str,
     say: Callable[[str], None] = lambda _: None,
-) -> RehearsedGroup:
+) -> RehearsedGroups:
     with Processes(folder / "state") as processes:
-        group = RehearsedGroup(
+        group = RehearsedGroups(
             processes=processes,
             endpoint=endpoint,
-            group=GROUP,
+            groups=[GROUP],
             folder=folder / "machines",
             say=say,
         )

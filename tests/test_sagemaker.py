@@ -40,7 +40,7 @@ def sagemaker_account(account: Account, monkeypatch: pytest.MonkeyPatch) -> None
     cloudformation = boto3.client("cloudformation")
     outputs = {
         "LauncherRoleArn": training_account.ROLE,
-        "GroupName": training_account.GROUP,
+        "GroupNames": training_account.GROUP,
         "ModelParameterName": "/model",
         "TrainingJobRoleArn": "arn:aws:iam::123456789012:role/job",
     }

@@ -4,14 +4,16 @@ import io
 import logging
 import sys
 import tarfile
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import boto3
 import pytest
 import spot_site
-from botocore.exceptions import NoCredentialsError
-from spot_site import Site
+from botocore.exceptions import ClientError, NoCredentialsError
+from spot_site import Site, request
 from urllib3.exceptions import HTTPError
 
 from costs.__main__ import main as costs
@@ -92,6 +94,58 @@ def test_an_on_demand_machine_is_not_counted_as_spot(site: Site) -> None:
     assert site.record.status()["attempts"][0]["purchase"] == "on_demand"
     cost = site.record.read("cost.json")
     assert cost["lines"][0]["name"] == "c7i.large, on-demand"
+
+
+def test_a_spot_machine_puts_the_fallback_off_for_as_long_as_it_works(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request(site, fallback_minutes=30)
+    for group in ("trainers", "reserve"):
+        site.set_desired(group)
+    monkeypatch.setattr(spot, "PUT_OFF_SECONDS", 0.0)
+    booked: list[datetime] = []
+
+    def look() -> object:
+        booked.append(site.fallback()["StartTime"])
+        return "terminate" if booked[-1] > booked[0] else None
+
+    before = datetime.now(UTC).replace(microsecond=0)
+    site.work("snapshot", on_look=look)
+    assert booked[0] >= before + timedelta(minutes=30)
+    assert site.fallback()["DesiredCapacity"] == 1, "the interruption leaves it booked"
+    assert site.desired() == {"trainers": 1, "reserve": 0}
+
+
+def test_no_fallback_comes_after_the_deadline(site: Site) -> None:
+    deadline = datetime.now(UTC) + timedelta(minutes=15)
+    request(site, deadline=deadline.isoformat())
+    site.work("succeeds")
+    assert site.fallback() is None
+
+
+def test_an_on_demand_machine_ends_the_wait_for_spot(site: Site) -> None:
+    for group in ("trainers", "reserve"):
+        site.set_desired(group)
+    site.work("succeeds", instance_life_cycle="on-demand")
+    assert site.desired() == {"trainers": 0, "reserve": 1}
+    assert site.fallback() is None
+
+
+def test_a_fallback_that_cannot_be_put_off_is_no_reason_to_stop(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = ClientError({"Error": {"Code": "AccessDenied"}}, "SetDesiredCapacity")
+    site.monkeypatch.setattr(spot, "put_off", Mock(side_effect=refused))
+    assert site.work("succeeds") == 0
+    assert "another machine may come" in caplog.text
+
+
+def test_without_a_fallback_no_group_is_touched(site: Site) -> None:
+    site.monkeypatch.setenv("GROUP_NAMES", "trainers")
+    site.set_desired("reserve")
+    site.work("succeeds")
+    assert site.desired()["reserve"] == 1
+    assert site.fallback() is None
 
 
 def test_a_machine_without_a_price_loses_no_model(

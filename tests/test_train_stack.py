@@ -1,4 +1,6 @@
+import json
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +15,14 @@ def template(stacks: dict[str, Template]) -> Template:
 
 
 @pytest.fixture
-def group(template: Template) -> dict[str, Any]:
-    return template.only("AWS::AutoScaling::AutoScalingGroup")
+def groups(template: Template) -> list[dict[str, Any]]:
+    return template.of_type("AWS::AutoScaling::AutoScalingGroup")
+
+
+@pytest.fixture
+def group(groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """The one that a launch starts."""
+    return groups[0]
 
 
 @pytest.fixture
@@ -25,7 +33,7 @@ def machine(template: Template) -> dict[str, Any]:
 
 def test_outputs_and_fixed_names(template: Template, group: dict[str, Any]) -> None:
     assert set(template.raw["Outputs"]) == {
-        "GroupName",
+        "GroupNames",
         "LauncherRoleArn",
         "ModelParameterName",
         "PreparationJobRoleArn",
@@ -36,10 +44,57 @@ def test_outputs_and_fixed_names(template: Template, group: dict[str, Any]) -> N
     assert template.only("AWS::SSM::Parameter")["Name"] == "/bin-counter/model-uri"
 
 
-def test_the_group_rests_at_zero_and_a_deploy_leaves_it_as_it_is(group: dict[str, Any]) -> None:
-    assert (group["MinSize"], group["MaxSize"]) == ("0", "1")
-    assert "DesiredCapacity" not in group
-    assert group["CapacityRebalance"] is False
+def test_groups_rest_at_zero_and_a_deploy_leaves_them_as_they_are(
+    groups: list[dict[str, Any]],
+) -> None:
+    for group in groups:
+        assert (group["MinSize"], group["MaxSize"]) == ("0", "1")
+        assert "DesiredCapacity" not in group
+        assert group["CapacityRebalance"] is False
+
+
+def test_the_fallback_differs_in_how_it_buys_alone(groups: list[dict[str, Any]]) -> None:
+    first, fallback = groups
+    assert fallback["AutoScalingGroupName"] == "bin-counter-trainer-on-demand"
+    distribution = fallback["MixedInstancesPolicy"]["InstancesDistribution"]
+    assert distribution["OnDemandPercentageAboveBaseCapacity"] == 100
+    differing = {"AutoScalingGroupName", "MixedInstancesPolicy"}
+    assert {name for name in first if first[name] != fallback[name]} == differing
+    templates = [group["MixedInstancesPolicy"]["LaunchTemplate"] for group in groups]
+    assert templates[0] == templates[1]
+
+
+def test_all_zones_are_used_where_the_cdk_knows_the_account(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from aws_cdk import App, Stack  # takes seconds, and a process of Node's
+    from aws_cdk.assertions import Template as Synthesized
+
+    from infra.network import TrainingNetwork
+
+    def subnets(zones: list[str]) -> dict[str, str]:
+        key = "availability-zones:account=123456789012:region=eu-west-1"
+        stack = Stack(App(context={key: zones}), "Stack")
+        TrainingNetwork(stack, "Network")
+        found = Synthesized.from_stack(stack).find_resources("AWS::EC2::Subnet").values()
+        given = (subnet["Properties"] for subnet in found)
+        return {each["AvailabilityZone"]: each["CidrBlock"] for each in given}
+
+    def missing() -> Any:
+        app = App(outdir=str(tmp_path))
+        TrainingNetwork(Stack(app, "Stack"), "Network")
+        app.synth()
+        return json.loads((tmp_path / "manifest.json").read_text()).get("missing", [])
+
+    assert not missing(), "nothing to look up without an account"
+    monkeypatch.setenv("CDK_DEFAULT_ACCOUNT", "123456789012")
+    monkeypatch.setenv("CDK_DEFAULT_REGION", "eu-west-1")
+    (asked,) = missing()
+    assert asked["key"] == "availability-zones:account=123456789012:region=eu-west-1"
+    two = subnets(["eu-west-1a", "eu-west-1b"])
+    three = subnets(["eu-west-1a", "eu-west-1b", "eu-west-1c", "eu-west-1-lon-1a"])
+    assert list(three) == ["eu-west-1a", "eu-west-1b", "eu-west-1c"]
+    assert two.items() < three.items(), "one more moves none of the others"
 
 
 def test_machines_are_spot_of_several_types_and_zones(group: dict[str, Any]) -> None:
@@ -61,10 +116,19 @@ def test_on_demand_gpu_machines_are_two_settings(other_stacks: dict[str, Templat
     assert "deeplearning" in images[0]
 
 
-def test_a_failed_launch_is_told_to_the_topic(group: dict[str, Any]) -> None:
-    (notification,) = group["NotificationConfigurations"]
-    assert notification["NotificationTypes"] == ["autoscaling:EC2_INSTANCE_LAUNCH_ERROR"]
-    assert "BudgetStack" in notification["TopicARN"]
+def test_a_run_without_a_machine_is_told_to_the_topic_once(
+    template: Template, groups: list[dict[str, Any]]
+) -> None:
+    alarm = template.only("AWS::CloudWatch::Alarm")
+    (topic,) = alarm["AlarmActions"]
+    assert "BudgetStack" in topic
+    assert "training.launch status" in alarm["AlarmDescription"]
+    metrics = [each["MetricStat"]["Metric"] for each in alarm["Metrics"] if "MetricStat" in each]
+    of_groups = {metric["Dimensions"][0]["Value"] for metric in metrics}
+    assert of_groups == {group["AutoScalingGroupName"] for group in groups}
+    assert alarm["EvaluationPeriods"] == 30, "longer than the fallback takes"
+    for group in groups:
+        assert "NotificationConfigurations" not in group, "it would be a mail for each try"
 
 
 def test_powering_off_ends_a_machine(machine: dict[str, Any]) -> None:
@@ -138,7 +202,7 @@ def test_user_data_is_the_exports_and_the_boot_script(machine: dict[str, Any]) -
     exports = dict(line.removeprefix("export ").split("=", 1) for line in lines[1:8])
     assert {name: value.strip("'") for name, value in exports.items()} == {
         "BUCKET": "<bin-counter-DataStack:ExportsOutputRefDataBucketE6B0FAA83794BF10>",
-        "GROUP_NAME": "bin-counter-trainer",
+        "GROUP_NAMES": "bin-counter-trainer bin-counter-trainer-on-demand",
         "MODEL_PARAMETER": "/bin-counter/model-uri",
         "TOPIC_ARN": "<bin-counter-BudgetStack:ExportsOutputRefAlerts91F83244F0271852>",
         "LOG_GROUP": "/bin-counter/training",

@@ -18,7 +18,6 @@ LIMIT = 16 * 1024  # bytes, EC2's
 
 VARIABLES = {
     "BUCKET": "bins",
-    "GROUP_NAME": "trainers",
     "TOPIC_ARN": "arn:topic",
     "LOG_GROUP": "/training",
 }
@@ -94,6 +93,7 @@ def boot(
     code: bytes | None = None,
     training_does: str = "",
     before: str = "",
+    groups: str = "trainers",
 ) -> Boot:
     """Run the script; calls that contain `failing` fail, the first `failures` of them."""
     programs, s3 = folder / "bin", folder / "s3"
@@ -106,7 +106,7 @@ def boot(
     (s3 / "current.json").write_text(current)
     (s3 / "code.tar.gz").write_bytes(archive() if code is None else code)
     calls, script = folder / "calls", folder / "part-001"
-    script.write_text(before + boot_script(VARIABLES))
+    script.write_text(before + boot_script(VARIABLES | {"GROUP_NAMES": groups}))
     done = subprocess.run(
         ["bash", script],
         env={
@@ -342,6 +342,17 @@ def test_a_shutdown_before_training_spot_listens_is_an_interruption(tmp_path: Pa
 def test_a_log_that_cannot_be_stored_is_no_reason_to_go_on_spending(tmp_path: Path) -> None:
     booted = boot(tmp_path, training=1, failing="log")
     assert booted.calls[-2:] == [GROUP_TO_ZERO, POWER_OFF]
+
+
+def test_an_end_takes_the_fallback_with_it(tmp_path: Path) -> None:
+    booted = boot(tmp_path, groups="trainers reserve", failing="delete-scheduled", failures=9)
+    assert booted.calls[-4:] == [
+        "aws autoscaling delete-scheduled-action --auto-scaling-group-name reserve "
+        "--scheduled-action-name fallback",
+        GROUP_TO_ZERO.replace("trainers", "reserve"),
+        GROUP_TO_ZERO,
+        POWER_OFF,
+    ]
 
 
 def test_a_refused_end_is_asked_for_again(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from training.launch import parse_arguments, run_command
 from training.run_record import Attempt, Request, RunRecord, State
 from training.transfer import list_keys
 
-GROUP = "trainers"
+GROUP, ON_DEMAND = "trainers", "reserve"
 ROLE = "arn:aws:iam::123456789012:role/launcher"
 TOPIC = "arn:aws:sns:us-east-1:123456789012:alerts"
 EARLIER = CurrentRun(run_id="20260101-000000-resnet50-aaaa", runtime="runtime/a/", launch="1")
@@ -52,6 +52,19 @@ class Account:
 
     def set_desired(self, machines: int) -> None:
         self.autoscaling.set_desired_capacity(AutoScalingGroupName=GROUP, DesiredCapacity=machines)
+
+    def add_fallback(self) -> None:
+        """As purchase=spot_first deploys it."""
+        create_group(ON_DEMAND, on_demand=True)
+        outputs = train_stack(f"{GROUP},{ON_DEMAND}")
+        boto3.client("cloudformation").update_stack(
+            StackName="bin-counter-TrainStack", TemplateBody=outputs
+        )
+
+    def desired_of(self, group: str) -> int:
+        described = self.autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[group])
+        desired: int = described["AutoScalingGroups"][0]["DesiredCapacity"]
+        return desired
 
     def instance(self) -> str:
         """The group's one machine."""
@@ -176,39 +189,19 @@ def account(aws: None, monkeypatch: pytest.MonkeyPatch) -> Account:
 def deploy() -> None:
     """What the stacks, data_prep and training.runtime leave."""
     cloudformation = boto3.client("cloudformation")
-    for stack, outputs in {
-        "bin-counter-DataStack": {"BucketName": "bins"},
-        "bin-counter-BudgetStack": {"BudgetNames": "all,ec2,sagemaker", "AlertsTopicArn": TOPIC},
-        "bin-counter-TrainStack": {
-            "LauncherRoleArn": ROLE,
-            "GroupName": GROUP,
-            "ModelParameterName": "/model",
-        },
+    for stack, template in {
+        "DataStack": with_outputs({"BucketName": "bins"}),
+        "BudgetStack": with_outputs({"BudgetNames": "all,ec2,sagemaker", "AlertsTopicArn": TOPIC}),
+        "TrainStack": train_stack(GROUP),
     }.items():
-        template = {
-            "Resources": {"Any": {"Type": "AWS::SNS::Topic"}},
-            "Outputs": {name: {"Value": value} for name, value in outputs.items()},
-        }
-        cloudformation.create_stack(StackName=stack, TemplateBody=json.dumps(template))
+        cloudformation.create_stack(StackName=f"bin-counter-{stack}", TemplateBody=template)
     for name, spent in (("all", "4"), ("ec2", "1.5")):
         add_budget(name, spent)
     boto3.client("ssm").put_parameter(Name="/model", Value="none: no model", Type="String")
     ec2 = boto3.client("ec2")
     data: Any = {"ImageId": "ami-12c6146b", "InstanceType": TYPES[0]}
     ec2.create_launch_template(LaunchTemplateName="machine", LaunchTemplateData=data)
-    boto3.client("autoscaling").create_auto_scaling_group(
-        AutoScalingGroupName=GROUP,
-        MinSize=0,
-        MaxSize=1,
-        AvailabilityZones=["us-east-1a"],
-        MixedInstancesPolicy={
-            "LaunchTemplate": {
-                "LaunchTemplateSpecification": {"LaunchTemplateName": "machine", "Version": "1"},
-                "Overrides": [{"InstanceType": name} for name in TYPES],
-            },
-            "InstancesDistribution": {"OnDemandPercentageAboveBaseCapacity": 0},
-        },
-    )
+    create_group(GROUP)
     s3 = boto3.client("s3")
     s3.create_bucket(Bucket="bins")
     manifest = {"photos": {"train": {"1": 4000, "2": 3000}, "test": {"1": 1000}}}
@@ -217,6 +210,38 @@ def deploy() -> None:
     )
     s3.put_object(Bucket="bins", Key="weights/resnet50.pth", Body=b"tensors")
     s3.put_object(Bucket="bins", Key="runtime/a/requirements.txt", Body=b"")
+
+
+def train_stack(groups: str) -> str:
+    return with_outputs(
+        {"LauncherRoleArn": ROLE, "GroupNames": groups, "ModelParameterName": "/model"}
+    )
+
+
+def with_outputs(outputs: dict[str, str]) -> str:
+    """A template that has them."""
+    return json.dumps(
+        {
+            "Resources": {"Any": {"Type": "AWS::SNS::Topic"}},
+            "Outputs": {name: {"Value": value} for name, value in outputs.items()},
+        }
+    )
+
+
+def create_group(name: str, *, on_demand: bool = False) -> None:
+    boto3.client("autoscaling").create_auto_scaling_group(
+        AutoScalingGroupName=name,
+        MinSize=0,
+        MaxSize=1,
+        AvailabilityZones=["us-east-1a"],
+        MixedInstancesPolicy={
+            "LaunchTemplate": {
+                "LaunchTemplateSpecification": {"LaunchTemplateName": "machine", "Version": "1"},
+                "Overrides": [{"InstanceType": name} for name in TYPES],
+            },
+            "InstancesDistribution": {"OnDemandPercentageAboveBaseCapacity": 100 * on_demand},
+        },
+    )
 
 
 def subscriptions(*arns: str) -> Any:

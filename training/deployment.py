@@ -1,5 +1,6 @@
-"""What is deployed, seen with the launcher's role: the bucket, and the group that trains."""
+"""What is deployed, seen with the launcher's role: the bucket, and the groups that train."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -10,13 +11,12 @@ from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshabl
 
 from costs.prices import Purchase
 from infra.outputs import stack_output
+from training.fallback import FALLBACK, cancel, put_off
 from training.run_record import RunRecord
 
 if TYPE_CHECKING:
     from mypy_boto3_autoscaling import AutoScalingClient
     from mypy_boto3_s3 import S3Client
-
-BOOKING = "end-training"  # one name: a new run's booking replaces the last one's
 
 
 class LaunchError(RuntimeError):
@@ -24,14 +24,14 @@ class LaunchError(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
-    """The Auto Scaling group at one moment."""
+class Groups:
+    """The Auto Scaling groups at one moment, together."""
 
     desired: int
     instance_ids: tuple[str, ...]
-    instance_types: tuple[str, ...]  # that it may start
-    purchase: Purchase
-    suspended: tuple[str, ...]  # processes of the group that somebody halted
+    instance_types: tuple[str, ...]  # that they may start
+    purchases: tuple[Purchase, ...]  # of the first and, with spot_first, of the fallback
+    suspended: tuple[tuple[str, str], ...]  # group, and a process of it that somebody halted
 
     @property
     def idle(self) -> bool:
@@ -39,12 +39,13 @@ class Group:
 
 
 class Deployment:
-    """The data bucket and the group of one account."""
+    """The data bucket and the groups of one account."""
 
-    def __init__(self, session: boto3.Session, *, bucket: str, group: str) -> None:
+    def __init__(self, session: boto3.Session, *, bucket: str, groups: Sequence[str]) -> None:
+        """`groups`: the one that a launch starts and, with spot_first, that of the fallback."""
         self.session = session
         self.bucket = bucket
-        self.group_name = group
+        self.group_names = groups
         self.s3: S3Client = session.client("s3")
         self._autoscaling: AutoScalingClient = session.client("autoscaling")
 
@@ -54,8 +55,14 @@ class Deployment:
         return cls(
             launcher_session(stack_output("TrainStack", "LauncherRoleArn")),
             bucket=stack_output("DataStack", "BucketName"),
-            group=stack_output("TrainStack", "GroupName"),
+            groups=stack_output("TrainStack", "GroupNames").split(","),
         )
+
+    @property
+    def named_groups(self) -> str:
+        """For messages: `group a`, or `groups a and b`."""
+        names = " and ".join(self.group_names)
+        return f"groups {names}" if len(self.group_names) > 1 else f"group {names}"
 
     def record(self, run_id: str) -> RunRecord:
         return RunRecord(self.s3, self.bucket, run_id)
@@ -73,69 +80,113 @@ class Deployment:
         runs = {prefix.split("/")[1] for prefix in prefixes}
         return sorted((run for run in runs if run[0].isdigit()), reverse=True)
 
-    def group(self) -> Group:
-        """Raises LaunchError when the group is gone."""
+    def groups(self) -> Groups:
+        """Raises LaunchError when one is gone."""
         described = self._autoscaling.describe_auto_scaling_groups(
-            AutoScalingGroupNames=[self.group_name]
+            AutoScalingGroupNames=list(self.group_names)
         )["AutoScalingGroups"]
-        if not described:
-            raise LaunchError(
-                f"group {self.group_name} is gone: run `npx cdk deploy TrainStack` again"
-            )
-        (group,) = described
-        policy = group["MixedInstancesPolicy"]
-        on_demand = policy["InstancesDistribution"]["OnDemandPercentageAboveBaseCapacity"]
-        return Group(
-            desired=group["DesiredCapacity"],
-            instance_ids=tuple(instance["InstanceId"] for instance in group["Instances"]),
-            instance_types=tuple(
-                override["InstanceType"] for override in policy["LaunchTemplate"]["Overrides"]
+        found = {group["AutoScalingGroupName"]: group for group in described}
+        gone = ", ".join(name for name in self.group_names if name not in found)
+        if gone:
+            raise LaunchError(f"group {gone} is gone: run `npx cdk deploy TrainStack` again")
+        groups = [found[name] for name in self.group_names]
+        policies = [group["MixedInstancesPolicy"] for group in groups]
+        return Groups(
+            desired=sum(group["DesiredCapacity"] for group in groups),
+            instance_ids=tuple(
+                instance["InstanceId"] for group in groups for instance in group["Instances"]
             ),
-            purchase="on_demand" if on_demand else "spot",
-            suspended=tuple(each["ProcessName"] for each in group["SuspendedProcesses"]),
+            instance_types=tuple(
+                override["InstanceType"] for override in policies[0]["LaunchTemplate"]["Overrides"]
+            ),
+            purchases=tuple(
+                "on_demand"
+                if policy["InstancesDistribution"]["OnDemandPercentageAboveBaseCapacity"]
+                else "spot"
+                for policy in policies
+            ),
+            suspended=tuple(
+                (group["AutoScalingGroupName"], each["ProcessName"])
+                for group in groups
+                for each in group["SuspendedProcesses"]
+            ),
         )
 
     def last_activity(self) -> str:
-        """What the group says of its last attempt to start or end a machine, in one line."""
-        activities = self._autoscaling.describe_scaling_activities(
-            AutoScalingGroupName=self.group_name, MaxRecords=1
-        )["Activities"]
+        """What the groups say of the last attempt to start or end a machine, in one line."""
+        activities = [
+            activity
+            for name in self.group_names
+            for activity in self._autoscaling.describe_scaling_activities(
+                AutoScalingGroupName=name, MaxRecords=1
+            )["Activities"]
+        ]
         if not activities:
             return ""
-        said = activities[0].get("StatusMessage") or activities[0].get("Description", "")
+        last = max(activities, key=lambda activity: activity["StartTime"])
+        said = last.get("StatusMessage") or last.get("Description", "")
         return " ".join(said.split())
 
     def book_end(self, deadline: datetime) -> None:
-        """Have the group go to 0 at the deadline, whatever happens, and read that back.
+        """Have the groups go to 0 at the deadline, whatever happens, and read that back.
 
-        `deadline` is in whole seconds, as AWS keeps it. Raises LaunchError when the booking
+        `deadline` is in whole seconds, as AWS keeps it. Raises LaunchError when a booking
         is not there.
         """
-        self._autoscaling.put_scheduled_update_group_action(
-            AutoScalingGroupName=self.group_name,
-            ScheduledActionName=BOOKING,
-            StartTime=deadline,
-            MinSize=0,
-            DesiredCapacity=0,
-        )
-        actions = self._autoscaling.describe_scheduled_actions(
-            AutoScalingGroupName=self.group_name, ScheduledActionNames=[BOOKING]
-        )["ScheduledUpdateGroupActions"]
-        if [(each["DesiredCapacity"], each["StartTime"]) for each in actions] != [(0, deadline)]:
-            raise LaunchError(
-                f"the end at {deadline:%H:%M} UTC could not be booked, nothing started"
+        for name in self.group_names:
+            booking = f"end-{name}"  # the same for each run: it replaces the last one's
+            self._autoscaling.put_scheduled_update_group_action(
+                AutoScalingGroupName=name,
+                ScheduledActionName=booking,
+                StartTime=deadline,
+                MinSize=0,
+                DesiredCapacity=0,
             )
+            actions = self._autoscaling.describe_scheduled_actions(
+                AutoScalingGroupName=name, ScheduledActionNames=[booking]
+            )["ScheduledUpdateGroupActions"]
+            booked = [(each["DesiredCapacity"], each["StartTime"]) for each in actions]
+            if booked != [(0, deadline)]:
+                raise LaunchError(
+                    f"the end at {deadline:%H:%M} UTC could not be booked, nothing started"
+                )
+
+    def book_fallback(self, minutes: float, deadline: datetime) -> None:
+        """Have an on-demand machine start in `minutes`, unless a machine puts that off."""
+        for name in self.group_names[1:]:
+            put_off(self._autoscaling, name, minutes=minutes, deadline=deadline)
+
+    def fallback_time(self) -> datetime | None:
+        """When an on-demand machine is booked to start; None when none is."""
+        for name in self.group_names[1:]:
+            actions = self._autoscaling.describe_scheduled_actions(
+                AutoScalingGroupName=name, ScheduledActionNames=[FALLBACK]
+            )["ScheduledUpdateGroupActions"]
+            for action in actions:
+                return action["StartTime"]
+        return None
 
     def keep_zones(self) -> None:
         """Never end a machine at work to even out the zones; CloudFormation cannot say so."""
-        self._autoscaling.suspend_processes(
-            AutoScalingGroupName=self.group_name, ScalingProcesses=["AZRebalance"]
-        )
+        for name in self.group_names:
+            self._autoscaling.suspend_processes(
+                AutoScalingGroupName=name, ScalingProcesses=["AZRebalance"]
+            )
 
-    def set_desired(self, machines: int) -> None:
-        self._autoscaling.set_desired_capacity(
-            AutoScalingGroupName=self.group_name, DesiredCapacity=machines
-        )
+    def start_machine(self) -> None:
+        self._set_desired(self.group_names[0], 1)
+
+    def end_machines(self) -> None:
+        """No machine any more, and none that is booked to come."""
+        try:
+            for name in self.group_names[1:]:
+                cancel(self._autoscaling, name)
+        finally:
+            for name in self.group_names:
+                self._set_desired(name, 0)
+
+    def _set_desired(self, name: str, machines: int) -> None:
+        self._autoscaling.set_desired_capacity(AutoScalingGroupName=name, DesiredCapacity=machines)
 
 
 def launcher_session(role_arn: str) -> boto3.Session:

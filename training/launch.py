@@ -3,13 +3,13 @@
     python -m training.launch --dataset bins --arch resnet50 --follow
     python -m training.launch --dataset bins -- --epochs 60     (flags of training.train after --)
 
-Starting checks what a run needs, states time and cost, asks, books the end of the group at the
-deadline, and only then sets the group to 1. The machine does the rest and ends itself.
+Starting checks what a run needs, states time and cost, asks, books the end of all machines at the
+deadline, and only then asks for one. The machine does the rest and ends itself.
 
     python -m training.launch status [RUN]          where it stands, and what it has cost so far
     python -m training.launch follow [RUN]          its progress, until it ends
     python -m training.launch logs [RUN] [--follow] what its machines printed
-    python -m training.launch stop [RUN]            snapshot, then end it; the group goes to 0
+    python -m training.launch stop [RUN]            snapshot, then end it; no machine is left
     python -m training.launch resume RUN            go on with one that was stopped or has failed
     python -m training.launch list                  the newest runs, and whose model is the newest
 
@@ -28,7 +28,12 @@ from infra.outputs import NotDeployedError
 from training.control import RunActiveError
 from training.deployment import Deployment, LaunchError
 from training.follow import follow
-from training.launch_arguments import add_start_flags, add_what, parse_start
+from training.launch_arguments import (
+    add_fallback_flag,
+    add_start_flags,
+    add_what,
+    parse_start,
+)
 from training.list_runs import list_runs
 from training.logs import print_logs
 from training.run_record import StatusChangedError
@@ -61,6 +66,7 @@ def _start_flags() -> argparse.ArgumentParser:
     parser.set_defaults(command="start")
     add_what(parser)
     add_start_flags(parser, LIMIT)
+    add_fallback_flag(parser)
     return parser
 
 
@@ -71,7 +77,7 @@ def _commands() -> argparse.ArgumentParser:
         ("status", "where a run stands, and what it has cost so far"),
         ("follow", "the progress of a run, until it ends"),
         ("logs", "what the machines of a run printed"),
-        ("stop", "end the active run after a snapshot; the group goes to 0"),
+        ("stop", "end the active run after a snapshot; no machine is left"),
     ):
         command = commands.add_parser(name, help=explanation, description=explanation)
         default = "the active run" if name == "stop" else "the active run, or else the newest"
@@ -82,6 +88,7 @@ def _commands() -> argparse.ArgumentParser:
     command = commands.add_parser("resume", help=explanation, description=explanation)
     command.add_argument("run", metavar="RUN", help="its id, see list")
     add_start_flags(command, LIMIT)
+    add_fallback_flag(command)
     explanation = "the newest runs, and whose model is the newest"
     commands.add_parser("list", help=explanation, description=explanation)
     return parser

@@ -2,7 +2,8 @@
 
 import argparse
 
-from infra.command import hours
+from infra.command import between, hours
+from training.fallback import FALLBACK_MINUTES
 from training.settings import ARCHITECTURES, expand_settings, given_settings
 from training.settings import parse_arguments as parse_train_arguments
 
@@ -43,6 +44,17 @@ def add_what(parser: argparse.ArgumentParser) -> None:
         choices=sorted(ARCHITECTURES),
         default="resnet50",
         help="pretrained backbone (default: %(default)s)",
+    )
+
+
+def add_fallback_flag(parser: argparse.ArgumentParser) -> None:
+    """--fallback-minutes, of launches on EC2."""
+    parser.add_argument(
+        "--fallback-minutes",
+        type=between(5, 7 * 24 * 60),  # a machine boots in two or three
+        default=FALLBACK_MINUTES,
+        help="with purchase=spot_first: without a spot machine at work for so long, one is started "
+        "on demand (default: %(default)s)",
     )
 
 

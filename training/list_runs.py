@@ -7,7 +7,7 @@ from botocore.exceptions import ClientError
 from costs.table import table
 from training.chosen_model import NoModelError, chosen_model, run_of
 from training.control import CurrentRun, current_run
-from training.deployment import Deployment, Group, LaunchError
+from training.deployment import Deployment, Groups, LaunchError
 from training.run_record import RunRecord, billed_seconds
 from training.status import attempt_dollars, cost_words, duration, find_standing
 
@@ -20,20 +20,24 @@ def list_runs(deployment: Deployment) -> str:
     runs = deployment.run_ids()
     if not runs:
         raise LaunchError("there is no run yet: start one with `python -m training.launch`")
-    active, group = current_run(deployment.s3, deployment.bucket), deployment.group()
+    active, groups = current_run(deployment.s3, deployment.bucket), deployment.groups()
     model = _model_run(deployment)
-    rows = [_row(deployment, run_id, active, group, model) for run_id in runs[:SHOWN]]
+    rows = [_row(deployment, run_id, active, groups, model) for run_id in runs[:SHOWN]]
     shown = table(["run", "state", "started (UTC)", "machines", "cost", "exact", ""], rows)
     older = len(runs) - SHOWN
     return f"{shown}\nand {older} older ones" if older > 0 else shown
 
 
 def _row(
-    deployment: Deployment, run_id: str, active: CurrentRun | None, group: Group, model: str | None
+    deployment: Deployment,
+    run_id: str,
+    active: CurrentRun | None,
+    groups: Groups,
+    model: str | None,
 ) -> list[str]:
     record = deployment.record(run_id)
     try:
-        standing, status = find_standing(deployment, run_id, active, group)
+        standing, status = find_standing(deployment, run_id, active, groups)
         request = record.request()
     except (LaunchError, ClientError):
         return [run_id, "no record", *[""] * 5]

@@ -8,10 +8,10 @@ from typing import Any, Literal
 from botocore.config import Config
 
 from costs.estimate import Estimate, Mode, estimate_training
-from costs.prices import load_prices
+from costs.prices import Purchase, load_prices
 from infra.outputs import NO_BUDGETS, stack_output
 from training.checklist import CheckFailedError, Checklist, NotCheckedError, WarningError
-from training.deployment import Deployment, Group, LaunchError
+from training.deployment import Deployment, Groups, LaunchError
 from training.settings import CHUNK_PHOTOS
 from training.transfer import list_keys
 
@@ -37,8 +37,9 @@ class Plan:
     runtime: str  # prefix of the wheels
     chunks: int  # of features
     instance_type: str
-    group: Group
+    groups: Groups
     estimate: Estimate
+    fallback_dollars: float | None  # the same on demand, where the stacks fall back
 
 
 def make_plan(
@@ -58,60 +59,58 @@ def make_plan(
     LaunchError after the last check when one failed.
     """
     checks = Checklist()
-    group = deployment.group()
-    checks.require("group", lambda: _group_idle(deployment, group, at_work))
+    groups = deployment.groups()
+    checks.require("group", lambda: _group_idle(deployment, groups, at_work))
     photos = checks.require("data set", lambda: check_dataset(deployment, dataset))
     checks.require("weights", lambda: check_weights(deployment, arch))
     wheels = checks.require("wheels", lambda: _wheels(deployment, runtime))
-    types = checks.look("types", lambda: _instance_types(deployment, group))
+    types = checks.look("types", lambda: _instance_types(deployment, groups))
     if types:
-        checks.look("quota", lambda: _quota(deployment, group, types))
+        checks.look("quota", lambda: _quotas(deployment, groups, types))
         checks.look("plan", lambda: _account_plan(deployment, types))
         checks.look("memory", lambda: _memory(types, mode, members, photos))
     checks.look("alerts", lambda: _alerts(deployment))
-    estimate = None
+    estimate, fallback_dollars = None, None
     if photos:
-        estimate = _estimate(sum(photos), arch, epochs, mode, members, group)
-        dollars = estimate.dollars
+        first, *fallback = (
+            estimate_training(
+                sum(photos),
+                arch,
+                epochs,
+                groups.instance_types[0],  # one of the others costs about as much
+                load_prices(),
+                mode=mode,
+                members=members,
+                purchase=purchase,
+            )
+            for purchase in groups.purchases
+        )
+        estimate, fallback_dollars = first, fallback[0].dollars if fallback else None
+        dollars = max(each.dollars for each in (first, *fallback))
         checks.look("budget", lambda: check_budget(deployment, dollars, "training"))
     if checks.failed or not (photos and wheels and estimate):
         raise LaunchError(f"not started, see above: {', '.join(checks.failed)}")
     return Plan(
         runtime=wheels,
         chunks=sum(-(-side // CHUNK_PHOTOS) for side in photos) if mode == "head" else 0,
-        instance_type=group.instance_types[0],
-        group=group,
+        instance_type=groups.instance_types[0],
+        groups=groups,
         estimate=estimate,
+        fallback_dollars=fallback_dollars,
     )
 
 
-def _estimate(
-    photos: int, arch: str, epochs: int, mode: Mode, members: int, group: Group
-) -> Estimate:
-    """For the first of the group's types: one of the others costs about as much."""
-    return estimate_training(
-        photos,
-        arch,
-        epochs,
-        group.instance_types[0],
-        load_prices(),
-        mode=mode,
-        members=members,
-        purchase=group.purchase,
-    )
-
-
-def _group_idle(deployment: Deployment, group: Group, at_work: str | None) -> tuple[str, None]:
+def _group_idle(deployment: Deployment, groups: Groups, at_work: str | None) -> tuple[str, None]:
     if at_work:
         raise CheckFailedError(at_work)
-    halting = sorted({"ScheduledActions", "Terminate"} & set(group.suspended))
-    if halting:
-        raise CheckFailedError(
-            f"{' and '.join(halting)} suspended, so the booked end would not come: run `aws "
-            f"autoscaling resume-processes --auto-scaling-group-name {deployment.group_name} "
-            f"--scaling-processes {' '.join(halting)}`"
-        )
-    return f"{deployment.group_name} is idle", None
+    for group, process in groups.suspended:
+        if process in ("ScheduledActions", "Terminate"):
+            raise CheckFailedError(
+                f"{process} of {group} suspended, so the booked end would not come: run `aws "
+                f"autoscaling resume-processes --auto-scaling-group-name {group} "
+                f"--scaling-processes {process}`"
+            )
+    return f"{deployment.named_groups} at 0", None
 
 
 def check_dataset(deployment: Deployment, name: str) -> tuple[str, list[int]]:
@@ -157,16 +156,16 @@ def _exists(deployment: Deployment, key: str) -> bool:
     return key in list_keys(deployment.s3, deployment.bucket, key)
 
 
-def _instance_types(deployment: Deployment, group: Group) -> tuple[str, list[Any]]:
+def _instance_types(deployment: Deployment, groups: Groups) -> tuple[str, list[Any]]:
     """What EC2 knows about each of the group's types that the region has, in the group's order."""
     ec2: Any = deployment.session.client("ec2", config=BRIEF)
     # By filter: asked for by name, one type that the region lacks would fail the whole call.
     pages = ec2.get_paginator("describe_instance_types").paginate(
-        Filters=[{"Name": "instance-type", "Values": list(group.instance_types)}]
+        Filters=[{"Name": "instance-type", "Values": list(groups.instance_types)}]
     )
     found = {each["InstanceType"]: each for page in pages for each in page["InstanceTypes"]}
-    types = [found[name] for name in group.instance_types if name in found]
-    missing = ", ".join(name for name in group.instance_types if name not in found)
+    types = [found[name] for name in groups.instance_types if name in found]
+    missing = ", ".join(name for name in groups.instance_types if name not in found)
     region = ec2.meta.region_name
     if not types:
         raise CheckFailedError(
@@ -178,11 +177,23 @@ def _instance_types(deployment: Deployment, group: Group) -> tuple[str, list[Any
     return f"{', '.join(found)}; at most {vcpus} vCPUs{lacking}", types
 
 
-def _quota(deployment: Deployment, group: Group, types: list[Any]) -> tuple[str, None]:
+def _quotas(deployment: Deployment, groups: Groups, types: list[Any]) -> tuple[str, None]:
+    """Of the first way to buy; where that of the fallback is too small, a warning."""
+    first, *fallback = groups.purchases
+    notes = [_quota(deployment, first, types)]
+    for purchase in fallback:
+        try:
+            notes.append(_quota(deployment, purchase, types))
+        except CheckFailedError as error:
+            raise WarningError(f"{notes[0]}; no fallback on demand: {error}") from error
+    return "; ".join(notes), None
+
+
+def _quota(deployment: Deployment, purchase: Purchase, types: list[Any]) -> str:
     """Whether the largest type of each kind fits; what runs elsewhere in the account counts too."""
     needed: dict[str, int] = {}
     for each in types:
-        code = _quota_code(each["InstanceType"], group.purchase)
+        code = _quota_code(each["InstanceType"], purchase)
         needed[code] = max(needed.get(code, 0), each["VCpuInfo"]["DefaultVCpus"])
     quotas = deployment.session.client("service-quotas", config=BRIEF)
     notes = []
@@ -196,10 +207,10 @@ def _quota(deployment: Deployment, group: Group, types: list[Any]) -> tuple[str,
                 f"--desired-value {vcpus}` and wait for the answer"
             )
         notes.append(f"{limit:g} vCPUs for {name}, {vcpus} needed")
-    return "; ".join(notes), None
+    return "; ".join(notes)
 
 
-def _quota_code(instance_type: str, purchase: str) -> str:
+def _quota_code(instance_type: str, purchase: Purchase) -> str:
     letters = re.match("[a-z]*", instance_type.split(".")[0])
     family = letters.group() if letters else ""
     if family.startswith(("g", "vt")):

@@ -44,6 +44,7 @@ class Request(TypedDict):
     chunks: int  # of features, both sides of the data set; 0 when every layer is trained
     runtime: str  # prefix of the wheels, "runtime/<hash>/"
     earlier_attempts: NotRequired[int]  # before `launch resume`; their failures no longer count
+    fallback_minutes: NotRequired[float]  # without a machine, until one is started on demand
     service: NotRequired[Literal["sagemaker"]]  # that runs it; without it, EC2
 
 

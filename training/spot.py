@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 import boto3
 from botocore.config import Config
 
-from costs.prices import load_prices
+from costs.prices import Purchase, load_prices
 from training.bill import run_bill
 from training.control import (
     CurrentRun,
@@ -32,6 +32,7 @@ from training.control import (
     current_run,
     end_run,
 )
+from training.fallback import FALLBACK_MINUTES, PUT_OFF_SECONDS, put_off
 from training.imds import (
     InstanceMetadata,
     instance_metadata,
@@ -87,6 +88,7 @@ class Stack:
     topic_arn: str
     log_group: str
     volume_gib: int
+    group_names: tuple[str, ...]  # the second, of on-demand machines, where there is one
 
     @classmethod
     def from_environment(cls) -> "Stack":
@@ -96,6 +98,7 @@ class Stack:
             topic_arn=os.environ["TOPIC_ARN"],
             log_group=os.environ["LOG_GROUP"],
             volume_gib=int(os.environ["VOLUME_GIB"]),
+            group_names=tuple(os.environ["GROUP_NAMES"].split()),
         )
 
 
@@ -137,6 +140,7 @@ class SpotAttempt:
         )
         self.log_copy = LogCopy(record, work / LOG_FILE, metadata.instance_id)
         self.ask, self.store = Every(ASK_SECONDS), Every(STORE_SECONDS)
+        self.alone = Every(PUT_OFF_SECONDS)
         self.asked_to_stop = False
         self.attempts: list[Attempt] = []
 
@@ -168,6 +172,7 @@ class SpotAttempt:
         if current.get("stop"):
             self._end_run("stopped", "stopped as asked, before this machine began")
             return OVER
+        self._stay_alone()
         self._begin()
         self._patiently(self._fetch)
         ending = self._train()
@@ -198,13 +203,31 @@ class SpotAttempt:
                 log.warning("%s vanished without a word", attempt["instance_id"])
                 attempt["ended"], attempt["outcome"] = max(end, attempt["started"]), "lost"
 
+    @property
+    def _purchase(self) -> Purchase:
+        return "spot" if self.metadata.instance_life_cycle == "spot" else "on_demand"
+
+    def _stay_alone(self) -> None:
+        """No machine of the other group is started, or goes on, as long as this one works."""
+        if len(self.stack.group_names) < 2:
+            return
+        autoscaling = boto3.client("autoscaling", config=CALLS)
+        spot, on_demand = self.stack.group_names
+        with best_effort("another machine may come, and wait for the lease"):
+            if self._purchase == "spot":
+                deadline = datetime.fromisoformat(self.request["deadline"])
+                minutes = self.request.get("fallback_minutes", FALLBACK_MINUTES)
+                put_off(autoscaling, on_demand, minutes=minutes, deadline=deadline)
+            other = on_demand if self._purchase == "spot" else spot
+            autoscaling.set_desired_capacity(AutoScalingGroupName=other, DesiredCapacity=0)
+
     def _begin(self) -> None:
         self.attempts.append(
             Attempt(
                 instance_id=self.metadata.instance_id,
                 instance_type=self.metadata.instance_type,
                 zone=self.metadata.availability_zone,
-                purchase="spot" if self.metadata.instance_life_cycle == "spot" else "on_demand",
+                purchase=self._purchase,
                 started=boot_time(),
             )
         )
@@ -298,6 +321,8 @@ class SpotAttempt:
         """
         try:
             self.lease.renew()
+            if self.alone.due():
+                self._stay_alone()
             if self.ask.due():
                 self.asked_to_stop = asked_to_stop(self.record.s3, self.stack.bucket)
             if self.store.due():

@@ -1,4 +1,4 @@
-"""Starts a run, or goes on with one: request, booked end of the group, and only then its 1."""
+"""Starts a run, or goes on with one: request, what is booked, and only then the machine."""
 
 import argparse
 import dataclasses
@@ -68,6 +68,7 @@ def start(deployment: Deployment, args: argparse.Namespace) -> str:
         epochs=args.epochs,
         chunks=plan.chunks,
         runtime=plan.runtime,
+        fallback_minutes=args.fallback_minutes,
     )
     record.s3.put_object(Bucket=record.bucket, Key=record.key("code.tar.gz"), Body=pack_code())
     record.write("request.json", request)
@@ -91,8 +92,8 @@ def resume(deployment: Deployment, args: argparse.Namespace) -> str:
     go on, RunActiveError when another run is active.
     """
     record = deployment.record(args.run)
-    active, group = current_run(deployment.s3, deployment.bucket), deployment.group()
-    standing, status = find_standing(deployment, args.run, active, group)
+    active, groups = current_run(deployment.s3, deployment.bucket), deployment.groups()
+    standing, status = find_standing(deployment, args.run, active, groups)
     if standing.at_work:
         raise LaunchError(f"run {args.run} is {standing.state}: {standing.message}")
     if standing.state == "succeeded":
@@ -125,6 +126,7 @@ def resume(deployment: Deployment, args: argparse.Namespace) -> str:
     attempts = closed(record.status()["attempts"], request, "lost")
     with _given_up_on_failure(deployment, run, record, attempts):
         request["deadline"] = _deadline(args.max_hours)
+        request["fallback_minutes"] = args.fallback_minutes
         request["earlier_attempts"] = len(attempts)
         record.write("request.json", request)
         record.set_status("requested", f"resumed {utc_now()}", attempts)
@@ -145,13 +147,18 @@ def _deadline(hours: float) -> str:
 
 def _ask(run_id: str, plan: Plan, args: argparse.Namespace) -> None:
     """State time and cost. Raises LaunchError like `confirm`."""
-    estimate, purchase = plan.estimate, plan.group.purchase.replace("_", "-")
+    estimate, purchase = plan.estimate, plan.groups.purchases[0].replace("_", "-")
     print(
         f"run {run_id}: about {duration(estimate.seconds)} and ${estimate.dollars:.3f} on a "
         f"{plan.instance_type}, {purchase}; ended by force after "
         f"{duration(args.max_hours * 3600)}\n"
         f"  basis: {estimate.basis}"
     )
+    if plan.fallback_dollars is not None:
+        print(
+            f"  on demand, for ${plan.fallback_dollars:.3f}, when no spot machine has worked on it "
+            f"for {duration(args.fallback_minutes * 60)}"
+        )
     confirm(args.yes)
 
 
@@ -176,16 +183,16 @@ def _find_ended(deployment: Deployment) -> CurrentRun | None:
     Raises RunActiveError when the group is at work, or about to be.
     """
     active = current_run(deployment.s3, deployment.bucket)
-    group = deployment.group()  # after the pointer: a run that starts in between changes that
+    groups = deployment.groups()  # after the pointer: a run that starts in between changes that
     stop = "`python -m training.launch stop`"
     if active:
-        standing, _ = find_standing(deployment, active["run_id"], active, group)
+        standing, _ = find_standing(deployment, active["run_id"], active, groups)
         if standing.at_work:
             raise RunActiveError(
                 f"run {active['run_id']} is {standing.state}, {standing.message}: "
                 f"wait for its end, or {stop}"
             )
-    if not group.idle:
+    if not groups.idle:
         raise RunActiveError(f"the machine of a run that is over is not gone: wait, or {stop}")
     return active
 
@@ -222,15 +229,17 @@ def _given_up_on_failure(
 
 
 def _start_machine(deployment: Deployment, run: CurrentRun, request: Request) -> None:
-    """Book the end, then set the group to 1.
+    """Book the end and the fallback, then ask for a machine.
 
     Raises RunActiveError when this run is no longer the active one: this launch took too long.
     """
     _check_still_active(deployment, run)  # or the booking of another run would be overwritten
-    deployment.book_end(datetime.fromisoformat(request["deadline"]))
+    deadline = datetime.fromisoformat(request["deadline"])
+    deployment.book_end(deadline)
+    deployment.book_fallback(request["fallback_minutes"], deadline)
     deployment.keep_zones()
     _check_still_active(deployment, run)
-    deployment.set_desired(1)
+    deployment.start_machine()
 
 
 def _check_still_active(deployment: Deployment, run: CurrentRun) -> None:

@@ -11,7 +11,7 @@ from costs.estimate import DEFAULT_VOLUME_GIB, run_cost, total
 from costs.prices import PriceError, Prices, load_prices
 from costs.table import money
 from training.control import CurrentRun, current_run
-from training.deployment import Deployment, Group, LaunchError
+from training.deployment import Deployment, Groups, LaunchError
 from training.run_record import ENDED, Attempt, Request, State, Status, billed_seconds
 from training.transfer import list_keys
 
@@ -59,7 +59,7 @@ def choose_run(deployment: Deployment, asked: str | None) -> str:
 
 
 def find_standing(
-    deployment: Deployment, run_id: str, active: CurrentRun | None, group: Group
+    deployment: Deployment, run_id: str, active: CurrentRun | None, groups: Groups
 ) -> tuple[Standing, Status]:
     """Judge a run by its record, read here, after the pointer to the active run and the group.
 
@@ -77,7 +77,7 @@ def find_standing(
     if status["state"] not in ENDED and _on_sagemaker(deployment, run_id):
         message = f"on SageMaker, see `python -m training.sagemaker follow {run_id}`"
         return Standing(state=status["state"], message=message), status
-    return _judge(deployment, run_id, status, active, group), status
+    return _judge(deployment, run_id, status, active, groups), status
 
 
 def _on_sagemaker(deployment: Deployment, run_id: str) -> bool:
@@ -85,28 +85,34 @@ def _on_sagemaker(deployment: Deployment, run_id: str) -> bool:
 
 
 def _judge(
-    deployment: Deployment, run_id: str, status: Status, active: CurrentRun | None, group: Group
+    deployment: Deployment, run_id: str, status: Status, active: CurrentRun | None, groups: Groups
 ) -> Standing:
     state, message = status["state"], status["message"]
-    if active and active["run_id"] == run_id and group.idle and _is_young(active):
+    if active and active["run_id"] == run_id and groups.idle and _is_young(active):
         # Whatever the record says: that of a resumed run still tells of its last end.
         return Standing(state="requested", message="its launch is under way")
     if state in ENDED:
         old = _age(status["updated"]) > STARTING  # a machine's last act is to set the group to 0
-        if active is None and group.desired and old:
-            message += f"; but {deployment.group_name} is still at 1, `stop` sets it to 0"
+        if active is None and groups.desired and old:
+            message += (
+                f"; but a machine is still asked for, `stop` sets {deployment.named_groups} to 0"
+            )
         return Standing(state=state, message=message)
     if active is None or active["run_id"] != run_id:
         return _ended(state)
-    if group.idle:
+    if groups.idle:
         return _ended(state)
     machine = status["attempts"][-1]["instance_id"] if state == "running" else None
-    if not group.instance_ids:
+    if not groups.instance_ids:
         said = deployment.last_activity()
-        message = "waiting for a machine" + (f"; the group says: {said}" if said else "")
+        message = "waiting for a machine"
+        if fallback := deployment.fallback_time():
+            message += f"; one on demand is asked for at {fallback:%H:%M} UTC"
+        if said:
+            message += f"; the group says: {said}"
         machine = None
-    elif machine not in group.instance_ids:
-        message = f"machine {group.instance_ids[0]} boots"
+    elif machine not in groups.instance_ids:
+        message = f"machine {groups.instance_ids[0]} boots"
         machine = None
     if active.get("stop"):
         message += "; asked to stop"
@@ -129,8 +135,8 @@ def _ended(state: State) -> Standing:
 def look(deployment: Deployment, run_id: str) -> Run:
     """Everything about a run. Raises LaunchError for a run without a record."""
     active = current_run(deployment.s3, deployment.bucket)
-    group = deployment.group()
-    standing, status = find_standing(deployment, run_id, active, group)
+    groups = deployment.groups()
+    standing, status = find_standing(deployment, run_id, active, groups)
     request = deployment.record(run_id).request()
     seconds = billed_seconds(status["attempts"], request)
     return Run(

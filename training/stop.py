@@ -26,19 +26,19 @@ def stop(deployment: Deployment, asked: str | None) -> None:
 
     Raises LaunchError when that run is not active. KeyboardInterrupt leaves the request in place.
     """
-    active, group = current_run(deployment.s3, deployment.bucket), deployment.group()
+    active, groups = current_run(deployment.s3, deployment.bucket), deployment.groups()
     if asked and (active is None or active["run_id"] != asked):
-        standing, _ = find_standing(deployment, asked, active, group)
+        standing, _ = find_standing(deployment, asked, active, groups)
         raise LaunchError(f"run {asked} is not active: {standing.state}, {standing.message}")
     if active is None:
-        if group.idle:
+        if groups.idle:
             raise LaunchError("no run is active")
-        deployment.set_desired(0)
-        print(f"no run is active; {deployment.group_name} set to 0")
+        deployment.end_machines()
+        print(f"no run is active; {deployment.named_groups} set to 0")
         return
     record = deployment.record(active["run_id"])
-    standing, _ = find_standing(deployment, record.run_id, active, group)
-    if not standing.at_work and group.idle:
+    standing, _ = find_standing(deployment, record.run_id, active, groups)
+    if not standing.at_work and groups.idle:
         close_lost_run(record)
         give_up_run(deployment.s3, deployment.bucket, active)
         print(f"run {record.run_id} had come to an end: {standing.message}")
@@ -66,19 +66,19 @@ def _end(
     def left() -> bool:
         """No machine works on the run any more; the group rests, or is at work on another."""
         now = current_run(deployment.s3, deployment.bucket)
-        return deployment.group().idle or (now is not None and not same_launch(now, active))
+        return deployment.groups().idle or (now is not None and not same_launch(now, active))
 
     asked = ask_to_stop(deployment.s3, deployment.bucket, record.run_id)
     if asked and machine:  # otherwise there is nothing to save
         line.show(f"run {record.run_id} is asked to stop; {machine} takes a snapshot, please wait")
         _wait(left, ANSWER_SECONDS)
     if not left():
-        line.show(f"{deployment.group_name} is set to 0")
-        deployment.set_desired(0)
+        line.show(f"{deployment.named_groups} set to 0")
+        deployment.end_machines()
     if not _wait(left, END_SECONDS):  # the machine may still write
         line.close()
         raise LaunchError(
-            f"{deployment.group_name} is at 0, but EC2 has not ended the machine of run "
+            f"{deployment.named_groups} set to 0, but EC2 has not ended the machine of run "
             f"{record.run_id}: look at `status`, and `stop` again"
         )
     # Otherwise the machine has ended the run, and another launch may have resumed it already.
