@@ -8,7 +8,7 @@ export JSII_RUNTIME_PACKAGE_CACHE_ROOT = $(CURDIR)/.cache/jsii
 # The demo's test watches the disk: no other may write there meanwhile.
 PYTEST = .venv/bin/python -m pytest -q
 
-.PHONY: help setup demo test test-fast test-all lint lock clean
+.PHONY: help setup demo test test-fast test-image test-all lint lock clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -29,6 +29,9 @@ test: lint ## style, types and every test
 test-all: lint ## proofs that take long as well
 	@$(PYTEST) -m "slow or not slow" -n 3 --dist worksteal --ignore tests/test_demo.py
 	@$(PYTEST) -m "slow or not slow" tests/test_demo.py
+
+test-image: setup ## build the serving image with buildah, as root, and run it
+	@$(PYTEST) -m slow -rs tests/test_built_image.py
 
 lint: setup ## ruff and mypy
 	@.venv/bin/ruff check .

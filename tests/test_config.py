@@ -12,7 +12,7 @@ from infra.names import NAME_VARIABLE
 def test_defaults_need_no_setting() -> None:
     config = Config.from_context({})
     assert config.machine == "cpu"
-    assert config.purchase == "spot"
+    assert config.purchase == "spot_first"
     assert config.endpoint == "serverless"
     assert not any(name.startswith("t") for name in config.instance_types), "burstable"
 
@@ -51,7 +51,7 @@ def test_machine_picks_types_image_and_disk_unless_they_are_set() -> None:
     ("name", "value", "allowed"),
     [
         ("machine", "tpu", "'cpu' or 'gpu'"),
-        ("purchase", "borrow", "'spot' or 'on_demand'"),
+        ("purchase", "borrow", "'spot_first', 'spot' or 'on_demand'"),
         ("endpoint", "batch", "'serverless' or 'realtime'"),
         ("over_budget", "stop", "'alert' or 'deny'"),
         ("budgets", "none", "'yes' or 'no'"),

@@ -17,7 +17,7 @@ every machine is in runs/<id>/logs/ and in CloudWatch, up to its end or its last
 | interruption without, also in the upload | attempt "lost", then goes on | since the last upload |
 | rebalance recommendation | a line in the log | nothing |
 | a spot machine hangs | goes on on demand, after 20 minutes | since the last upload |
-| a machine hangs, and there is no fallback | running; after the booked end, `launch status` | since the last upload |
+| a machine hangs, without a fallback | running until the booked end | since the last upload |
 | no spot capacity | it begins on demand, after 20 minutes | nothing |
 | no spot capacity after an interruption | it goes on on demand, after 20 minutes | nothing |
 | no capacity at all | one mail, after half an hour; tried until the booked end | nothing |
@@ -432,7 +432,7 @@ def test_the_disk_is_full(account: Account, training: str) -> None:
 def test_a_deploy_in_the_middle_of_a_run(account: Account, stacks: dict[str, Template]) -> None:
     account.launch("waits")
     machine = account.machine_at("epoch:2")
-    account.deploy_again(stacks["TrainStack"].only("AWS::AutoScaling::AutoScalingGroup"))
+    account.deploy_again(stacks["TrainStack"].of_type("AWS::AutoScaling::AutoScalingGroup")[0])
     assert account.group.states() == {"desired": 1, "instances": 1}
     (machine.work / "go").touch()
     account.ends()

@@ -27,6 +27,7 @@ def machine() -> Metadata:
         instance_id="i-0123456789",
         instance_type="m7i.large",
         zone="eu-west-1b",
+        life_cycle="spot",
         role="machine-role",
         credentials=lambda: {
             "Code": "Success",

@@ -26,6 +26,7 @@ def boot(processes: Processes, disk: Path, user_data: str) -> Machine:
         instance_id="i-1",
         instance_type="c7i.large",
         zone="us-east-1a",
+        life_cycle="spot",
         role="trainer",
         credentials=lambda: CREDENTIALS,
     )

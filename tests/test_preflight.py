@@ -37,7 +37,7 @@ def test_each_check_is_one_line(account: Account, capsys: pytest.CaptureFixture[
     start()
     lines = capsys.readouterr().out.splitlines()[:10]
     assert [" ".join(each.split()) for each in lines] == [
-        "ok group trainers is idle",
+        "ok group trainers at 0",
         "ok data set photos, 8,000 photos",
         "ok weights weights/resnet50.pth",
         "ok wheels runtime/a/",

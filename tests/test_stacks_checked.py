@@ -248,11 +248,15 @@ def test_the_ids_of_what_holds_state_stay(
 ) -> None:
     budgets = {"TotalBudget6996D3AE", "TrainingBudgetC91DB43F", "SageMakerBudget06C62AC3"}
     buckets = {"DataBucketE6B0FAA8", "DataAccessLogsC0C25EE4"}
-    network_and_group = {"NetworkVpc7FB7348F", "TrainerGroupASG66B6149B"}
+    network_and_groups = {
+        "NetworkVpc7FB7348F",
+        "TrainerGroupASG66B6149B",
+        "TrainerOnDemandGroupASG9CECA7B9",
+    }
     assert stateful(stacks) == {
         "DataStack": buckets,
         "BudgetStack": budgets | {"Alerts91F83244"},
-        "TrainStack": network_and_group | {"Logs6819BB44", "Model0301700E"},
+        "TrainStack": network_and_groups | {"Logs6819BB44", "Model0301700E"},
         "EndpointStack": {"EndpointServerless1DFDECC6"},
     }
     more = {name: ids - stateful(stacks)[name] for name, ids in stateful(other_stacks).items()}

@@ -329,8 +329,9 @@ def race(account: Account, monkeypatch: pytest.MonkeyPatch) -> Race:
         runtime="runtime/a/",
         chunks=32,
         instance_type="c7i.large",
-        group=deployment.group(),
+        groups=deployment.groups(),
         estimate=Estimate(1, 0.01, "a guess"),
+        fallback_dollars=None,
     )
     monkeypatch.setattr(start_module, "make_plan", lambda *_, **__: plan)
     monkeypatch.setattr(start_module, "pack_code", lambda: b"code")

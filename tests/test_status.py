@@ -124,7 +124,9 @@ def test_no_capacity_is_never_silent(account: Account) -> None:
     account.lose_machine()
     assert standing(account) == ("requested", "waiting for a machine")
     said = "Could not launch Spot Instances. MaxSpotInstanceCountExceeded\n- Max spot"
-    account.answers["DescribeScalingActivities"] = {"Activities": [{"StatusMessage": said}]}
+    account.answers["DescribeScalingActivities"] = {
+        "Activities": [{"StatusMessage": said, "StartTime": datetime.now(UTC)}]
+    }
     assert standing(account) == (
         "requested",
         "waiting for a machine; the group says: Could not launch Spot Instances. "
@@ -153,7 +155,9 @@ def test_a_group_that_could_not_be_set_to_0_is_told(
     account.set_desired(1)
     assert standing(account)[1] == "is succeeded", "its machine is about to do so"
     monkeypatch.setattr(status, "STARTING", timedelta())
-    assert standing(account)[1] == ("is succeeded; but trainers is still at 1, `stop` sets it to 0")
+    assert standing(account)[1] == (
+        "is succeeded; but a machine is still asked for, `stop` sets group trainers to 0"
+    )
 
 
 def test_a_machine_without_a_price_costs_an_unknown_amount(

@@ -84,7 +84,7 @@ def test_a_machine_that_ec2_does_not_end_may_still_write_its_record(
     account.answers["DescribeAutoScalingGroups"] = {
         "AutoScalingGroups": [{**group, "DesiredCapacity": 0}]
     }
-    with pytest.raises(LaunchError, match="is at 0, but EC2 has not ended the machine"):
+    with pytest.raises(LaunchError, match="set to 0, but EC2 has not ended the machine"):
         run("stop")
     assert clock.now == pytest.approx(300, abs=20)
     assert record.status()["state"] == "running"
@@ -106,7 +106,7 @@ def test_a_group_that_is_still_at_1_is_set_to_0(
     account.set_desired(1)
     run("stop")
     assert account.desired() == 0
-    assert capsys.readouterr().out == "no run is active; trainers set to 0\n"
+    assert capsys.readouterr().out == "no run is active; group trainers set to 0\n"
 
 
 def test_a_run_that_ended_without_a_word_is_closed(

@@ -110,7 +110,7 @@ def _group_idle(deployment: Deployment, groups: Groups, at_work: str | None) -> 
                 f"autoscaling resume-processes --auto-scaling-group-name {group} "
                 f"--scaling-processes {process}`"
             )
-    return f"{deployment.named_groups} at 0", None
+    return f"{', '.join(deployment.group_names)} at 0", None
 
 
 def check_dataset(deployment: Deployment, name: str) -> tuple[str, list[int]]:
