@@ -32,7 +32,8 @@ QUIET_SECONDS = 3600.0  # on two cores training is silent for 10 seconds, while 
 
 def _life_cycle(group: "AutoScalingGroupTypeDef") -> str:
     """How the machines of `group` are bought, in the metadata service's words."""
-    distribution = group["MixedInstancesPolicy"].get("InstancesDistribution", {})
+    policy = group.get("MixedInstancesPolicy", {})  # which moto drops in an update
+    distribution = policy.get("InstancesDistribution", {})
     return "on-demand" if distribution.get("OnDemandPercentageAboveBaseCapacity") else "spot"
 
 
@@ -67,7 +68,7 @@ class RehearsedGroups:
         self._shown: dict[str, int] = {}  # characters of each console on the terminal
         self._heard = time.monotonic()  # when a machine last said something, booted or ended
         self._hold_at = ""  # the event at which machines wait to be interrupted
-        self.capacity = {"spot", "on-demand"}  # without one, each launch of that kind fails
+        self.capacity = {"spot", "on-demand"}  # without one, no machine of that kind comes
         self.settings: dict[str, str] = {}  # more of the environment of each machine
 
     def run(self, *, interruptions: list[str]) -> None:
@@ -184,9 +185,8 @@ class RehearsedGroups:
 
     def _start_new(self, instances: dict[str, "AutoScalingGroupTypeDef"]) -> None:
         for instance_id, group in instances.items():
-            if _life_cycle(group) not in self.capacity:
-                self._give_up(instance_id)  # and the group tries again; on paper it succeeded
-            elif instance_id not in self.machines:
+            # Without capacity an instance is there on paper alone, for as long as it is asked for.
+            if _life_cycle(group) in self.capacity and instance_id not in self.machines:
                 machine = self._boot(instance_id, group)
                 machine.hold_at = self._hold_at
                 self.machines[instance_id] = self._running[instance_id] = machine
