@@ -8,7 +8,7 @@ export JSII_RUNTIME_PACKAGE_CACHE_ROOT = $(CURDIR)/.cache/jsii
 # The demo's test watches the disk: no other may write there meanwhile.
 PYTEST = .venv/bin/python -m pytest -q
 
-.PHONY: help setup demo test test-fast test-image test-all lint lock clean
+.PHONY: help setup demo test test-fast test-image test-machine test-all lint lock clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -32,6 +32,9 @@ test-all: lint ## proofs that take long as well
 
 test-image: setup ## build the serving image with buildah, as root, and run it
 	@$(PYTEST) -m slow -rs tests/test_built_image.py
+
+test-machine: setup ## boot the user data under cloud-init and systemd, as root
+	@$(PYTEST) -m slow -rs tests/test_booted_machine.py
 
 lint: setup ## ruff and mypy
 	@.venv/bin/ruff check .

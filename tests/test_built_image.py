@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from debian import install_debian, need_root_and, run
 from tiny_model import grey_photo, write_tiny_model
 
 from rehearsal.ports import free_port
@@ -24,8 +25,6 @@ from rehearsal.waiting import wait_until
 from serving.image_check import DOCKER
 
 SERVING = Path(__file__).parent.parent / "serving"
-TOOLS = ("buildah", "debootstrap", "unshare")
-SUITE = "bookworm"  # Debian's with Python 3.11
 # SageMaker mounts the model and lets a container write to /tmp; what else it writes is gone.
 RUN = """
 set -e
@@ -51,16 +50,12 @@ class Image:
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
-    if missing := [tool for tool in TOOLS if not shutil.which(tool)]:
-        pytest.skip(f"needs {', '.join(missing)}: apt-get install buildah debootstrap util-linux")
-    if os.geteuid():
-        pytest.skip("needs root, for chroot and mounts")
+    need_root_and(buildah="buildah", debootstrap="debootstrap", unshare="util-linux")
     folder = tmp_path_factory.mktemp("image")
     store = ("--root", str(folder / "store"), "--runroot", str(folder / "run"))
 
     def buildah(*words: str | Path) -> str:
-        command = ["buildah", "--storage-driver", "vfs", *store, *map(str, words)]
-        return run(command)
+        return run("buildah", "--storage-driver", "vfs", *store, *words)
 
     import_base(folder / "base", buildah)
     buildah(
@@ -85,8 +80,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
 def import_base(root: Path, buildah: Any) -> None:
     """Debian with Python and pip, as the image that the Dockerfile begins with."""
     (name,) = re.findall(r"^FROM (\S+)", (SERVING / "Dockerfile").read_text(), re.MULTILINE)
-    packages = "--include=python3,python3-pip,ca-certificates"
-    run(["debootstrap", "--variant=minbase", packages, SUITE, str(root)])
+    install_debian(root, "python3", "python3-pip", "ca-certificates")
     for file in root.glob("usr/lib/python3.*/EXTERNALLY-MANAGED"):
         file.unlink()  # python's own image lets pip install
     (root / "usr/local/bin/python").symlink_to("/usr/bin/python3")  # and it has this name
@@ -94,12 +88,6 @@ def import_base(root: Path, buildah: Any) -> None:
     buildah("copy", "--quiet", container, root, "/")
     buildah("commit", "--quiet", "--format", "docker", container, f"docker.io/library/{name}")
     buildah("rm", container)
-
-
-def run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, f"{' '.join(command)}: {(done.stderr or done.stdout)[-2000:]}"
-    return done.stdout.strip()
 
 
 @pytest.mark.slow
