@@ -129,7 +129,7 @@ def test_it_answers_a_photo_as_root_with_a_model_that_root_alone_may_read(
         with urllib.request.urlopen(request) as answer:
             assert json.load(answer)["count"] == 4
     finally:
-        process.terminate()
+        process.kill()  # unshare ignores SIGTERM; the child goes with it
         process.wait()
 
 
