@@ -162,8 +162,8 @@ class Deployment:
             actions = self._autoscaling.describe_scheduled_actions(
                 AutoScalingGroupName=name, ScheduledActionNames=[FALLBACK]
             )["ScheduledUpdateGroupActions"]
-            for action in actions:
-                return action["StartTime"]
+            if actions:
+                return actions[0]["StartTime"]
         return None
 
     def keep_zones(self) -> None:
