@@ -3,9 +3,8 @@
 import os
 import re
 
-from aws_cdk import Stack
+from aws_cdk import Environment, Stack
 from aws_cdk import aws_ec2 as ec2
-from aws_cdk.cloud_assembly_schema import AvailabilityZonesContextQuery, ContextProvider
 from constructs import Construct
 
 from infra.acknowledge import acknowledge
@@ -79,15 +78,12 @@ def find_zones(scope: Construct) -> list[str] | None:
     account, region = os.environ.get("CDK_DEFAULT_ACCOUNT"), os.environ.get("CDK_DEFAULT_REGION")
     if not account or not region:
         return None
-    # As Stack.availability_zones does, which needs stacks that are made for one account.
-    key = f"availability-zones:account={account}:region={region}"
-    found = scope.node.try_get_context(key)
-    if found is None:  # the command line looks it up, and runs the app again
-        Stack.of(scope).report_missing_context_key(
-            key=key,
-            provider=ContextProvider.AVAILABILITY_ZONE_PROVIDER,
-            props=AvailabilityZonesContextQuery(account=account, region=region),
-        )
+    found = scope.node.try_get_context(f"availability-zones:account={account}:region={region}")
+    if found is None:
+        # Only a stack that is made for one account can ask. Once the command line has looked the
+        # zones up it runs the app again, which then has no such stack.
+        here = Environment(account=account, region=region)
+        _ = Stack(scope, "Zones", env=here).availability_zones
         return None
     # Zones of other kinds, which an account may have joined, have longer names.
     return [zone for zone in found if re.fullmatch(rf"{re.escape(region)}[a-z]", zone)]

@@ -9,7 +9,7 @@ from aws_cdk import App
 from botocore.validate import ParamValidator
 from synthesized import Template, plain
 
-from infra.budget_stack import BudgetStack
+from infra.budget_stack import BudgetStack, machines
 from infra.config import Config
 from infra.outputs import NO_BUDGETS
 
@@ -33,21 +33,28 @@ def alerts(budget: dict[str, Any]) -> list[tuple[str, int]]:
     ]
 
 
-def test_budgets_guard_the_account_spot_machines_and_sagemaker(template: Template) -> None:
+def test_budgets_guard_the_account_machines_and_sagemaker(template: Template) -> None:
     budgets = [budget["Budget"] for budget in template.of_type("AWS::Budgets::Budget")]
     assert [(b.get("CostFilters"), b["BudgetLimit"]["Amount"]) for b in budgets] == [
         (None, 20),
-        ({"Service": [EC2], "PurchaseType": ["Spot Instances"]}, 10),
+        ({"Service": [EC2]}, 10),
         ({"Service": ["Amazon SageMaker"]}, 10),
     ]
     assert {b["TimeUnit"] for b in budgets} == {"MONTHLY"}
 
 
-def test_machines_that_are_not_spot_are_budgeted_all_the_same(other: Template) -> None:
-    filters = [
-        budget["Budget"].get("CostFilters") for budget in other.of_type("AWS::Budgets::Budget")
-    ]
-    assert filters == [None, {"Service": [EC2]}, {"Service": ["Amazon SageMaker"]}]
+@pytest.mark.parametrize(
+    ("purchase", "filters"),
+    [
+        ("spot_first", {"Service": [EC2]}),
+        ("spot", {"Service": [EC2], "PurchaseType": ["Spot Instances"]}),
+        ("on_demand", {"Service": [EC2]}),
+    ],
+)
+def test_the_budget_is_of_the_machines_that_may_come(
+    purchase: str, filters: dict[str, list[str]]
+) -> None:
+    assert machines(Config.from_context({"purchase": purchase})) == filters
 
 
 def test_no_filter_waits_for_tags(template: Template) -> None:

@@ -89,7 +89,7 @@ def test_all_zones_are_used_where_the_cdk_knows_the_account(
     assert not missing(), "nothing to look up without an account"
     monkeypatch.setenv("CDK_DEFAULT_ACCOUNT", "123456789012")
     monkeypatch.setenv("CDK_DEFAULT_REGION", "eu-west-1")
-    (asked,) = missing()
+    (asked,) = missing()  # of all that this app has
     assert asked["key"] == "availability-zones:account=123456789012:region=eu-west-1"
     two = subnets(["eu-west-1a", "eu-west-1b"])
     three = subnets(["eu-west-1a", "eu-west-1b", "eu-west-1c", "eu-west-1-lon-1a"])
