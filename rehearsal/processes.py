@@ -19,6 +19,7 @@ import psutil
 from rehearsal.waiting import last_line
 
 END_SECONDS = 5.0  # from SIGTERM to SIGKILL
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class CommandError(RuntimeError):
@@ -64,19 +65,20 @@ class Processes:
         Raises CommandError once the `with` block has been left, in a thread that goes on.
         """
         output = log.open("ab") if log else None
-        process = psutil.Popen(
-            command,
-            env=environment,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT if output else None,
-            start_new_session=True,
-        )
+        with _signals_later():
+            process = psutil.Popen(
+                command,
+                env=environment,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT if output else None,
+                start_new_session=True,
+            )
+            self._started.append(process)
+            self._note(process.pid)
         if output:
             output.close()
-        self._started.append(process)
-        self._note(process.pid)
         if self._ended:
             self.end(process)
             raise CommandError("everything has ended")
@@ -152,17 +154,34 @@ class Processes:
 
 
 @contextmanager
+def _signals_later() -> Iterator[None]:
+    """A Ctrl-C between a process's start and the note of it would leave it running."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where no signal arrives
+        return
+    came: list[int] = []
+    heard = [number for number in ENDINGS if signal.getsignal(number) != signal.SIG_IGN]
+    before = [signal.signal(number, lambda number, _: came.append(number)) for number in heard]
+    try:
+        yield
+    finally:
+        for number, handler in zip(heard, before, strict=True):
+            signal.signal(number, handler)
+    for number in came:
+        signal.raise_signal(number)
+
+
+@contextmanager
 def _undisturbed() -> Iterator[None]:
     """A second Ctrl-C would leave running what the first has not ended yet."""
     if threading.current_thread() is not threading.main_thread():
         yield  # where no signal arrives
         return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    before = [signal.signal(number, signal.SIG_IGN) for number in ENDINGS]
     try:
         yield
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in zip(ENDINGS, before, strict=True):
             signal.signal(number, handler)
 
 

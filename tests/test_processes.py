@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -103,3 +105,21 @@ def test_a_frozen_process_is_ended(tmp_path: Path) -> None:
         process = processes.start(["sleep", "600"], environment=dict(os.environ))
         psutil.Process(process.pid).suspend()
     assert running([process.pid]) == []
+
+
+def test_ctrl_c_while_a_process_starts_leaves_it_not_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[psutil.Popen] = []
+    start = psutil.Popen
+
+    def interrupted(*arguments: Any, **options: Any) -> psutil.Popen:
+        started.append(start(*arguments, **options))
+        signal.raise_signal(signal.SIGINT)
+        return started[0]
+
+    monkeypatch.setattr(psutil, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt), Processes(tmp_path) as processes:
+        processes.start(["sleep", "600"], environment={"PATH": os.defpath})
+    (process,) = started
+    assert process.poll() is not None
