@@ -9,9 +9,9 @@ from constructs import Construct
 from infra.config import Config
 from infra.dashboard import group_metric
 
-WAIT_MINUTES = 30  # longer than the fallback of spot_first takes to come
+WAIT_MINUTES = 30  # longer than the fallback takes, unless it was given more
 ADVICE = {
-    "spot_first": "neither a spot nor an on-demand machine came",
+    "spot_first": "no machine came",
     "spot": "no spot machine came; `purchase` spot_first in cdk.json falls back on demand",
     "on_demand": "no on-demand machine came",
 }

@@ -74,6 +74,14 @@ def test_both_groups_end_at_the_deadline(account: Account) -> None:
     assert account.order(booking, raising) == [booking] * 3 + [raising]
 
 
+def test_a_launch_that_breaks_off_leaves_no_machine_to_come(account: Account) -> None:
+    denied = ClientError({"Error": {"Code": "AccessDenied"}}, "SetDesiredCapacity")
+    account.answers["SetDesiredCapacity"] = denied
+    with pytest.raises(ClientError):
+        start()
+    assert "fallback" not in booked(account)
+
+
 def test_no_fallback_comes_after_the_deadline(account: Account) -> None:
     start("--max-hours", "0.1")
     assert "fallback" not in booked(account)

@@ -156,6 +156,10 @@ class Deployment:
         for name in self.group_names[1:]:
             put_off(self._autoscaling, name, minutes=minutes, deadline=deadline)
 
+    def cancel_fallback(self) -> None:
+        for name in self.group_names[1:]:
+            cancel(self._autoscaling, name)
+
     def fallback_time(self) -> datetime | None:
         """When an on-demand machine is booked to start; None when none is."""
         for name in self.group_names[1:]:
@@ -179,8 +183,7 @@ class Deployment:
     def end_machines(self) -> None:
         """No machine any more, and none that is booked to come."""
         try:
-            for name in self.group_names[1:]:
-                cancel(self._autoscaling, name)
+            self.cancel_fallback()
         finally:
             for name in self.group_names:
                 self._set_desired(name, 0)

@@ -225,6 +225,7 @@ def _given_up_on_failure(
         if give_up_run(deployment.s3, deployment.bucket, run):
             with suppress(StatusChangedError):  # by a machine that came nevertheless
                 record.set_status("failed", "could not be started", attempts)
+            deployment.cancel_fallback()
         raise
 
 
