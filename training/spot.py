@@ -141,6 +141,7 @@ class SpotAttempt:
         self.log_copy = LogCopy(record, work / LOG_FILE, metadata.instance_id)
         self.ask, self.store = Every(ASK_SECONDS), Every(STORE_SECONDS)
         self.alone = Every(PUT_OFF_SECONDS)
+        self.autoscaling = boto3.client("autoscaling", config=CALLS)
         self.asked_to_stop = False
         self.attempts: list[Attempt] = []
 
@@ -211,15 +212,14 @@ class SpotAttempt:
         """No machine of the other group is started, or goes on, as long as this one works."""
         if len(self.stack.group_names) < 2:
             return
-        autoscaling = boto3.client("autoscaling", config=CALLS)
         spot, on_demand = self.stack.group_names
         with best_effort("another machine may come, and wait for the lease"):
             if self._purchase == "spot":
                 deadline = datetime.fromisoformat(self.request["deadline"])
                 minutes = self.request.get("fallback_minutes", FALLBACK_MINUTES)
-                put_off(autoscaling, on_demand, minutes=minutes, deadline=deadline)
+                put_off(self.autoscaling, on_demand, minutes=minutes, deadline=deadline)
             other = on_demand if self._purchase == "spot" else spot
-            autoscaling.set_desired_capacity(AutoScalingGroupName=other, DesiredCapacity=0)
+            self.autoscaling.set_desired_capacity(AutoScalingGroupName=other, DesiredCapacity=0)
 
     def _begin(self) -> None:
         self.attempts.append(
