@@ -11,7 +11,7 @@ import boto3
 from costs.actual import describe_error
 from costs.runs import read
 from costs.table import money, table
-from infra.outputs import stack_output
+from infra.outputs import chosen_bucket
 from training.run_record import RunRecord
 from training.transfer import list_keys
 
@@ -35,7 +35,7 @@ def read_actuals(bucket: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
 
 def print_accuracy(bucket: str | None) -> None:
     """What `python -m costs accuracy` shows. Raises ValueError before the first actual cost."""
-    actuals, unknown = read_actuals(bucket or stack_output("DataStack", "BucketName"))
+    actuals, unknown = read_actuals(chosen_bucket(bucket))
     remark = f"not asked about yet, `python -m costs actual RUN`: {', '.join(unknown)}"
     if not actuals:
         raise ValueError(remark if unknown else "no run has succeeded yet")

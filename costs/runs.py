@@ -5,7 +5,7 @@ from typing import Any
 import boto3
 from botocore.exceptions import ClientError
 
-from infra.outputs import stack_output
+from infra.outputs import chosen_bucket
 from training.chosen_model import chosen_model, run_of
 from training.run_record import RunRecord
 
@@ -15,7 +15,7 @@ def find_run(bucket: str | None, run_id: str | None) -> RunRecord:
 
     Raises NoModelError before the first model, NotDeployedError without the stacks.
     """
-    bucket = bucket or stack_output("DataStack", "BucketName")
+    bucket = chosen_bucket(bucket)
     return RunRecord(boto3.client("s3"), bucket, run_id or run_of(chosen_model()))
 
 

@@ -16,7 +16,7 @@ from data_prep.folder import DataError, dataset_path, summarize
 from data_prep.objects import exit_at_once
 from data_prep.weights import save_weights
 from infra.command import in_one_line
-from infra.outputs import NotDeployedError, stack_output
+from infra.outputs import NotDeployedError, chosen_bucket
 
 DESCRIPTION = """\
 Photos of bins into our bucket, ready to train on.
@@ -153,13 +153,13 @@ def run_pack(options: argparse.Namespace) -> None:
 
 
 def run_upload(options: argparse.Namespace) -> None:
-    bucket = options.bucket or stack_output("DataStack", "BucketName")
+    bucket = chosen_bucket(options.bucket)
     print(upload.upload_dataset(options.data, options.name, bucket))
 
 
 def run_all(options: argparse.Namespace) -> None:
     # Fail before the long part.
-    options.bucket = options.bucket or stack_output("DataStack", "BucketName")
+    options.bucket = chosen_bucket(options.bucket)
     if options.sagemaker and options.share:
         raise DataError("--sagemaker gives each machine its share: leave --share out")
     if options.sagemaker:
@@ -236,7 +236,7 @@ def run_weights(options: argparse.Namespace) -> None:
     if options.local:
         print(save_weights(options.arch, options.data / "weights"))
         return
-    bucket = options.bucket or stack_output("DataStack", "BucketName")
+    bucket = chosen_bucket(options.bucket)
     file = save_weights(options.arch, options.data / "weights")
     print(upload.upload_weights(file, bucket))
 

@@ -18,6 +18,7 @@ from data_prep.folder import dataset_path, read_json
 from data_prep.processes import process_pool
 from data_prep.split import SIDES, Side
 from data_prep.upload import stored
+from infra.outputs import check_region
 from serving.preprocess import PhotoError, to_pixels
 
 
@@ -130,7 +131,9 @@ def _compare_lists(dataset: Path, by_side: dict[Side, list[Found]]) -> Iterator[
 
 def verify_bucket(bucket: str, name: str) -> list[str]:
     """Compare the objects under `datasets/<name>/` with the manifest there, without their bytes:
-    sizes, and the hashes that `upload` left. Returns the problems, a line each."""
+    sizes, and the hashes that `upload` left. Returns the problems, a line each.
+    Raises RegionsDifferError."""
+    check_region()
     client, prefix = boto3.client("s3"), f"datasets/{name}"
     manifest = json.loads(
         client.get_object(Bucket=bucket, Key=f"{prefix}/manifest.json")["Body"].read()

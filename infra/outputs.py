@@ -31,6 +31,15 @@ def check_region() -> None:
         )
 
 
+def chosen_bucket(given: str | None) -> str:
+    """The bucket that a command was given, or else DataStack's.
+
+    Raises NotDeployedError without either, or when the region is unclear.
+    """
+    check_region()
+    return given or stack_output("DataStack", "BucketName")
+
+
 def stack_output(stack: str, key: str) -> str:
     """One output of a deployed stack, such as `stack_output("DataStack", "BucketName")`.
 

@@ -1,12 +1,13 @@
 """Which requests AWS would refuse for their form: noted where moto, which takes them, gets them.
 
 botocore's models have a pattern, an enum, a length or a range for many parameters. boto3 and the
-AWS command line leave those to AWS; so does moto. Of S3's requests, which moto handles apart and
-whose model has next to no such limits, none is looked at.
+AWS command line leave those to AWS; so does moto. Of S3's requests, which moto handles apart, the
+headers are looked at: they carry the only such limits of what S3's model says of objects.
 """
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from moto.core.parse import PROTOCOL_PARSERS
 from moto.core.request import determine_request_protocol
 from moto.core.responses import BaseResponse
 from moto.core.utils import get_service_model
+from moto.s3.responses import S3Response
 
 NUMBERS = {"integer", "long", "float", "double"}
 SIZES = {"string", "blob", "list", "map"}
@@ -33,6 +35,14 @@ def check_requests(note: Callable[[str], None]) -> None:
         return call_action(response)
 
     BaseResponse.call_action = checked  # type: ignore[assignment,method-assign]
+    setup = S3Response.setup_class
+
+    def looked_at(response: S3Response, request: Any, full_url: Any = None, *more: Any) -> None:
+        for violation in header_violations(request.headers):
+            note(violation)
+        setup(response, request, full_url, *more)
+
+    S3Response.setup_class = looked_at  # type: ignore[assignment,method-assign]
 
 
 class ViolationList:
@@ -88,6 +98,25 @@ def violations(value: Any, shape: Shape, place: str) -> Iterator[str]:
             yield from violations(key, shape.key, f"{place}, a key")
             yield from violations(each, shape.value, f"{place}[{key}]")
     yield from _outside(value, shape, place)
+
+
+def header_violations(headers: Mapping[str, str]) -> Iterator[str]:
+    """Which headers of a request to S3 have a value that none of its operations knows."""
+    for name, known in _header_enums().items():
+        if name in headers and headers[name] not in known:
+            yield f"s3: {name}={headers[name]!r} is none of {', '.join(sorted(known))}"
+
+
+@cache
+def _header_enums() -> dict[str, set[str]]:
+    """The values that S3's operations take for each header with an enum."""
+    s3, enums = get_service_model("s3"), dict[str, set[str]]()
+    for operation in map(s3.operation_model, s3.operation_names):
+        members = operation.input_shape.members.values() if operation.input_shape else ()
+        for member in members:
+            if member.serialization.get("location") == "header" and getattr(member, "enum", []):
+                enums.setdefault(member.serialization["name"], set()).update(member.enum)
+    return enums
 
 
 def _outside(value: Any, shape: Shape, place: str) -> Iterator[str]:

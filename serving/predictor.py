@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from infra.outputs import stack_output
+from infra.outputs import check_region, stack_output
 from serving.artifact import load_model
 from serving.inference import Prediction, count_photo
 from serving.questions import RequestError
@@ -65,6 +65,7 @@ class ImagePredictor:
             self.name = f"model {loaded.digest}"
             self._count = lambda photo: count_photo(photo, loaded)
         else:
+            check_region()
             self.at_once = ENDPOINT_AT_ONCE
             name = endpoint or stack_output(STACK, "EndpointName")
             self.name = name

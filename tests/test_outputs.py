@@ -1,4 +1,5 @@
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -6,8 +7,11 @@ import boto3
 import pytest
 from moto import mock_aws
 
+from costs.__main__ import main as costs
+from data_prep.__main__ import main as data_prep
 from infra.names import NAME_VARIABLE
 from infra.outputs import NotDeployedError, stack_output
+from serving.predict import main as predict
 
 
 @pytest.fixture
@@ -61,6 +65,37 @@ def test_two_regions_are_one_line_before_anything_is_asked(monkeypatch: pytest.M
     monkeypatch.setattr(boto3, "client", lambda name: pytest.fail("asked"))
     with pytest.raises(NotDeployedError, match="eu-west-1 and AWS_DEFAULT_REGION"):
         stack_output("DataStack", "BucketName")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (data_prep, "upload"),
+        (data_prep, "all"),
+        (data_prep, "weights"),
+        (data_prep, "verify"),
+        (costs, "compare"),
+        (costs, "actual", "r1"),
+        (costs, "accuracy"),
+        (predict, "bin.jpg"),
+    ],
+    ids=lambda command: " ".join(command[1:]),
+)
+@pytest.mark.usefixtures("_aws")
+def test_so_are_they_where_no_stack_has_to_be_found(
+    command: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    monkeypatch.setattr(
+        "botocore.client.BaseClient._make_api_call", lambda *_: pytest.fail("asked")
+    )
+    main, *words = command
+    given = ["--endpoint", "ours"] if main is predict else ["--bucket", "ours"]
+    with pytest.raises(SystemExit) as end:
+        sys.exit(main([*words, *given]))
+    message = end.value.code if main is predict else capsys.readouterr().err
+    assert end.value.code != 0
+    assert "AWS_REGION is eu-west-1 and AWS_DEFAULT_REGION" in str(message)
 
 
 @pytest.mark.usefixtures("_aws")

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from moto.core.responses import BaseResponse
+from moto.s3.responses import S3Response
 
 from rehearsal.request_check import ViolationList, check_requests, violations
 
@@ -48,7 +49,8 @@ def test_a_name_of_the_pattern_is_let_through(name: str) -> None:
 
 @pytest.fixture
 def noted(aws: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], str]:
-    monkeypatch.setattr(BaseResponse, "call_action", BaseResponse.call_action)  # put back later
+    for owner, method in ((BaseResponse, "call_action"), (S3Response, "setup_class")):
+        monkeypatch.setattr(owner, method, getattr(owner, method))  # put back later
     check_requests(ViolationList(tmp_path / "violations.txt").note)
     return (tmp_path / "violations.txt").read_text
 
@@ -63,3 +65,14 @@ def test_a_request_is_looked_at_on_its_way_to_moto_and_noted_once(
         boto3.client("sagemaker").list_models(NameContains="no spaces")
     (line,) = noted().splitlines()
     assert line.startswith("sagemaker:ListModels.NameContains='no spaces' is not as")
+
+
+def test_a_request_to_s3_with_a_header_that_it_does_not_know_is_noted(
+    noted: Callable[[], str],
+) -> None:
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket="ours")
+    s3.put_object(Bucket="ours", Key="a", Body=b"a", ServerSideEncryption="aws:kms", ACL="private")
+    assert noted() == ""
+    s3.put_object(Bucket="ours", Key="a", Body=b"a", ServerSideEncryption="aws-kms")
+    assert noted().startswith("s3: x-amz-server-side-encryption='aws-kms' is none of AES256, aws:")
