@@ -21,13 +21,17 @@ class RegionsDifferError(NotDeployedError):
 def check_region() -> None:
     """Raises RegionsDifferError when the CDK and boto3 would take different regions.
 
-    The CDK prefers AWS_REGION; boto3 reads AWS_DEFAULT_REGION alone.
+    The CDK prefers AWS_REGION; boto3 reads AWS_DEFAULT_REGION, or else the profile.
     """
-    cdk, ours = os.environ.get("AWS_REGION"), os.environ.get("AWS_DEFAULT_REGION")
-    if cdk and ours and cdk != ours:
+    cdk = os.environ.get("AWS_REGION")
+    if not cdk:
+        return
+    ours = boto3.Session().region_name
+    if ours and ours != cdk:
+        source = "AWS_DEFAULT_REGION is" if "AWS_DEFAULT_REGION" in os.environ else "the profile's"
         raise RegionsDifferError(
-            f"AWS_REGION is {cdk} and AWS_DEFAULT_REGION is {ours}: run "
-            "`export AWS_REGION=$AWS_DEFAULT_REGION`, or the other way round"
+            f"AWS_REGION is {cdk} and {source} {ours}: run `export AWS_DEFAULT_REGION=$AWS_REGION`, or "
+            "`unset AWS_REGION`"
         )
 
 

@@ -23,6 +23,7 @@ export AWS_METADATA_SERVICE_NUM_ATTEMPTS=5 AWS_METADATA_SERVICE_TIMEOUT=5
 # Powering off alone does not stop the spending: a group would start the next machine.
 # When the call is refused, keep asking; the booked action of the launcher ends it otherwise.
 stop_spending() {
+  trap "" TERM # this machine's own group is set to 0 as well, perhaps before the other
   echo "boot: nothing more to do here, groups to 0"
   if [ "$1" = broken ]; then # a run that ended in order has told by itself
     log_to_cloudwatch || true
@@ -30,14 +31,19 @@ stop_spending() {
       --message "See s3://$BUCKET/runs/${run_id:-none}/logs/$instance_id.log" > /dev/null || true
   fi
   store_log
-  local first fallback name
+  local first fallback name pending refused
   read -r first fallback <<< "$GROUP_NAMES"
   [ -z "$fallback" ] || aws autoscaling delete-scheduled-action --auto-scaling-group-name "$fallback" \
     --scheduled-action-name fallback || true
-  for name in $fallback $first; do
-    until aws autoscaling set-desired-capacity --auto-scaling-group-name "$name" --desired-capacity 0; do
-      sleep 60
+  pending="$fallback $first"
+  while [ -n "${pending// /}" ]; do
+    refused=
+    for name in $pending; do
+      aws autoscaling set-desired-capacity --auto-scaling-group-name "$name" --desired-capacity 0 ||
+        refused+="$name "
     done
+    pending=$refused
+    [ -z "$pending" ] || sleep 60
   done
   shutdown -h now
   exit

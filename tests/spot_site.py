@@ -18,6 +18,7 @@ from training.control import (
     CurrentRun,
     start_run,
 )
+from training.fallback import FALLBACK
 from training.run_record import Request, RunRecord
 from training.transfer import list_keys
 
@@ -145,9 +146,13 @@ class Site:
 
     def fallback(self) -> Any:
         """What is booked for the group of on-demand machines, if anything is."""
+        found = self.booked("reserve")
+        return next((each for each in found if each["ScheduledActionName"] == FALLBACK), None)
+
+    def booked(self, group: str) -> Any:
         autoscaling = boto3.client("autoscaling")
-        booked = autoscaling.describe_scheduled_actions(AutoScalingGroupName="reserve")
-        return next(iter(booked["ScheduledUpdateGroupActions"]), None)
+        booked = autoscaling.describe_scheduled_actions(AutoScalingGroupName=group)
+        return booked["ScheduledUpdateGroupActions"]
 
     def lease(self) -> Any:
         return json.loads(self.s3.get_object(Bucket="bins", Key=LEASE)["Body"].read())

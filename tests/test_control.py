@@ -17,7 +17,7 @@ from training.control import (
     LeaseLostError,
     RunActiveError,
     current_run,
-    end_run,
+    give_up_run,
     start_run,
 )
 
@@ -87,7 +87,7 @@ def test_of_two_starts_one_wins_and_the_other_is_told_which(s3: Any) -> None:
 
 def test_after_the_end_of_a_run_the_next_one_may_start(s3: Any) -> None:
     start_run(s3, "bins", FIRST)
-    end_run(s3, "bins")
+    assert give_up_run(s3, "bins", FIRST)
     assert current_run(s3, "bins") is None
     start_run(s3, "bins", SECOND)
     assert current_run(s3, "bins") == SECOND

@@ -10,7 +10,7 @@ import training_account
 from botocore.exceptions import ClientError
 from training_account import EARLIER, GROUP, ON_DEMAND, Account, quota, run, start
 
-from training.control import end_run
+from training import status
 from training.deployment import LaunchError
 
 account = training_account.account
@@ -71,7 +71,7 @@ def test_both_groups_end_at_the_deadline(account: Account) -> None:
         assert machines == 0
         assert near(when, 120)
     booking, raising = "PutScheduledUpdateGroupAction", "SetDesiredCapacity"
-    assert account.order(booking, raising) == [booking] * 3 + [raising]
+    assert account.order(booking, raising) == [booking] * 4 + [raising]
 
 
 def test_a_launch_that_breaks_off_leaves_no_machine_to_come(account: Account) -> None:
@@ -80,6 +80,82 @@ def test_a_launch_that_breaks_off_leaves_no_machine_to_come(account: Account) ->
     with pytest.raises(ClientError):
         start()
     assert "fallback" not in booked(account)
+
+
+def test_a_launch_that_is_stopped_meanwhile_leaves_no_machine_to_come(
+    account: Account, clock: Any
+) -> None:
+    def stop_now(operation: str) -> None:
+        if operation == "PutScheduledUpdateGroupAction":
+            account.before = lambda _: None
+            run("stop")
+
+    account.before = stop_now
+    with pytest.raises(RuntimeError, match="was stopped or replaced while it was starting"):
+        start()
+    assert "fallback" not in booked(account)
+
+
+def test_a_launch_that_cannot_even_say_so_leaves_no_machine_to_come(account: Account) -> None:
+    denied = ClientError({"Error": {"Code": "AccessDenied"}}, "SetDesiredCapacity")
+
+    def break_off(operation: str) -> None:
+        if operation == "SetDesiredCapacity":
+            account.answers["PutObject"] = denied
+            raise denied
+
+    account.before = break_off
+    with pytest.raises(ClientError):
+        start()
+    assert "fallback" not in booked(account)
+
+
+def test_groups_that_were_set_to_0_by_hand_are_not_the_end_while_a_machine_is_booked(
+    account: Account,
+    clock: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start()
+    monkeypatch.setattr(status, "STARTING", timedelta(0))
+    record = account.record()
+    account.autoscaling.set_desired_capacity(AutoScalingGroupName=GROUP, DesiredCapacity=0)
+    when = booked(account)["fallback"][1]
+    run("status")
+    assert f"one on demand is asked for at {when:%H:%M} UTC" in capsys.readouterr().out
+    run("stop")
+    assert record.status()["state"] == "stopped"
+    assert "fallback" not in booked(account)
+    with pytest.raises(LaunchError, match="no run is active"):
+        run("stop")
+
+
+def test_a_machine_that_is_booked_without_a_run_is_cancelled(
+    account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start()
+    account.end_run()
+    account.autoscaling.set_desired_capacity(AutoScalingGroupName=GROUP, DesiredCapacity=0)
+    run("stop")
+    assert "set to 0" in capsys.readouterr().out
+    assert "fallback" not in booked(account)
+
+
+@pytest.mark.parametrize("refused", [GROUP, ON_DEMAND])
+def test_a_group_that_cannot_be_set_to_0_leaves_no_machine_in_the_other(
+    account: Account, refused: str
+) -> None:
+    def refuse(parameters: Any) -> None:
+        if parameters["AutoScalingGroupName"] == refused:
+            raise ClientError({"Error": {"Code": "ValidationError"}}, "SetDesiredCapacity")
+
+    for group in (GROUP, ON_DEMAND):
+        account.autoscaling.set_desired_capacity(AutoScalingGroupName=group, DesiredCapacity=1)
+    account.answers["SetDesiredCapacity"] = refuse
+    with pytest.raises(ClientError):
+        run("stop")
+    assert {account.desired_of(GROUP), account.desired_of(ON_DEMAND)} == {0, 1}
+    assert account.desired_of(refused) == 1
 
 
 def test_no_fallback_comes_after_the_deadline(account: Account) -> None:
@@ -145,7 +221,7 @@ def test_the_budget_has_to_pay_for_the_fallback(
     account: Account, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start()
-    end_run(account.s3, "bins")
+    account.end_run()
     run("stop")
     spot, on_demand = (float(each) for each in re.findall(r"\$(0\.\d+)", capsys.readouterr().out))
     assert spot < on_demand

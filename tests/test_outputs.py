@@ -1,6 +1,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -10,7 +11,7 @@ from moto import mock_aws
 from costs.__main__ import main as costs
 from data_prep.__main__ import main as data_prep
 from infra.names import NAME_VARIABLE
-from infra.outputs import NotDeployedError, stack_output
+from infra.outputs import NotDeployedError, check_region, stack_output
 from serving.predict import main as predict
 
 
@@ -65,6 +66,18 @@ def test_two_regions_are_one_line_before_anything_is_asked(monkeypatch: pytest.M
     monkeypatch.setattr(boto3, "client", lambda name: pytest.fail("asked"))
     with pytest.raises(NotDeployedError, match="eu-west-1 and AWS_DEFAULT_REGION"):
         stack_output("DataStack", "BucketName")
+
+
+@pytest.mark.usefixtures("_aws")
+def test_a_profile_has_a_region_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config").write_text("[default]\nregion = us-east-1\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    with pytest.raises(NotDeployedError, match="eu-west-1 and the profile's us-east-1: run `exp"):
+        check_region()
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    check_region()
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,18 @@ def test_what_is_searched_for_cannot_be_fixed(capsys: pytest.CaptureFixture[str]
     parse_arguments(["tune", "--", "--mode", "finetune", "--hidden", "64"])
 
 
+def test_training_that_does_not_fit_the_machines_memory_is_not_started(
+    account: Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(LaunchError, match="not started, see above: memory"):
+        train("--yes", "--", "--mode", "finetune", "--members", "4")
+    said = "--mode finetune needs 12.9 GiB, ml.m5.large has 8: choose a larger --instance-type"
+    assert said in capsys.readouterr().out
+    assert "CreateTrainingJob" not in account.order("CreateTrainingJob")
+    train("--yes", "--", "--mode", "finetune")
+    assert "memory    8 GiB, 5.1 needed" in capsys.readouterr().out
+
+
 def test_parallel_trials_count_for_the_quota(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(LaunchError, match="quota"):
         run("tune", "--dataset", "photos", "--yes", "--parallel", "5")

@@ -2,10 +2,14 @@
 
 import io
 import logging
+import os
+import signal
 import sys
 import tarfile
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -17,11 +21,10 @@ from spot_site import Site, request
 from urllib3.exceptions import HTTPError
 
 from costs.__main__ import main as costs
-from training import spot, upkeep
-from training.control import (
-    current_run,
-    end_run,
-)
+from costs.prices import Purchase, load_prices
+from training import control, spot, upkeep
+from training.control import LEASE, CurrentRun, Lease, current_run, give_up_run
+from training.upkeep import Every
 
 site = spot_site.site
 
@@ -128,7 +131,93 @@ def test_an_on_demand_machine_ends_the_wait_for_spot(site: Site) -> None:
         site.set_desired(group)
     site.work("succeeds", instance_life_cycle="on-demand")
     assert site.desired() == {"trainers": 0, "reserve": 1}
-    assert site.fallback() is None
+
+
+def test_an_on_demand_machine_leaves_another_one_booked(site: Site) -> None:
+    site.work("snapshot", instance_life_cycle="on-demand", on_look=lambda: "terminate")
+    assert site.fallback()["DesiredCapacity"] == 1
+
+
+def test_the_group_of_the_fallback_ends_with_the_run_however_it_came_about(site: Site) -> None:
+    deadline = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=2)
+    request(site, deadline=deadline.isoformat())
+    site.work("succeeds")
+    (end,) = (each for each in site.booked("reserve") if each["DesiredCapacity"] == 0)
+    assert (end["ScheduledActionName"], end["StartTime"]) == ("end-reserve", deadline)
+
+
+def test_a_machine_that_is_shut_down_while_it_waits_changes_nothing(site: Site) -> None:
+    """The other group's machine has set this one's to 0, and may itself be taken back now."""
+    site.set_desired("trainers")
+    site.another_machine_takes_the_lease()
+
+    def shut_down(_: float) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        site.s3.delete_object(Bucket="bins", Key=LEASE)
+
+    clock = SimpleNamespace(time=time.time, monotonic=time.monotonic, sleep=shut_down)
+    site.monkeypatch.setattr(control, "time", clock)
+    assert site.work("succeeds", instance_life_cycle="on-demand") == 75
+    assert site.desired() == {"trainers": 1, "reserve": 0}
+    assert (site.outcomes(), site.fallback()) == ([], None)
+
+
+def test_a_machine_that_is_told_to_go_as_it_takes_the_lease_gives_it_back(site: Site) -> None:
+    site.set_desired("trainers")
+    active = current_run(site.s3, "bins")
+
+    def shut_down() -> CurrentRun | None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return active
+
+    looks = iter((lambda: active, shut_down))
+    site.monkeypatch.setattr(spot, "current_run", lambda *_: next(looks)())
+    assert site.work("succeeds", instance_life_cycle="on-demand") == 75
+    assert site.desired()["trainers"] == 1
+    assert (site.outcomes(), site.lease()["expires"]) == ([], 0)
+
+
+@pytest.mark.parametrize("asked", ["asked_to_stop", "asked_to_leave"])
+def test_a_machine_that_is_on_its_way_out_puts_nothing_off(site: Site, asked: str) -> None:
+    """`stop` may have cancelled the fallback by then, and set both groups to 0."""
+    site.monkeypatch.setattr(spot, "PUT_OFF_SECONDS", 0.0)
+    put_off = Mock()
+    site.monkeypatch.setattr(spot, "put_off", put_off)
+
+    def train(attempt: spot.SpotAttempt) -> spot.Ending:
+        attempt._upkeep()
+        assert put_off.call_count == 2, "at the beginning, and while it works"
+        attempt.asked_to_stop = asked == "asked_to_stop"
+        attempt.asked_to_leave = lambda: asked == "asked_to_leave"
+        attempt.ask = Every(3600)
+        attempt._upkeep()
+        return spot.Ending("shut down", "-")
+
+    site.monkeypatch.setattr(spot.SpotAttempt, "_train", train)
+    site.work("succeeds")
+    assert put_off.call_count == 2
+
+
+def test_the_lease_is_kept_while_the_data_comes(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("datasets/photos/train-00000.tar", "checkpoints/r1/001/features.npy"):
+        site.s3.put_object(Bucket="bins", Key=key, Body=b"-")
+    renewed: list[int] = []
+    monkeypatch.setattr(Lease, "renew", lambda _: renewed.append(1))
+    monkeypatch.setattr(spot.SpotAttempt, "_train", lambda _: spot.Ending("shut down", "-"))
+    site.work("succeeds")
+    before_and_after = 4  # the pointer, the record, the fetching itself, the leaving
+    assert len(renewed) == 3 + before_and_after
+
+
+@pytest.mark.parametrize("purchase", ["on_demand", "spot"])
+def test_the_dollars_of_a_run_are_those_of_its_machine(site: Site, purchase: Purchase) -> None:
+    site.work("succeeds", instance_life_cycle=purchase.replace("_", "-"))
+    flags = site.record.read("metrics.json")["options"]
+    machine = load_prices().machine_hour("c7i.large", purchase).dollars
+    disk_and_address = 0.0083
+    assert float(flags["--dollars-an-hour"]) == pytest.approx(machine + disk_and_address, rel=0.02)
 
 
 def test_a_fallback_that_cannot_be_put_off_is_no_reason_to_stop(
@@ -221,7 +310,7 @@ def test_a_metadata_service_that_is_silent_at_first_is_waited_for(site: Site) ->
 
 
 def test_without_an_active_run_there_is_nothing_to_do(site: Site) -> None:
-    end_run(site.s3, "bins")
+    assert give_up_run(site.s3, "bins", CurrentRun(run_id="r1", runtime="runtime/a/"))
     site.monkeypatch.setattr(spot, "instance_metadata", lambda: pytest.fail("not needed"))
     assert spot.work_on_active_run(site.folder) == 0
 

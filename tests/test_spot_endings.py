@@ -21,7 +21,7 @@ from training.control import (
     LeaseLostError,
     ask_to_stop,
     current_run,
-    end_run,
+    give_up_run,
     start_run,
 )
 from training.run_record import Attempt, RunRecord
@@ -206,11 +206,11 @@ def test_data_that_cannot_be_fetched_yet_is_waited_for(site: Site) -> None:
     site.monkeypatch.setattr(upkeep, "PAUSE_SECONDS", 0.01)
     fetch, tries = spot.download_prefix, []
 
-    def broken_at_first(*arguments: Any) -> int:
+    def broken_at_first(*arguments: Any, **more: Any) -> int:
         tries.append(arguments)
         if len(tries) < 4:
             raise UNREACHABLE
-        return fetch(*arguments)
+        return fetch(*arguments, **more)
 
     site.monkeypatch.setattr(spot, "download_prefix", broken_at_first)
     assert site.work("succeeds") == 0
@@ -392,7 +392,7 @@ def test_near_its_deadline_a_run_is_ended_and_says_so(site: Site) -> None:
 def test_an_attempt_that_cannot_reach_its_data_is_tried_three_times(
     site: Site, error: Exception
 ) -> None:
-    def broken(*_: object) -> int:
+    def broken(*_: object, **__: object) -> int:
         raise error
 
     site.monkeypatch.setattr(spot, "download_prefix", broken)
@@ -421,7 +421,7 @@ def test_a_run_that_ends_while_a_machine_waits_is_not_run_again(site: Site) -> N
 
     def the_first_machine_finishes(_: float) -> None:
         site.record.set_status("succeeded", "", [])
-        end_run(site.s3, "bins")
+        give_up_run(site.s3, "bins", CurrentRun(run_id="r1", runtime="runtime/a/"))
         first.release()
 
     clock = SimpleNamespace(
@@ -442,7 +442,7 @@ def test_once_the_record_says_how_a_run_ended_nothing_changes_it(
     def broken(*_: object) -> None:
         raise error
 
-    owner, name = (Lease, "release") if call == "lease" else (spot, "end_run")
+    owner, name = (Lease, "release") if call == "lease" else (spot, "give_up_run")
     site.monkeypatch.setattr(owner, name, broken)
     assert site.work("succeeds") == 0
     assert site.record.status()["state"] == "succeeded"

@@ -333,6 +333,6 @@ def test_no_stacks_are_made_for_two_regions(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     app = App()
-    with pytest.raises(RegionsDifferError, match="run `export AWS_REGION="):
+    with pytest.raises(RegionsDifferError, match="run `export AWS_DEFAULT_REGION="):
         add_stacks(app)
     assert not [child for child in app.node.children if isinstance(child, Stack)]

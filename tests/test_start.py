@@ -22,7 +22,7 @@ from costs.estimate import Estimate
 from training import launch as launch_module
 from training import start as start_module
 from training import status
-from training.control import RunActiveError, current_run, end_run
+from training.control import RunActiveError, current_run
 from training.deployment import Deployment, LaunchError
 from training.preflight import Plan
 from training.run_record import State
@@ -80,7 +80,7 @@ def test_a_second_run_books_anew_instead_of_beside(account: Account) -> None:
     start("--max-hours", "2")
     account.set_desired(0)
     account.record().set_status("failed", "", [])
-    end_run(account.s3, "bins")
+    account.end_run()
     start("--max-hours", "5")
     assert account.booking()["StartTime"] > datetime.now(UTC) + timedelta(hours=4)
 

@@ -127,8 +127,40 @@ def test_a_run_without_a_machine_is_told_to_the_topic_once(
     of_groups = {metric["Dimensions"][0]["Value"] for metric in metrics}
     assert of_groups == {group["AutoScalingGroupName"] for group in groups}
     assert alarm["EvaluationPeriods"] == 30, "longer than the fallback takes"
+    assert (alarm["ComparisonOperator"], alarm["Threshold"]) == ("GreaterThanThreshold", 0)
     for group in groups:
         assert "NotificationConfigurations" not in group, "it would be a mail for each try"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "waits"),
+    [
+        ((0, 0), (0, 0), 0),
+        ((1, 0), (0, 0), 1),
+        ((0, 1), (0, 0), 1),
+        ((1, 0), (1, 0), 0),
+        ((1, 1), (0, 1), 0),
+        ((1, None), (None, None), 1),
+        ((None, None), (None, None), 0),
+    ],
+)
+def test_a_run_waits_that_asks_for_a_machine_and_has_none(
+    template: Template,
+    wanted: tuple[int | None, ...],
+    there: tuple[int | None, ...],
+    waits: int,
+) -> None:
+    """CloudWatch's expression in Python's words: FILL stands for what a group does not report."""
+    metrics = template.only("AWS::CloudWatch::Alarm")["Metrics"]
+    (expression,) = (each["Expression"] for each in metrics if "Expression" in each)
+    stat = {each["Id"]: each["MetricStat"]["Metric"] for each in metrics if "MetricStat" in each}
+    numbers = {"GroupDesiredCapacity": wanted, "GroupInServiceInstances": there}
+    values = {name: numbers[metric["MetricName"]][int(name[-1])] for name, metric in stat.items()}
+    words = {
+        "FILL": lambda value, filled: filled if value is None else value,
+        "IF": lambda condition, yes, no: yes if condition else no,
+    }
+    assert eval(expression.replace("AND", "and"), words, values) == waits
 
 
 def test_powering_off_ends_a_machine(machine: dict[str, Any]) -> None:

@@ -38,6 +38,7 @@ echo "${call%% *}" >> "$S3/${UNIT:+in-}unit-calls"
 if [ -n "$FAILING" ] && [[ "$call" == *"$FAILING"* ]]; then
   [ "$(grep -cF -- "$FAILING" "$CALLS")" -le "$FAILURES" ] && exit 1
 fi
+[ -z "$TERMINATED" ] || [[ "$call" != *"$TERMINATED"* ]] || kill -TERM "$PPID"
 case "$call" in
   "systemd-run "*) while [ "${1#--}" != "$1" ]; do shift; done
     UNIT=1 "$@" > "$S3/unit" 2>&1; cat "$S3/unit"; exit 0 ;;
@@ -94,8 +95,10 @@ def boot(
     training_does: str = "",
     before: str = "",
     groups: str = "trainers",
+    terminated_at: str = "",
 ) -> Boot:
-    """Run the script; calls that contain `failing` fail, the first `failures` of them."""
+    """Run the script; calls that contain `failing` fail, the first `failures` of them, and a call
+    that contains `terminated_at` brings SIGTERM."""
     programs, s3 = folder / "bin", folder / "s3"
     for new in (programs, s3):
         new.mkdir()
@@ -119,6 +122,7 @@ def boot(
             "TRAINING_DOES": training_does,
             "FAILING": failing,
             "FAILURES": str(failures),
+            "TERMINATED": terminated_at,
         },
         capture_output=True,
         text=True,
@@ -353,6 +357,19 @@ def test_an_end_takes_the_fallback_with_it(tmp_path: Path) -> None:
         GROUP_TO_ZERO,
         POWER_OFF,
     ]
+
+
+def test_a_group_that_refuses_for_ever_keeps_no_machine_in_the_other(tmp_path: Path) -> None:
+    """It may be gone: deployed again with another `purchase` while a run was at work."""
+    booted = boot(tmp_path, groups="trainers reserve", failing="reserve --desired", failures=2)
+    to_zero = [call for call in booted.calls if "set-desired-capacity" in call]
+    gone = GROUP_TO_ZERO.replace("trainers", "reserve")
+    assert to_zero == [gone, GROUP_TO_ZERO, gone, gone]
+
+
+def test_the_end_survives_the_machine_s_own_shutdown(tmp_path: Path) -> None:
+    booted = boot(tmp_path, groups="trainers reserve", terminated_at="reserve --desired")
+    assert booted.calls[-2:] == [GROUP_TO_ZERO, POWER_OFF]
 
 
 def test_a_refused_end_is_asked_for_again(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from botocore.client import BaseClient
 
 from training import follow, logs, stop
-from training.control import CurrentRun, current_run, start_run
+from training.control import CurrentRun, current_run, give_up_run, start_run
 from training.launch import parse_arguments, run_command
 from training.run_record import Attempt, Request, RunRecord, State
 from training.transfer import list_keys
@@ -81,6 +81,12 @@ class Account:
     def active(self) -> str | None:
         active = current_run(self.s3, "bins")
         return active["run_id"] if active else None
+
+    def end_run(self) -> None:
+        """No run is active any more, as its machine says at its end."""
+        active = current_run(self.s3, "bins")
+        assert active
+        assert give_up_run(self.s3, "bins", active)
 
     def run_ids(self) -> set[str]:
         return {key.split("/")[1] for key in list_keys(self.s3, "bins", "runs/")}

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from botocore.exceptions import ClientError
@@ -86,11 +87,6 @@ def asked_to_stop(s3: "S3Client", bucket: str) -> bool:
     return active is not None and active.get("stop", False)
 
 
-def end_run(s3: "S3Client", bucket: str) -> None:
-    """No run is active any more; for the machine that holds the lease."""
-    s3.delete_object(Bucket=bucket, Key=CURRENT)
-
-
 def is_active(s3: "S3Client", bucket: str, run: CurrentRun) -> bool:
     """Whether `run` is the active one, and by the same launch."""
     return same_launch(current_run(s3, bucket), run)
@@ -129,10 +125,11 @@ def _put_current(s3: "S3Client", bucket: str, run: CurrentRun, *, etag: str | No
 
 
 class Lease:
-    """The right to write one run, held by one machine at a time.
+    """The right to work on one run, held by one machine at a time.
 
     It lasts LEASE_SECONDS from each renewal, so that a machine that vanished blocks its
-    replacement no longer than that.
+    replacement no longer than that. The record guards itself, by the condition that its status
+    is written with; without a lease two machines would train side by side until one writes it.
     """
 
     def __init__(self, s3: "S3Client", bucket: str, *, run_id: str, holder: str) -> None:
@@ -143,10 +140,14 @@ class Lease:
         self._etag = ""
         self._renewed = 0.0
 
-    def acquire(self) -> None:
-        """Take the lease, waiting for as long as another machine renews it."""
-        while not self._take():
+    def acquire(self, give_up: Callable[[], bool] = lambda: False) -> bool:
+        """Take the lease, waiting for as long as another machine renews it; False, without it,
+        once `give_up()`."""
+        while not give_up():
+            if self._take():
+                return True
             time.sleep(1)
+        return False
 
     def renew(self) -> None:
         """Extend the lease if it is due. Raises LeaseLostError when another machine took it."""

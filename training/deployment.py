@@ -1,6 +1,7 @@
 """What is deployed, seen with the launcher's role: the bucket, and the groups that train."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshabl
 
 from costs.prices import Purchase
 from infra.outputs import stack_output
-from training.fallback import FALLBACK, cancel, put_off
+from training.fallback import FALLBACK, book_end, cancel, put_off
 from training.run_record import RunRecord
 
 if TYPE_CHECKING:
@@ -134,14 +135,7 @@ class Deployment:
         is not there.
         """
         for name in self.group_names:
-            booking = f"end-{name}"  # the same for each run: it replaces the last one's
-            self._autoscaling.put_scheduled_update_group_action(
-                AutoScalingGroupName=name,
-                ScheduledActionName=booking,
-                StartTime=deadline,
-                MinSize=0,
-                DesiredCapacity=0,
-            )
+            booking = book_end(self._autoscaling, name, deadline)
             actions = self._autoscaling.describe_scheduled_actions(
                 AutoScalingGroupName=name, ScheduledActionNames=[booking]
             )["ScheduledUpdateGroupActions"]
@@ -181,12 +175,11 @@ class Deployment:
         self._set_desired(self.group_names[0], 1)
 
     def end_machines(self) -> None:
-        """No machine any more, and none that is booked to come."""
-        try:
-            self.cancel_fallback()
-        finally:
-            for name in self.group_names:
-                self._set_desired(name, 0)
+        """No machine any more, and none that is booked to come; one refusal stops no other."""
+        with ExitStack() as steps:  # the last one first
+            for name in reversed(self.group_names):
+                steps.callback(self._set_desired, name, 0)
+            steps.callback(self.cancel_fallback)
 
     def _set_desired(self, name: str, machines: int) -> None:
         self._autoscaling.set_desired_capacity(AutoScalingGroupName=name, DesiredCapacity=machines)

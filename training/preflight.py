@@ -220,17 +220,22 @@ def _quota_code(instance_type: str, purchase: Purchase) -> str:
     raise NotCheckedError(f"look up the quota of {instance_type} in the Service Quotas console")
 
 
+def memory_needed(mode: Mode, members: int, photos: int) -> float:
+    """GiB that a machine without a GPU needs in all."""
+    if mode == "finetune":
+        return FINETUNE_GIB + members * MEMBER_GIB
+    return HEAD_GIB + max(photos - HEAD_PHOTOS, 0) * FEATURES_GIB
+
+
 def _memory(
     types: list[Any], mode: Mode, members: int, photos: list[int] | None
 ) -> tuple[str, None]:
     """Whether training fits each type: the group takes any of them."""
+    needed = memory_needed(mode, members, sum(photos or []))
     if mode == "finetune":
-        needed = FINETUNE_GIB + members * MEMBER_GIB
         types = [each for each in types if "GpuInfo" not in each]  # where its own memory counts
         if not types:
             raise NotCheckedError("how much a GPU's own memory has to be was not measured")
-    else:
-        needed = HEAD_GIB + max(sum(photos or []) - HEAD_PHOTOS, 0) * FEATURES_GIB
     have = {each["InstanceType"]: each["MemoryInfo"]["SizeInMiB"] / 1024 for each in types}
     small = ", ".join(name for name, gib in have.items() if gib < needed)
     if small:

@@ -1,7 +1,9 @@
 """What is looked at before SageMaker is asked for a job, a line on the screen for each check."""
 
+import argparse
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import boto3
 from optuna.distributions import IntDistribution
@@ -10,7 +12,7 @@ from costs.estimate import BOOT_SECONDS, Estimate, estimate_training
 from costs.prices import PriceError, load_prices
 from training.checklist import CheckFailedError, Checklist, NotCheckedError
 from training.deployment import Deployment, LaunchError
-from training.preflight import BRIEF, check_budget, check_dataset, check_weights
+from training.preflight import BRIEF, check_budget, check_dataset, check_weights, memory_needed
 from training.sagemaker_image import training_image
 from training.sagemaker_request import Job
 from training.search_space import SPACES
@@ -44,6 +46,7 @@ def make_job_plan(
     checks.look("quota", lambda: check_quota(deployment.session, job.instance_type, kind, needed))
     if not photos:
         raise LaunchError("not started, see above: data set")
+    checks.look("memory", lambda: _memory(deployment, job, train_arguments, sum(photos)))
     estimate = estimate_job(job, train_arguments, sum(photos), trials=trials, parallel=parallel)
     checks.look("budget", lambda: check_budget(deployment, estimate.dollars, "sagemaker"))
     return JobPlan(estimate=estimate, failed=checks.failed)
@@ -57,8 +60,7 @@ def estimate_job(
     The trials of a search have the middle of the epochs that it tries. On a GPU it is the longest
     that all may take. Raises LaunchError for a machine type without a known price.
     """
-    places = ["--data", "-", "--weights", "-", "--output", "-", "--arch", job.arch]
-    args = parse_arguments([*places, *train_arguments])
+    args = _parsed(job, train_arguments)
     prices = load_prices()
     epochs = _middle_epochs(args.mode) if trials > 1 else args.epochs
     alone = estimate_training(
@@ -82,6 +84,34 @@ def estimate_job(
         trials * seconds / 3600 * job.instances * hour,
         basis,
     )
+
+
+def _parsed(job: Job, train_arguments: list[str]) -> argparse.Namespace:
+    """What training.train makes of them."""
+    places = ["--data", "-", "--weights", "-", "--output", "-", "--arch", job.arch]
+    return parse_arguments([*places, *train_arguments])
+
+
+def _memory(
+    deployment: Deployment, job: Job, train_arguments: list[str], photos: int
+) -> tuple[str, None]:
+    """Whether training fits a machine, which has the memory of EC2's type of that name."""
+    if job.instance_type.startswith(GPU):
+        raise NotCheckedError("how much a GPU's own memory has to be was not measured")
+    ec2: Any = deployment.session.client("ec2", config=BRIEF)
+    name = job.instance_type.removeprefix("ml.")
+    found = ec2.describe_instance_types(Filters=[{"Name": "instance-type", "Values": [name]}])
+    if not found["InstanceTypes"]:
+        raise NotCheckedError(f"EC2 knows no {name}")
+    has = found["InstanceTypes"][0]["MemoryInfo"]["SizeInMiB"] / 1024
+    args = _parsed(job, train_arguments)
+    needed = memory_needed(args.mode, args.members, photos)
+    if has < needed:
+        raise CheckFailedError(
+            f"--mode {args.mode} needs {needed:.3g} GiB, {job.instance_type} has {has:g}: choose a "
+            "larger --instance-type"
+        )
+    return f"{has:g} GiB, {needed:.3g} needed", None
 
 
 def _middle_epochs(mode: str) -> int:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, TypeVar
 import boto3
 from botocore.config import Config
 
-from costs.prices import Purchase, load_prices
+from costs.estimate import run_cost, total
+from costs.prices import PriceError, Purchase, load_prices
 from training.bill import run_bill
 from training.control import (
     CurrentRun,
@@ -30,7 +31,7 @@ from training.control import (
     LeaseLostError,
     asked_to_stop,
     current_run,
-    end_run,
+    give_up_run,
 )
 from training.fallback import FALLBACK_MINUTES, PUT_OFF_SECONDS, put_off
 from training.imds import (
@@ -143,6 +144,7 @@ class SpotAttempt:
         self.alone = Every(PUT_OFF_SECONDS)
         self.autoscaling = boto3.client("autoscaling", config=CALLS)
         self.asked_to_stop = False
+        self.current: CurrentRun
         self.attempts: list[Attempt] = []
 
     def run(self) -> int:
@@ -150,7 +152,9 @@ class SpotAttempt:
 
         Raises LeaseLostError when another machine took over.
         """
-        patiently(self.lease.acquire, self._out_of_time)
+        if not patiently(lambda: self.lease.acquire(self.asked_to_leave), self._out_of_time):
+            log.info("this machine is shut down while another one works on the run")
+            return TRY_AGAIN
         try:
             return self._run()
         except (*AWS_ERRORS, OSError) as error:
@@ -165,6 +169,7 @@ class SpotAttempt:
             log.info("another machine ended the run while this one waited for the lease")
             self._release()
             return TRY_AGAIN
+        self.current = current
         self.attempts = self._patiently(self.record.status)["attempts"]
         self._close_lost_attempts()
         if self._out_of_time():
@@ -173,6 +178,9 @@ class SpotAttempt:
         if current.get("stop"):
             self._end_run("stopped", "stopped as asked, before this machine began")
             return OVER
+        if self.asked_to_leave():  # it would send the other group's machine away, and leave itself
+            self._release()
+            return TRY_AGAIN
         self._stay_alone()
         self._begin()
         self._patiently(self._fetch)
@@ -210,14 +218,13 @@ class SpotAttempt:
 
     def _stay_alone(self) -> None:
         """No machine of the other group is started, or goes on, as long as this one works."""
-        if len(self.stack.group_names) < 2:
+        if len(self.stack.group_names) < 2 or self.asked_to_leave() or self.asked_to_stop:
             return
         spot, on_demand = self.stack.group_names
         with best_effort("another machine may come, and wait for the lease"):
-            if self._purchase == "spot":
-                deadline = datetime.fromisoformat(self.request["deadline"])
-                minutes = self.request.get("fallback_minutes", FALLBACK_MINUTES)
-                put_off(self.autoscaling, on_demand, minutes=minutes, deadline=deadline)
+            deadline = datetime.fromisoformat(self.request["deadline"])
+            minutes = self.request.get("fallback_minutes", FALLBACK_MINUTES)
+            put_off(self.autoscaling, on_demand, minutes=minutes, deadline=deadline)
             other = on_demand if self._purchase == "spot" else spot
             self.autoscaling.set_desired_capacity(AutoScalingGroupName=other, DesiredCapacity=0)
 
@@ -239,10 +246,11 @@ class SpotAttempt:
     def _fetch(self) -> None:
         s3, bucket = self.record.s3, self.stack.bucket
         dataset = f"datasets/{self.request['dataset']}/"
-        if not download_prefix(s3, bucket, dataset, self.dataset):
+        if not download_prefix(s3, bucket, dataset, self.dataset, before_each=self.lease.renew):
             raise FileNotFoundError(f"s3://{bucket}/{dataset} is empty: run data_prep again")
         s3.download_file(bucket, f"weights/{self.weights.name}", str(self.weights))
-        log.info("%d files of earlier attempts", self.checkpoints.restore())
+        restored = self.checkpoints.restore(before_each=self.lease.renew)
+        log.info("%d files of earlier attempts", restored)
 
     def _train(self) -> Ending:
         """Run training.train, keeping the lease and storing progress, until one of them ends."""
@@ -304,9 +312,20 @@ class SpotAttempt:
         return Ending("shut down", "the machine was shut down")
 
     def _dollars_an_hour(self) -> float:
-        """What the machine was expected to cost."""
-        estimate = self.request["estimate"]
-        return float(estimate["dollars"]) / max(float(estimate["seconds"]), 1.0) * 3600
+        """What the machine costs with its disk, or else what was expected."""
+        try:
+            return total(
+                run_cost(
+                    3600,
+                    self.metadata.instance_type,
+                    self._purchase,
+                    self.stack.volume_gib,
+                    load_prices(),
+                )
+            )
+        except PriceError:
+            estimate = self.request["estimate"]
+            return float(estimate["dollars"]) / max(float(estimate["seconds"]), 1.0) * 3600
 
     def _out_of_time(self) -> bool:
         """Whether what is left before the booked end of the group is only enough to say so."""
@@ -378,7 +397,7 @@ class SpotAttempt:
         self.record.set_status(state, message, self.attempts)
         # The run is over, whatever happens from here on.
         with best_effort("the run is still said to be active"):
-            end_run(self.record.s3, self.stack.bucket)
+            give_up_run(self.record.s3, self.stack.bucket, self.current)
         self._release()
         with best_effort("nobody could be told"):
             boto3.client("sns").publish(

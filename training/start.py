@@ -221,11 +221,14 @@ def _given_up_on_failure(
     try:
         yield
     except BaseException:  # Ctrl-C as well
-        # Unless another launch has taken its place, and has closed its record.
-        if give_up_run(deployment.s3, deployment.bucket, run):
-            with suppress(StatusChangedError):  # by a machine that came nevertheless
-                record.set_status("failed", "could not be started", attempts)
-            deployment.cancel_fallback()
+        try:
+            # Unless another launch has taken its place, and has closed its record.
+            if give_up_run(deployment.s3, deployment.bucket, run):
+                with suppress(StatusChangedError):  # by a machine that came nevertheless
+                    record.set_status("failed", "could not be started", attempts)
+        finally:
+            if current_run(deployment.s3, deployment.bucket) is None:
+                deployment.cancel_fallback()
         raise
 
 

@@ -100,13 +100,14 @@ def _judge(
         return Standing(state=state, message=message)
     if active is None or active["run_id"] != run_id:
         return _ended(state)
-    if groups.idle:
+    fallback = None if groups.instance_ids else deployment.fallback_time()
+    if groups.idle and not fallback:
         return _ended(state)
     machine = status["attempts"][-1]["instance_id"] if state == "running" else None
     if not groups.instance_ids:
         said = deployment.last_activity()
         message = "waiting for a machine"
-        if fallback := deployment.fallback_time():
+        if fallback:
             message += f"; one on demand is asked for at {fallback:%H:%M} UTC"
         if said:
             message += f"; the group says: {said}"

@@ -31,7 +31,7 @@ def stop(deployment: Deployment, asked: str | None) -> None:
         standing, _ = find_standing(deployment, asked, active, groups)
         raise LaunchError(f"run {asked} is not active: {standing.state}, {standing.message}")
     if active is None:
-        if groups.idle:
+        if groups.idle and not deployment.fallback_time():
             raise LaunchError("no run is active")
         deployment.end_machines()
         print(f"no run is active; {deployment.named_groups} set to 0")
@@ -41,6 +41,7 @@ def stop(deployment: Deployment, asked: str | None) -> None:
     if not standing.at_work and groups.idle:
         close_lost_run(record)
         give_up_run(deployment.s3, deployment.bucket, active)
+        deployment.cancel_fallback()
         print(f"run {record.run_id} had come to an end: {standing.message}")
         return
     line = StatusLine()
@@ -85,6 +86,7 @@ def _end(
     if is_active(deployment.s3, deployment.bucket, active):
         close_record(record, "stopped", "stopped as asked, without the machine", "stopped")
         give_up_run(deployment.s3, deployment.bucket, active)
+        deployment.cancel_fallback()  # the machine may have put it off once more
     line.close()
     status = record.status()
     print(f"run {record.run_id} {status['state']}: {status['message']}")

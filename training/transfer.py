@@ -2,7 +2,7 @@
 
 import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -22,10 +22,18 @@ def list_keys(s3: "S3Client", bucket: str, prefix: str) -> list[str]:
     return sorted(item["Key"] for page in pages for item in page.get("Contents", []))
 
 
-def download_prefix(s3: "S3Client", bucket: str, prefix: str, folder: Path) -> int:
+def download_prefix(
+    s3: "S3Client",
+    bucket: str,
+    prefix: str,
+    folder: Path,
+    *,
+    before_each: Callable[[], None] = lambda: None,
+) -> int:
     """Copy every object under `prefix` to `folder`; returns how many."""
     keys = list_keys(s3, bucket, prefix)
     for key in keys:
+        before_each()
         _download(s3, bucket, key, folder / key.removeprefix(prefix))
     return len(keys)
 
@@ -56,7 +64,7 @@ class CheckpointStore:
         self._stored: dict[Path, int] = {}
         self._turns: Counter[Path] = Counter()  # snapshots stored so far, by their folder
 
-    def restore(self) -> int:
+    def restore(self, *, before_each: Callable[[], None] = lambda: None) -> int:
         """Fetch what earlier attempts stored, the later attempt's file where two have one name;
         of each folder's snapshots the newest SNAPSHOTS_KEPT, by attempt and name. Returns the
         number of files."""
@@ -75,6 +83,7 @@ class CheckpointStore:
             latest = sorted(found, key=lambda name: (found[name][0], name))[-SNAPSHOTS_KEPT:]
             newest |= {name: found[name][1] for name in latest}
         for name, key in newest.items():
+            before_each()
             file = self._folder / name
             _download(self._s3, self._bucket, key, file)
             self._stored[file] = file.stat().st_mtime_ns
