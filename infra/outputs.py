@@ -30,8 +30,8 @@ def check_region() -> None:
     if ours and ours != cdk:
         source = "AWS_DEFAULT_REGION is" if "AWS_DEFAULT_REGION" in os.environ else "the profile's"
         raise RegionsDifferError(
-            f"AWS_REGION is {cdk} and {source} {ours}: run `export AWS_DEFAULT_REGION=$AWS_REGION`, or "
-            "`unset AWS_REGION`"
+            f"AWS_REGION is {cdk} and {source} {ours}: run "
+            "`export AWS_DEFAULT_REGION=$AWS_REGION`, or `unset AWS_REGION`"
         )
 
 
