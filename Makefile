@@ -1,4 +1,4 @@
-# Node 20 still works; see README.
+# Node 20 still works, though its support has ended.
 export JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION = 20
 # With it, each process would compile every module that it imports.
 unexport PYTHONDONTWRITEBYTECODE
@@ -23,23 +23,24 @@ test-fast: setup ## of the tests, what takes under a minute: to run after each e
 	@$(PYTEST) -n 3 --fast
 
 test: lint ## style, types and every test
-	@$(PYTEST) -n 3 --dist worksteal --ignore tests/test_demo.py
-	@$(PYTEST) tests/test_demo.py
+	@$(PYTEST) -n 3 --dist worksteal --ignore tests/rehearsal/test_demo.py
+	@$(PYTEST) tests/rehearsal/test_demo.py
 
 test-all: lint ## proofs that take long as well
-	@$(PYTEST) -m "slow or not slow" -n 3 --dist worksteal --ignore tests/test_demo.py
-	@$(PYTEST) -m "slow or not slow" tests/test_demo.py
+	@$(PYTEST) -m "slow or not slow" -n 3 --dist worksteal --ignore tests/rehearsal/test_demo.py
+	@$(PYTEST) -m "slow or not slow" tests/rehearsal/test_demo.py
 
 test-image: setup ## build the serving image with buildah, as root, and run it
-	@$(PYTEST) -m slow -rs tests/test_built_image.py
+	@$(PYTEST) -m slow -rs tests/serving/container/test_built_image.py
 
 test-machine: setup ## boot the user data under cloud-init and systemd, as root
-	@$(PYTEST) -m slow -rs tests/test_booted_machine.py
+	@$(PYTEST) -m slow -rs tests/infra/test_booted_machine.py
 
-lint: setup ## ruff and mypy
+lint: setup ## ruff, mypy, and which package imports which
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
+	@.venv/bin/lint-imports --no-cache
 
 LOCK = .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-annotate --custom-compile-command "make lock"

@@ -5,12 +5,12 @@ import sys
 from aws_cdk import App, Tags, Validations
 from cdk_nag import AwsSolutionsChecks, NIST80053R5Checks
 
+from common.names import PART_KEY, PROJECT_KEY
+from common.outputs import RegionsDifferError, check_region
 from infra.budget_stack import BudgetStack
 from infra.config import Config, SettingError
 from infra.data_stack import DataStack
 from infra.endpoint_stack import EndpointStack
-from infra.names import PART_KEY, PROJECT_KEY
-from infra.outputs import RegionsDifferError, check_region
 from infra.train_stack import TrainStack
 
 

@@ -1,0 +1,1 @@
+"""Side-by-side measurements, a folder for each page."""

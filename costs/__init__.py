@@ -1,0 +1,1 @@
+"""What this project costs: prices, estimates, bills and comparisons."""

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from common.command import in_one_line, interruptible
+from common.outputs import NotDeployedError
 from costs.endpoint import CALL_SECONDS
 from costs.estimate import DEFAULT_VOLUME_GIB, FEATURE_RATE, print_estimate
 from costs.prices import PRICES_FILE, load_prices
-from infra.command import in_one_line, interruptible
-from infra.outputs import NotDeployedError
 
 
 @interruptible()

@@ -8,12 +8,12 @@ from typing import Any
 
 import boto3
 
+from common.outputs import chosen_bucket
+from common.run_record import RunRecord
+from common.storage import list_keys
+from common.table import money, table
 from costs.actual import describe_error
 from costs.runs import read
-from costs.table import money, table
-from infra.outputs import chosen_bucket
-from training.run_record import RunRecord
-from training.transfer import list_keys
 
 
 def read_actuals(bucket: str) -> tuple[dict[str, dict[str, Any]], list[str]]:

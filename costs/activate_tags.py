@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from infra.names import COST_ALLOCATION_KEYS
+from common.names import COST_ALLOCATION_KEYS
 
 if TYPE_CHECKING:
     from mypy_boto3_ce import CostExplorerClient

@@ -6,6 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 
+from common.run_record import (
+    ENDED,
+    Attempt,
+    Request,
+    RunRecord,
+    billed_seconds,
+    closed,
+    utc_now,
+)
+from common.storage import list_keys
+from common.table import money, table
+from costs.bill import job_lines, run_bill, training_job_bill
 from costs.cost_explorer import billed
 from costs.estimate import (
     DEFAULT_VOLUME_GIB,
@@ -17,18 +29,6 @@ from costs.estimate import (
 from costs.prices import Price, Prices
 from costs.runs import find_run, read
 from costs.spot_prices import mean_price, spot_history
-from costs.table import money, table
-from training.bill import job_lines, run_bill, training_job_bill
-from training.run_record import (
-    ENDED,
-    Attempt,
-    Request,
-    RunRecord,
-    billed_seconds,
-    closed,
-    utc_now,
-)
-from training.transfer import list_keys
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client

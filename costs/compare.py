@@ -6,12 +6,12 @@ from typing import Any, cast
 
 from botocore.exceptions import ClientError
 
+from common.run_record import Attempt, Purchase, Request, RunRecord, billed_seconds
+from common.table import money, table
 from costs.estimate import HOURS_PER_MONTH, run_cost, total
-from costs.prices import PriceError, Prices, Purchase
+from costs.prices import PriceError, Prices
 from costs.runs import read
-from costs.table import money, table
 from costs.twin import differences, find_twin
-from training.run_record import Attempt, Request, RunRecord, billed_seconds
 
 Places = Mapping[Purchase, str]
 EC2: Places = {"spot": "EC2 spot", "on_demand": "EC2 on demand"}

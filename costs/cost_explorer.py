@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError
 
-from infra.names import PROJECT_KEY, chosen_name
+from common.names import PROJECT_KEY, chosen_name
 
 if TYPE_CHECKING:
     from mypy_boto3_ce import CostExplorerClient

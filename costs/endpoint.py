@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from common.table import decimal, table
 from costs.estimate import HOURS_PER_MONTH
 from costs.prices import Prices
-from costs.table import decimal, table
 
 DAYS_PER_MONTH = HOURS_PER_MONTH / 24
 CALLS_A_DAY = [10.0**power for power in range(7)]  # 1 to 1,000,000

@@ -1,10 +1,10 @@
 """What a training run will take and cost, and the bill of a machine. The standard library only."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-from costs.prices import Price, Prices, Purchase
-from costs.table import money, table
+from common.run_record import Mode, Purchase
+from common.table import money, table
+from costs.prices import Price, Prices
 
 HOURS_PER_MONTH = 730  # AWS's own convention for prices a month
 MINIMUM_SECONDS = 60  # EC2, gp3 and public IPv4 are billed by the second, a minute at least
@@ -18,12 +18,10 @@ VIEWS = 2  # features are computed of each photo and of its mirror image
 # Photos a second through the head in training, on cached features, by the same `make demo`.
 HEAD_RATE = 9_000.0
 # Photos a second with every layer in training, bfloat16, 224 pixels, on two cores of an AMD EPYC:
-# benchmarks/TRAINING.md. EfficientNet-Lite2 follows from Lite0's by the time of an epoch.
+# benchmarks/training/README.md. EfficientNet-Lite2 follows from Lite0's by the time of an epoch.
 FINETUNE_RATE = {"resnet50": 24.0, "efficientnet_lite0": 52.0, "efficientnet_lite2": 37.0}
 DERIVED = ("efficientnet_lite2",)
 DEFAULT_VOLUME_GIB = 30
-
-Mode = Literal["head", "finetune"]
 
 
 @dataclass(frozen=True)
@@ -55,18 +53,18 @@ def estimate_training(
     prices: Prices,
     *,
     mode: Mode = "head",
-    members: int = 1,
+    ensemble_size: int = 1,
     volume_gib: int = DEFAULT_VOLUME_GIB,
     purchase: Purchase = "spot",
 ) -> Estimate:
     """Time and cost of training for `epochs` on `photos` photos, as `mode` of training.train.
 
-    `members` train side by side. Raises ValueError for an architecture that was not measured,
-    PriceError for a machine type without a price.
+    `ensemble_size` networks train side by side. Raises ValueError for an architecture that was not
+    measured, PriceError for a machine type without a price.
     """
     if arch not in FEATURE_RATE:
         raise ValueError(f"no measured rate for {arch!r}; known: {', '.join(FEATURE_RATE)}")
-    work = _work(photos, arch, epochs, mode, members)
+    work = _work(photos, arch, epochs, mode, ensemble_size)
     seconds = BOOT_SECONDS + sum(work.values())
     dollars = total(run_cost(seconds, instance_type, purchase, volume_gib, prices))
     found = "derived from those measured" if arch in DERIVED else "measured"
@@ -79,10 +77,10 @@ def estimate_training(
     return Estimate(seconds, dollars, basis)
 
 
-def _work(photos: int, arch: str, epochs: int, mode: Mode, members: int) -> dict[str, float]:
+def _work(photos: int, arch: str, epochs: int, mode: Mode, ensemble_size: int) -> dict[str, float]:
     """What is done, with a place for its seconds → the seconds."""
-    passes = f"{epochs} epochs" + (f" of {members} members" if members > 1 else "")
-    trained = photos * epochs * members
+    passes = f"{epochs} epochs" + (f" of {ensemble_size} networks" if ensemble_size > 1 else "")
+    trained = photos * epochs * ensemble_size
     if mode == "finetune":
         rate = FINETUNE_RATE[arch]
         what = f"every layer {{:.0f}} s ({passes}, {photos:,} photos at {rate:.0f}/s)"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.table import decimal, money, table
 from costs.prices import Price, PriceError, Prices
 from costs.resources import (
     GIB,
@@ -24,7 +25,6 @@ from costs.resources import (
     Use,
     free_reason,
 )
-from costs.table import decimal, money, table
 
 
 @dataclass(frozen=True)

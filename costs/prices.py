@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Purchase = Literal["spot", "on_demand"]
+from common.run_record import Purchase
 
 PRICES_FILE = Path(__file__).with_name("prices.json")
 

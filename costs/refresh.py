@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import boto3
 from tqdm import tqdm
 
+from common.files import write_atomic
+from common.table import decimal, table
 from costs import price_list
 from costs.price_list import NoPriceError
 from costs.prices import load_prices
 from costs.spot_prices import mean_price, spot_history
-from costs.table import decimal, table
-from data_prep.folder import write_atomic
 
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client

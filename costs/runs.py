@@ -5,9 +5,9 @@ from typing import Any
 import boto3
 from botocore.exceptions import ClientError
 
-from infra.outputs import chosen_bucket
-from training.chosen_model import chosen_model, run_of
-from training.run_record import RunRecord
+from common.chosen_model import chosen_model, run_of
+from common.outputs import chosen_bucket
+from common.run_record import RunRecord
 
 
 def find_run(bucket: str | None, run_id: str | None) -> RunRecord:

@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from common.names import CDK_JSON
 from infra.config import Config
-from infra.names import CDK_JSON
 
 
 def context(overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from common.run_record import RunRecord
+from common.storage import list_keys
 from costs.runs import read
-from training.run_record import RunRecord
-from training.transfer import list_keys
 
 # What makes two runs the same training.
-WORK = ("dataset", "arch", "mode", "members", "epochs", "train_arguments")
+WORK = ("dataset", "arch", "mode", "ensemble_size", "epochs", "train_arguments")
 
 
 def find_twin(record: RunRecord, named: str | None = None) -> RunRecord | None:

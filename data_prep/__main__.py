@@ -8,6 +8,8 @@ from collections.abc import Callable
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 
+from common.command import in_one_line
+from common.outputs import NotDeployedError, chosen_bucket
 from data_prep import arguments as flags
 from data_prep import own_photos, shares, source, split, stats, upload, verify
 from data_prep import pack as packing
@@ -15,8 +17,6 @@ from data_prep.download import download
 from data_prep.folder import DataError, dataset_path, summarize
 from data_prep.objects import exit_at_once
 from data_prep.weights import save_weights
-from infra.command import in_one_line
-from infra.outputs import NotDeployedError, chosen_bucket
 
 DESCRIPTION = """\
 Photos of bins into our bucket, ready to train on.

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.command import hours
 from data_prep.download import REQUESTS
 from data_prep.objects import PUBLIC_BUCKET
 from data_prep.shares import Share
 from data_prep.split import METHODS
 from data_prep.weights import SOURCES
-from infra.command import hours
 
 
 def folder_setting(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from common.files import write_atomic
 from data_prep.folder import (
     REASON_NO_PHOTO,
     REASON_NOT_FETCHED,
@@ -18,7 +19,6 @@ from data_prep.folder import (
     parse_metadata,
     photo_path,
     start_selection,
-    write_atomic,
     write_selection,
 )
 from data_prep.objects import (

@@ -19,6 +19,8 @@ from pathlib import Path
 from sys import intern
 from typing import Any
 
+from common.files import write_atomic
+
 REASON_NOT_IN_BUCKET = "not in the bucket"
 REASON_NOT_FETCHED = "could not be fetched"
 REASON_NO_METADATA = "metadata missing"
@@ -156,11 +158,3 @@ def sha256_of(file: Path) -> str:
     """Of its bytes, in hexadecimal."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file that is either whole or absent, also when the process is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    part.replace(path)

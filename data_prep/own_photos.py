@@ -17,6 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from common.files import write_atomic
 from data_prep.download import REQUESTS, fetch_file
 from data_prep.folder import (
     REASON_NO_PHOTO,
@@ -27,7 +28,6 @@ from data_prep.folder import (
     metadata_path,
     photo_path,
     start_selection,
-    write_atomic,
     write_selection,
 )
 from data_prep.objects import Bucket, Failures, FetchError, each, own_bucket, run

@@ -22,6 +22,7 @@ import PIL
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
+from common.files import write_atomic
 from data_prep.folder import (
     REASON_BROKEN_PHOTO,
     REASON_NO_PHOTO,
@@ -31,14 +32,15 @@ from data_prep.folder import (
     photo_path,
     sha256_of,
     to_json,
-    write_atomic,
 )
 from data_prep.processes import process_pool
 from data_prep.split import SIDES, Photo, Side, Split, check_enough, read_split
-from serving.preprocess import PhotoError, to_pixels
+from serving.container.preprocess import PhotoError, to_pixels
 
 JPEG_QUALITY = 95
-FULL_COLOUR = 0  # Pillow's number for chroma that is not subsampled: benchmarks/SERVING.md says why
+FULL_COLOUR = (
+    0  # Pillow's number for chroma that is not subsampled: benchmarks/serving/README.md says why
+)
 JPEG_BYTES_A_PIXEL = 0.5  # at that quality, about: only what a shard holds depends on it
 TAR_BYTES_A_SAMPLE = 2048  # two headers, the label, and padding
 PHOTOS_A_TASK = 32  # keeps the talk between the processes small beside the decoding

@@ -17,26 +17,25 @@ from typing import TYPE_CHECKING, Any
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
+from common.command import confirmed
+from common.names import PART_KEY, PROJECT_KEY, chosen_name, job_name_prefix
+from common.outputs import stack_output
 from costs.estimate import HOURS_PER_MONTH
 from costs.prices import PriceError, load_prices
 from data_prep.folder import DataError
 from data_prep.pack import JPEG_BYTES_A_PIXEL
-from infra.command import confirmed
-from infra.names import PART_KEY, PROJECT_KEY, chosen_name, job_name_prefix
-from infra.outputs import stack_output
-from training.checklist import Checklist
-from training.follow import StatusLine
-from training.sagemaker_image import training_image
-from training.sagemaker_preflight import check_quota
-from training.start import pack_code
-from training.status import duration
+from infra.training_image import training_image
+from training.launcher.checklist import Checklist
+from training.launcher.code import PREPARATION, pack_code
+from training.launcher.follow import StatusLine
+from training.launcher.status import duration
+from training.sagemaker.preflight import check_quota
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 HERE = Path(__file__).parent
 ENTRY, REQUIREMENTS = HERE / "processing_entry.py", HERE / "requirements.txt"
-PACKAGES = ("data_prep", "infra", "serving")  # that a machine of the job needs
 NAME_LENGTH = 63 - len("-digest-20260101120000-abcd")  # of a job's name, what we may fill
 JOB_FOLDER = "/opt/ml/processing/job"
 PASSED_ON = (  # flags that the job's machines get as they were given here
@@ -96,7 +95,7 @@ def job_files(ids: Sequence[str]) -> dict[str, bytes]:
     return {
         ENTRY.name: ENTRY.read_bytes(),
         REQUIREMENTS.name: REQUIREMENTS.read_bytes(),
-        "code.tar.gz": pack_code(packages=PACKAGES),
+        "code.tar.gz": pack_code(PREPARATION),
         "ids.txt": "".join(f"{photo_id}\n" for photo_id in ids).encode(),
     }
 

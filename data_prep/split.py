@@ -25,6 +25,7 @@ from typing import Literal, get_args
 
 from tqdm import tqdm
 
+from common.files import write_atomic
 from data_prep.folder import (
     REASON_NO_METADATA,
     REASON_OUT_OF_RANGE,
@@ -39,7 +40,6 @@ from data_prep.folder import (
     read_json,
     read_left_out,
     to_json,
-    write_atomic,
 )
 
 Side = Literal["train", "test"]

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data_prep.folder import photo_path, write_atomic
+from common.files import write_atomic
+from data_prep.folder import photo_path
 from data_prep.processes import process_pool
 from data_prep.split import SIDES, Photo, largest_group, read_split, twins
 

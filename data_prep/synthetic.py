@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from common.files import write_atomic
 from data_prep.drawing import KINDS, Box, draw_bin, draw_item, draw_tape
 from data_prep.folder import (
     DataError,
@@ -26,7 +27,6 @@ from data_prep.folder import (
     photo_path,
     start_selection,
     to_json,
-    write_atomic,
     write_selection,
 )
 from data_prep.processes import process_pool

@@ -14,12 +14,12 @@ from typing import Any
 import boto3
 from tqdm import tqdm
 
+from common.outputs import check_region
 from data_prep.folder import dataset_path, read_json
 from data_prep.processes import process_pool
 from data_prep.split import SIDES, Side
 from data_prep.upload import stored
-from infra.outputs import check_region
-from serving.preprocess import PhotoError, to_pixels
+from serving.container.preprocess import PhotoError, to_pixels
 
 
 @dataclass

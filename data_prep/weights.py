@@ -11,7 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.folder import DataError, write_atomic
+from common.files import write_atomic
+from data_prep.folder import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor

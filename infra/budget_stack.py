@@ -9,12 +9,12 @@ from aws_cdk import aws_sns as sns
 from aws_cdk import aws_sns_subscriptions as subscriptions
 from constructs import Construct
 
+from common.names import stack_name
+from common.outputs import NO_BUDGETS
 from infra.acknowledge import acknowledge
 from infra.config import Config
 from infra.cost_dashboard import EC2, SAGEMAKER, CostDashboard
 from infra.monthly_budget import MonthlyBudget
-from infra.names import stack_name
-from infra.outputs import NO_BUDGETS
 
 
 class BudgetStack(Stack):

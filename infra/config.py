@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from infra.names import DEFAULT_NAME, NAME_VARIABLE, fallback_group_name, group_name
+from common.names import DEFAULT_NAME, NAME_VARIABLE, fallback_group_name, group_name
 
 # Context keys of the CDK command line itself; its other keys contain ":" or start with "@".
 CDK_KEYS = {"cli-telemetry", "acknowledged-issue-numbers"}

@@ -5,7 +5,7 @@ from typing import Any
 from aws_cdk import CfnResource
 from constructs import Construct
 
-from infra.names import PART_KEY, PROJECT_KEY
+from common.names import PART_KEY, PROJECT_KEY
 
 # As Cost Explorer and Budgets write them.
 EC2 = ["Amazon Elastic Compute Cloud - Compute"]

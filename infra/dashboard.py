@@ -18,7 +18,7 @@ in us-east-1 alone, and only once "Receive CloudWatch billing alerts" is on unde
 [Billing preferences](https://console.aws.amazon.com/billing/home#/preferences) \
 of the account that pays."""
 
-# Lines of training.train's progress bars, as training.spot passes them on.
+# Lines of training.train's progress bars, as training.machine.attempt passes them on.
 PROGRESS = [
     "filter @message like /train: (features|head)/",
     r"parse @message /features train: +(?<train>\d+)%/",

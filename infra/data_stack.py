@@ -4,10 +4,10 @@ from aws_cdk import CfnOutput, RemovalPolicy, Stack
 from aws_cdk import aws_kms as kms
 from constructs import Construct
 
+from common.names import log_group_name, stack_name
 from infra.config import Config
 from infra.customer_key import CustomerKey
 from infra.data_bucket import DataBucket
-from infra.names import log_group_name, stack_name
 
 
 class DataStack(Stack):

@@ -1,7 +1,5 @@
 """EndpointStack: the newest model behind a SageMaker endpoint."""
 
-from pathlib import Path
-
 from aws_cdk import (
     CfnOutput,
     CfnParameter,
@@ -17,17 +15,18 @@ from aws_cdk import aws_s3 as s3
 from aws_cdk import aws_sns as sns
 from constructs import Construct
 
+from common.files import ROOT
+from common.names import model_parameter, stack_name
+from common.run_record import MODEL
 from infra.acknowledge import acknowledge, acknowledge_objects
 from infra.config import Config
 from infra.endpoint_alarms import rollback_alarms
 from infra.model_endpoint import CAPTURED, ModelEndpoint, captures, endpoint_name
-from infra.names import model_parameter, stack_name
 from infra.statements import allow, on_objects, use_key
 from infra.train_stack import NO_MODEL
-from training.run_record import MODEL
 
 MODELS = f"runs/*/{MODEL}"
-SERVING = Path(__file__).parent.parent / "serving"
+SERVING = ROOT / "serving" / "container"
 
 
 class EndpointStack(Stack):

@@ -10,7 +10,7 @@ from constructs import Construct
 
 from infra.acknowledge import acknowledge, acknowledge_objects
 from infra.statements import allow, list_prefixes, on_objects, use_key
-from training.sagemaker_image import REPOSITORY, image_accounts
+from infra.training_image import REPOSITORY, image_accounts
 
 
 @dataclass(frozen=True, kw_only=True)

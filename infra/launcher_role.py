@@ -10,12 +10,12 @@ from aws_cdk import aws_sns as sns
 from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
+from common.names import job_name_prefix
+from common.run_record import MODEL, RESULTS
 from infra.acknowledge import acknowledge, acknowledge_objects
-from infra.names import job_name_prefix
 from infra.statements import allow, book, cancel_bookings, list_prefixes, on_objects, use_key
-from training.run_record import MODEL, RESULTS
 
-# Keys in the bucket, no more than are used: tests/test_permissions.py tells of one too many.
+# Keys in the bucket, no more than are used: tests/infra/test_permissions.py tells of one too many.
 LISTS = ["checkpoints/*", "control/*", "datasets/*", "runs/*", "runtime/*", "weights/*"]
 RECORD = ("logs/*", "metrics.json", "metrics.jsonl", "request.json", "status.json")
 READS = [
@@ -30,7 +30,7 @@ WRITES = [
     "control/current.json",
     *(f"runs/*/{name}" for name in (*REQUEST, "status.json", "input/sm_drivers/*", *TAKEN_UP)),
 ]
-LONGEST_SECONDS = 7 * 24 * 3600  # of a training job; training.launch_arguments has it in hours
+LONGEST_SECONDS = 7 * 24 * 3600  # of a training job; training.launcher.arguments has it in hours
 
 
 class LauncherRole(Construct):

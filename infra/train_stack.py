@@ -12,21 +12,21 @@ from aws_cdk import aws_sns as sns
 from aws_cdk import aws_ssm as ssm
 from constructs import Construct
 
+from common.names import log_group_name, model_parameter, stack_name
+from common.run_record import RESULTS
 from infra.acknowledge import AWS_KEY, acknowledge, acknowledge_objects
 from infra.budget_action import BudgetAction
 from infra.config import Config
 from infra.dashboard import Dashboard
 from infra.job_role import PREPARATION, TRAINING, JobRole
 from infra.launcher_role import REQUEST, LauncherRole
-from infra.names import log_group_name, model_parameter, stack_name
 from infra.network import TrainingNetwork
 from infra.no_machine_alarm import NoMachineAlarm
 from infra.spot_trainer import SpotTrainer
 from infra.statements import allow, book, cancel_bookings, list_prefixes, on_objects, use_key
-from training.run_record import RESULTS
 
 NO_MODEL = "none: run python -m training.launch first"  # SageMaker quotes it when it refuses
-# Keys in the bucket, no more than are used: tests/test_permissions.py tells of one too many.
+# Keys in the bucket, no more than are used: tests/infra/test_permissions.py tells of one too many.
 MACHINE_LISTS = ["checkpoints/*", "control/*", "datasets/*", "runtime/*"]
 MACHINE_READS = [
     "checkpoints/*",

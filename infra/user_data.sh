@@ -1,7 +1,7 @@
 #!/bin/bash
 # What a training machine does at boot, started once by cloud-init as root.
 # TrainStack puts the exports of BUCKET, GROUP_NAMES, … in front. Everything with logic is
-# in training/spot.py; here is only what has to work before, and when, Python does not.
+# in training/machine/attempt.py; here is only what has to work before, and when, Python does not.
 set -euo pipefail # no -E: the trap below is for this shell alone, not for its $(…)
 # A shutdown sends SIGTERM to cloud-init alone (KillMode=process in its cloud-final.service); in a
 # unit of its own everything here gets it, before the network goes. systemd would end all of the
@@ -23,7 +23,8 @@ export AWS_METADATA_SERVICE_NUM_ATTEMPTS=5 AWS_METADATA_SERVICE_TIMEOUT=5
 # Powering off alone does not stop the spending: a group would start the next machine.
 # When the call is refused, keep asking; the booked action of the launcher ends it otherwise.
 stop_spending() {
-  trap "" TERM # this machine's own group is set to 0 as well, perhaps before the other
+  local terminated=
+  trap 'terminated=yes' TERM # setting its own group to 0 may end this machine before the other is
   echo "boot: nothing more to do here, groups to 0"
   if [ "$1" = broken ]; then # a run that ended in order has told by itself
     log_to_cloudwatch || true
@@ -36,14 +37,16 @@ stop_spending() {
   [ -z "$fallback" ] || aws autoscaling delete-scheduled-action --auto-scaling-group-name "$fallback" \
     --scheduled-action-name fallback || true
   pending="$fallback $first"
-  while [ -n "${pending// /}" ]; do
+  while true; do
     refused=
     for name in $pending; do
       aws autoscaling set-desired-capacity --auto-scaling-group-name "$name" --desired-capacity 0 ||
         refused+="$name "
     done
     pending=$refused
-    [ -z "$pending" ] || sleep 60
+    [ -n "$pending" ] && [ -z "$terminated" ] || break
+    sleep 60 &
+    wait "$!" || kill "$!" || true
   done
   shutdown -h now
   exit
@@ -54,7 +57,7 @@ store_log() {
   aws s3 cp --only-show-errors machine.log "s3://$BUCKET/runs/${run_id:-none}/logs/$instance_id.log" || true
 }
 
-# The end of the log; training.spot, if it came that far, has sent the rest.
+# The end of the log; training.machine.attempt, if it came that far, has sent the rest.
 log_to_cloudwatch() {
   local stream=(--log-group-name "$LOG_GROUP" --log-stream-name "${run_id:-none}/$instance_id")
   aws logs create-log-stream "${stream[@]}" 2> /dev/null || true # it may be there already
@@ -93,14 +96,14 @@ python3.11 -m pip install --quiet --disable-pip-version-check --no-index --no-de
 
 echo "boot: training"
 # Not exported: the wheels would shadow the packages of the machine's own `aws`.
-PYTHONPATH="$work/runtime:$work/code" python3.11 -m training.spot --work "$work" &
+PYTHONPATH="$work/runtime:$work/code" python3.11 -m training.machine.attempt --work "$work" &
 spot=$!
 trap 'kill -TERM "$spot" || true' TERM # which bash would not hear while it waits in the foreground
 while kill -0 "$spot" 2> /dev/null; do wait "$spot" || true; done
 code=0
 wait "$spot" || code=$?
 trap - TERM
-# EX_TEMPFAIL, or SIGTERM before training.spot could listen: another machine goes on with this run.
+# EX_TEMPFAIL, or SIGTERM before training.machine.attempt could listen: another machine goes on with this run.
 if [ "$code" -eq 75 ] || [ "$code" -eq 143 ]; then
   echo "boot: leaving the run to the next machine"
   store_log

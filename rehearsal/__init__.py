@@ -1,1 +1,3 @@
-import serving  # noqa: F401 - switches the telemetry of ONNX Runtime off
+"""AWS on this machine: the demo and the notebook, against the stand-in in `aws/`."""
+
+import serving.container  # noqa: F401 - switches the telemetry of ONNX Runtime off

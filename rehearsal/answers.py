@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from serving.inference import Prediction
-from serving.predictor import ImagePredictor
-from training.data import Dataset
+from common.dataset import Dataset
+from serving.client.predictor import ImagePredictor
+from serving.container.inference import Prediction
 
 SIDE, CAPTION, GAP = 224, 40, 8  # pixels
 

@@ -5,7 +5,8 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.folder import metadata_path, photo_path, write_atomic
+from common.files import write_atomic
+from data_prep.folder import metadata_path, photo_path
 
 DOWNLOADED = 100  # proves the download; all of 6,749 would take moto one to three minutes
 

@@ -19,24 +19,25 @@ from pathlib import Path
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
+from common.command import in_one_line
+from common.dataset import open_dataset
+from common.files import ROOT
+from common.outputs import NotDeployedError, stack_output
+from common.run_record import RunRecord
 from costs.compare import compare_run, past_run
 from costs.prices import load_prices
-from infra.command import in_one_line
-from infra.outputs import NotDeployedError, stack_output
 from rehearsal.answers import Sample, ask_endpoint, draw_samples
+from rehearsal.aws.endpoint import EndpointFailedError, HostedEndpoint
+from rehearsal.aws.group import RehearsedGroups, StillRunningError
+from rehearsal.aws.processes import CommandError, Processes
+from rehearsal.aws.stand_in import StandIn, StandInError
+from rehearsal.aws.wheels import pack_installed
 from rehearsal.bins import lay_out
-from rehearsal.endpoint import EndpointFailedError, HostedEndpoint
-from rehearsal.group import RehearsedGroups, StillRunningError
 from rehearsal.outcome import DemoError, Outcome, check_requests, check_run
 from rehearsal.page import write_page
-from rehearsal.processes import CommandError, Processes
 from rehearsal.screen import Screen
 from rehearsal.speed import MOST_REAL, MOST_SYNTHETIC, Plan, make_plan, measure_speed
-from rehearsal.stand_in import ROOT, StandIn, StandInError
-from rehearsal.wheels import pack_installed
-from training.control import current_run
-from training.data import open_dataset
-from training.run_record import RunRecord
+from training.runs.active_run import current_run
 from training.settings import whole_number
 
 REAL_BINS = ROOT.parent / "shared" / "abid" / "abid-224.tar"

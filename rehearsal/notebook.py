@@ -25,14 +25,15 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
 
+from common.files import ROOT
+from common.outputs import NotDeployedError, stack_output
 from data_prep.synthetic import synthesize
-from infra.outputs import NotDeployedError, stack_output
-from rehearsal.endpoint import HostedEndpoint
-from rehearsal.group import RehearsedGroups
-from rehearsal.ports import free_port
-from rehearsal.processes import CommandError, Processes
-from rehearsal.stand_in import CDK, ROOT, StandIn, StandInError
-from rehearsal.wheels import pack_installed
+from rehearsal.aws.endpoint import HostedEndpoint
+from rehearsal.aws.group import RehearsedGroups
+from rehearsal.aws.ports import free_port
+from rehearsal.aws.processes import CommandError, Processes
+from rehearsal.aws.stand_in import CDK, StandIn, StandInError
+from rehearsal.aws.wheels import pack_installed
 
 NOTEBOOK = ROOT / "notebooks" / "inventory_monitoring.ipynb"
 PHOTOS = 150

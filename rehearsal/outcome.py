@@ -8,11 +8,11 @@ from typing import Any
 
 import boto3
 
+from common.outputs import stack_output
+from common.run_record import RESULTS, RunRecord
+from common.storage import list_keys
 from costs.compare import ComparisonRow
-from infra.outputs import stack_output
-from rehearsal.group import RehearsedGroups
-from training.run_record import RESULTS, RunRecord
-from training.transfer import list_keys
+from rehearsal.aws.group import RehearsedGroups
 
 
 class DemoError(RuntimeError):
@@ -103,7 +103,7 @@ def check_requests(violations: Path) -> str:
     refused = violations.read_text().splitlines()
     if refused:
         raise DemoError(f"AWS would refuse {refused[0]}; all of them: {violations}")
-    return "every request but S3's keeps to the patterns, lengths and ranges of AWS's own models"
+    return "every request keeps to AWS's own models, with patterns and ranges; of S3's, the headers"
 
 
 def _resumed(group: RehearsedGroups) -> str:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import jinja2
 
+from common.run_record import RunRecord
 from costs.compare import ComparisonRow
 from costs.prices import Prices
 from rehearsal.answers import Sample
-from training.run_record import RunRecord
 
 
 def write_page(

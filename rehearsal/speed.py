@@ -8,7 +8,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from serving.cores import available_cores
+from serving.container.cores import available_cores
 
 SLICES, SLICE_SECONDS = 4, 0.4  # the slowest counts: a processor is fast for a moment
 MARGIN = 0.95  # of the goal

@@ -17,8 +17,8 @@ from typing import Any
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
+from common.command import in_one_line, interruptible
 from costs.settings import context
-from infra.command import in_one_line, interruptible
 from infra.config import Config, SettingError
 
 # Named in the request, or ECR may answer with another format than the one that it stores.

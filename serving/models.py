@@ -16,11 +16,11 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 from tqdm import tqdm
 
-from costs.table import table
-from infra.command import in_one_line, interruptible
-from infra.outputs import NotDeployedError, stack_output
-from training.chosen_model import NoModelError, chosen_model
-from training.run_record import MODEL, RunRecord
+from common.chosen_model import NoModelError, chosen_model
+from common.command import in_one_line, interruptible
+from common.outputs import NotDeployedError, stack_output
+from common.run_record import MODEL, RunRecord
+from common.table import table
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -19,10 +19,9 @@ from pathlib import Path
 from botocore.exceptions import BotoCoreError, ClientError
 from tqdm import tqdm
 
-from infra.command import in_one_line, interruptible
-from infra.outputs import NotDeployedError
-from serving.artifact import ModelError
-from serving.counted import (
+from common.command import in_one_line, interruptible
+from common.outputs import NotDeployedError
+from serving.client.counted import (
     Counted,
     FileError,
     Output,
@@ -33,9 +32,10 @@ from serving.counted import (
     with_records,
     without_photo,
 )
-from serving.inference import Prediction
-from serving.places import NoPhotosError, photo_names
-from serving.predictor import STACK, ImagePredictor, NotReadyError
+from serving.client.places import NoPhotosError, photo_names
+from serving.client.predictor import STACK, ImagePredictor, NotReadyError
+from serving.container.artifact import ModelError
+from serving.container.inference import Prediction
 
 FORMATS = {"table": as_table, "csv": as_csv, "json": as_json}
 MISSING = ("404", "NoSuchKey", "NoSuchBucket", "AccessDenied")  # of a photo in S3

@@ -19,16 +19,16 @@ import boto3
 import numpy as np
 from botocore.exceptions import BotoCoreError, ClientError
 
-from infra.command import in_one_line, interruptible
-from infra.outputs import NotDeployedError, stack_output
-from serving.artifact import ModelError, has_vnni, load_model
-from serving.inference import Prediction, count_photo
+from common.chosen_model import NoModelError, chosen_model, run_of
+from common.command import in_one_line, interruptible
+from common.dataset import Photo, read_photos
+from common.outputs import NotDeployedError, stack_output
+from common.run_record import MODEL
+from serving.client.predictor import ImagePredictor, NotReadyError
+from serving.container.artifact import ModelError, has_vnni, load_model
+from serving.container.inference import Prediction, count_photo
+from serving.container.questions import RequestError
 from serving.models import served_model
-from serving.predictor import ImagePredictor, NotReadyError
-from serving.questions import RequestError
-from training.chosen_model import NoModelError, chosen_model, run_of
-from training.data import Photo, read_photos
-from training.run_record import MODEL
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -13,21 +13,22 @@ import pytest
 from botocore.loaders import JSONFileLoader
 from moto import mock_aws
 from moto.server import ThreadedMotoServer
-from synthesized import Template, synthesize
 
 from data_prep.synthetic import synthesize as draw_bins
-from rehearsal.ports import free_port
+from rehearsal.aws.ports import free_port
 from rehearsal.speed import measure_speed
+from tests.support.synthesized import Template, synthesize
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+HERE = Path(__file__).parent
 SUITE_MINUTES = 20  # on the reference machine of rehearsal/speed.py, three tests at a time
 
 read_api = functools.cache(JSONFileLoader().load_file)
 # Files that start processes, train networks, synthesize stacks or ask a server often: most of the
 # time that the tests take. `make test-fast` leaves them out.
-NOT_FAST = set(Path(__file__).with_name("not_fast.txt").read_text().split())
+NOT_FAST = set((HERE / "not_fast.txt").read_text().split())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,7 +37,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """With --fast, not even import what is left out."""
-    return True if config.getoption("--fast") and collection_path.name in NOT_FAST else None
+    inside = collection_path.relative_to(HERE) if HERE in collection_path.parents else None
+    return True if config.getoption("--fast") and str(inside) in NOT_FAST else None
 
 
 # A shell starts what it has in the background with Ctrl-C ignored, and so would every process of
@@ -58,8 +60,8 @@ def pytest_terminal_summary(exitstatus: int, config: pytest.Config) -> None:
             config,
             "Proven: data, training, serving and costs do what their tests say; the stacks pass "
             "cdk-nag, cfn-lint and checkov, and no role may do more than it does; machines and "
-            "jobs that are interrupted, killed or refused end as tests/test_endings.py lists; the "
-            "notebook runs. Only an AWS account can show the rest: README.md.",
+            "jobs that are interrupted, killed or refused end as docs/operate.md lists; the "
+            "notebook runs. Only an AWS account can show the rest: docs/deploy.md.",
         )
 
 

@@ -35,17 +35,20 @@ import torch
 from optuna.trial import Trial, TrialState
 from tqdm import tqdm
 
-from training.calibration import fit_temperature, softmax
-from training.checkpoint import disk_error_line, load_snapshot
-from training.data import Dataset, DatasetError, open_dataset
-from training.device import choose_device
-from training.features import PrecisionError
-from training.loop import Saving, measure_if_due
-from training.memory import keep_freed_memory
-from training.model import WeightsError
-from training.precision import settle_precision
-from training.search_results import plot_trials, trial_table, write_best
-from training.search_space import SPACES, TENTHS, described_spaces, outside, suggest
+from common.dataset import Dataset, DatasetError, open_dataset
+from common.signals import Signals, StoppedError
+from training.evaluate.calibration import fit_temperature, softmax
+from training.learn.checkpoint import disk_error_line, load_snapshot
+from training.learn.device import choose_device
+from training.learn.features import PrecisionError
+from training.learn.loop import Saving, measure_if_due
+from training.learn.memory import keep_freed_memory
+from training.learn.model import WeightsError
+from training.learn.precision import settle_precision
+from training.learn.task import Task, mean_logits, prepare_finetune, prepare_head
+from training.learn.trainer import DivergedError, Trainer
+from training.search.results import plot_trials, trial_table, write_best
+from training.search.space import SPACES, TENTHS, described_spaces, outside, suggest
 from training.settings import (
     INTERRUPTED,
     Settings,
@@ -53,9 +56,6 @@ from training.settings import (
     parse_arguments,
     whole_number,
 )
-from training.signals import Signals, StoppedError
-from training.task import Task, mean_logits, prepare_finetune, prepare_head
-from training.trainer import DivergedError, Trainer
 
 BEST = "best.json"
 # A trial is compared with others at tenths of its epochs: at the same epoch, the learning rate of

@@ -22,24 +22,24 @@ from datetime import UTC, datetime
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from common.command import in_one_line, interruptible
+from common.outputs import NotDeployedError
+from common.run_record import StatusChangedError
 from costs.prices import PriceError
-from infra.command import in_one_line, interruptible
-from infra.outputs import NotDeployedError
-from training.control import RunActiveError
-from training.deployment import Deployment, LaunchError
-from training.follow import follow
-from training.launch_arguments import (
+from training.launcher.arguments import (
     add_fallback_flag,
     add_start_flags,
     add_what,
     parse_start,
 )
-from training.list_runs import list_runs
-from training.logs import print_logs
-from training.run_record import StatusChangedError
-from training.start import resume, start
-from training.status import choose_run, format_run, look
-from training.stop import stop
+from training.launcher.deployment import Deployment, LaunchError
+from training.launcher.follow import follow
+from training.launcher.list_runs import list_runs
+from training.launcher.logs import print_logs
+from training.launcher.start import resume, start
+from training.launcher.status import choose_run, format_run, look
+from training.launcher.stop import stop
+from training.runs.active_run import RunActiveError
 
 PROGRAM = "python -m training.launch"
 LIMIT = "no machine runs after this, whatever happens"

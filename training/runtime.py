@@ -21,8 +21,8 @@ from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 from tqdm import tqdm
 
-from infra.outputs import NotDeployedError, stack_output
-from training.transfer import list_keys
+from common.outputs import NotDeployedError, stack_output
+from common.storage import list_keys
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from serving.cores import available_cores
-from serving.decision import DECISIONS, Decision
-from training.sagemaker_environment import sagemaker_defaults
+from serving.container.cores import available_cores
+from serving.container.decision import DECISIONS, Decision
 
 INTERRUPTED = 75  # exit code of training.train, EX_TEMPFAIL: the same command goes on
 SNAPSHOTS_KEPT = 2  # an older one is there if the newest turns out damaged
@@ -70,23 +69,22 @@ class Settings:
     weight_decay: float
     hidden: int
     dropout: float
-    label_spread: float
-    mixup: float
-    average: float
-    members: int
+    label_sigma: float
+    ema_decay: float
+    ensemble_size: int
     batch_norm: str
     precision: str
     backbone_precision: Literal["float32", "bfloat16", "int8"]
     mirror: str
     decision: Decision
     validation_fraction: float
-    measure_steps: int
+    eval_every: int
     train_on: str
     seed: int
 
 
 # What a flag that is not given stands for, by mode. That of head was chosen by cross-validation on
-# the training side; that of finetune on validation, see benchmarks/ACCURACY.md.
+# the training side; that of finetune on validation, see benchmarks/accuracy/README.md.
 RECIPES: dict[str, dict[str, int | float | str]] = {
     "head": {
         "epochs": 20,
@@ -96,9 +94,8 @@ RECIPES: dict[str, dict[str, int | float | str]] = {
         "weight_decay": 0.3,
         "hidden": 512,
         "dropout": 0.7,
-        "label_spread": 0.0,
-        "mixup": 0.0,
-        "average": 0.0,
+        "label_sigma": 0.0,
+        "ema_decay": 0.0,
     },
     "finetune": {
         "epochs": 5,
@@ -108,9 +105,8 @@ RECIPES: dict[str, dict[str, int | float | str]] = {
         "weight_decay": 0.05,
         "hidden": 0,
         "dropout": 0.3,
-        "label_spread": 0.5,
-        "mixup": 0.0,
-        "average": 0.998,
+        "label_sigma": 0.5,
+        "ema_decay": 0.998,
     },
 }
 
@@ -153,14 +149,12 @@ def parse_arguments(
 ) -> argparse.Namespace:
     """The flags of training.train; `prog` is who speaks when one is wrong.
 
-    What is not given comes from --settings, from SageMaker's environment, or from the recipe of
-    the mode, the first that has it.
+    What is not given comes from --settings or from the recipe of the mode, the first that has it.
     """
     parser = _make_parser(prog, description)
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        # Of a flag that is there twice, the last one counts.
-        flags = [*as_flags(sagemaker_defaults(os.environ)), *expand_settings(given)]
+        flags = expand_settings(given)
     except ValueError as error:
         parser.error(str(error))
     args = parser.parse_args(flags)
@@ -236,7 +230,7 @@ def _add_places(group: "argparse._ArgumentGroup") -> None:
         type=Path,
         required=True,
         help="pretrained backbone (data_prep weights), or weights.pth of an earlier run, whose "
-        "head and members are taken over as well where they are like this run's",
+        "head and ensemble are taken over as well where they are like this run's",
     )
     flag("--output", type=Path, required=True, help="metrics, pictures and report go here")
     flag("--model-dir", type=Path, help="what is served goes here (default: OUTPUT/model)")
@@ -293,11 +287,10 @@ def _add_recipe(group: "argparse._ArgumentGroup") -> None:
     by_mode("--weight-decay", from_zero, "of AdamW")
     by_mode("--hidden", whole_number_or_zero, "units of the head's hidden layer, 0 for none")
     by_mode("--dropout", share, "in the head")
-    by_mode("--label-spread", from_zero, "standard deviation of a target around its count, items")
-    by_mode("--mixup", from_zero, "MixUp's alpha, 0 for none")
-    by_mode("--average", share, "decay of the averaged weights in a step, 0 for none")
+    by_mode("--label-sigma", from_zero, "standard deviation of a target around its count, items")
+    by_mode("--ema-decay", share, "of the exponential moving average of the weights, 0 for none")
     flag(
-        "--members",
+        "--ensemble-size",
         type=whole_number,
         default=1,
         help="networks, or heads, that train side by side and count together; each takes as long "
@@ -345,7 +338,7 @@ def _add_recipe(group: "argparse._ArgumentGroup") -> None:
         help="share of the training products held out while training (default: %(default)s)",
     )
     flag(
-        "--measure-steps",
+        "--eval-every",
         type=whole_number,
         default=1000,
         help="measure on validation every so many steps of an epoch as well as after it "

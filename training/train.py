@@ -21,31 +21,31 @@ from typing import Any
 import numpy as np
 import torch
 
-from serving.decision import decide
-from training.calibration import fit_temperature, softmax
-from training.checkpoint import (
+from common.dataset import Dataset, DatasetError, open_dataset
+from common.signals import Signals, StoppedError
+from serving.container.decision import decide
+from training.evaluate.calibration import fit_temperature, softmax
+from training.evaluate.inventory_check import check_inventory
+from training.evaluate.metrics import evaluate, worst_mistakes
+from training.evaluate.report import Mistake, plot_loss, write_report
+from training.export.model_folder import ExportError, export_model
+from training.learn.checkpoint import (
     disk_error_line,
     load_snapshot,
     snapshots_folder,
     write_tensors,
 )
-from training.data import Dataset, DatasetError, open_dataset
-from training.device import choose_device
-from training.export import ExportError, export_model
-from training.features import PrecisionError, features_key
-from training.inventory_check import check_inventory
-from training.loop import Saving
-from training.loop import train as train_steps
-from training.memory import give_freed_memory_back, keep_freed_memory
-from training.metrics import evaluate, worst_mistakes
-from training.model import Counter, WeightsError
-from training.precision import settle_precision
-from training.report import Mistake, plot_loss, write_report
+from training.learn.device import choose_device
+from training.learn.distributed import World, join
+from training.learn.features import PrecisionError, features_key
+from training.learn.loop import Saving
+from training.learn.loop import train as train_steps
+from training.learn.memory import give_freed_memory_back, keep_freed_memory
+from training.learn.model import Counter, WeightsError
+from training.learn.precision import settle_precision
+from training.learn.task import Measured, Task, mean_logits, prepare_finetune, prepare_head
+from training.learn.trainer import DivergedError, Trainer
 from training.settings import INTERRUPTED, Settings, parse_arguments
-from training.signals import Signals, StoppedError
-from training.task import Measured, Task, mean_logits, prepare_finetune, prepare_head
-from training.trainer import DivergedError, Trainer
-from training.world import World, join
 
 MISTAKES = 24  # shown in the report
 STARTED = time.monotonic()  # what the machine cost before, its boot, is in no line of ours
@@ -68,7 +68,7 @@ def train(args: argparse.Namespace) -> None:
     precision = ""
     if world.first:
         precision = settle_precision(settings.precision, settings.mode, device, checkpoints)
-    settings = replace(settings, precision=world.of_first(precision))
+    settings = replace(settings, precision=world.broadcast(precision))
     prepare = prepare_head if settings.mode == "head" else prepare_finetune
     task = prepare(dataset, settings, args, checkpoints, device, signals, world)
 
@@ -85,7 +85,7 @@ def train(args: argparse.Namespace) -> None:
     )
     snapshots = snapshots_folder(checkpoints, asdict(settings), inputs=inputs, processes=world.size)
     last = load_snapshot(snapshots, asdict(settings)) if world.first else None
-    if snapshot := world.of_first(last):
+    if snapshot := world.broadcast(last):
         trainer.restore(snapshot)
         _say(world, f"going on after epoch {trainer.epoch}, step {trainer.step}")
     args.output.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,1 @@
+"""How long `make setup`, `make demo` and `make test` take."""

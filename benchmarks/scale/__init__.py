@@ -1,0 +1,1 @@
+"""Preparing data at the size of the public bucket."""

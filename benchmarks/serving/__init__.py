@@ -1,0 +1,1 @@
+"""Our server beside those that people deploy."""

@@ -1,0 +1,1 @@
+"""The stand-in for AWS: moto's server, and what moto lacks."""

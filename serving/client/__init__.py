@@ -1,0 +1,1 @@
+"""Asks an endpoint or a local model, and keeps what it counted."""

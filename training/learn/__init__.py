@@ -1,0 +1,1 @@
+"""From photos to trained weights. Knows no AWS."""

@@ -1,0 +1,40 @@
+"""The new head alone, on features that the backbone computed once."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.learn.batch import Batch
+from training.learn.distributed import ALONE, World, share
+
+
+class FeatureBatches:
+    """Batches of cached features, of each photo a random view; a trainer.Source."""
+
+    def __init__(
+        self,
+        views: Tensor,
+        targets: Tensor,
+        *,
+        batch_size: int,
+        seed: int,
+        world: World = ALONE,
+    ) -> None:
+        """`views` is float16 [photos, views, features], `targets` float32 [photos, classes].
+
+        `batch_size` photos for each process."""
+        self._views, self._targets = views, targets
+        self._batch_size, self._seed, self._world = batch_size * world.size, seed, world
+        self.steps = -(-len(targets) // self._batch_size)
+
+    def batches(self, epoch: int, first: int) -> Iterator[Batch]:
+        """The batches of an epoch, from number `first` on."""
+        generator = np.random.default_rng([self._seed, epoch])
+        photos, views = self._views.shape[:2]
+        order = torch.from_numpy(generator.permutation(photos))
+        view = torch.from_numpy(generator.integers(views, size=photos))
+        for rows in order.split(self._batch_size)[first:]:
+            mine = share(rows, self._world)
+            yield Batch(self._views[mine, view[mine]].float(), self._targets[mine], len(rows))

@@ -1,0 +1,135 @@
+"""Photos → batches of pixels: decoded ahead by threads, augmented, in an order of their own."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.dataset import PhotoIndex
+from serving.container.preprocess import to_pixels
+from training.learn.augment import augment, draw
+from training.learn.batch import Batch
+from training.learn.distributed import ALONE, World, share
+
+AHEAD = 4  # batches being decoded while the network works on one
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, ahead: int
+) -> Iterator[Result]:
+    """`function` of each item, in order, at most `ahead` of them worked on before they are asked
+    for: the built-in Executor.map takes all items at once, and the memory for them."""
+    remaining = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        futures: deque[Future[Result]] = deque(
+            pool.submit(function, item) for item in islice(remaining, ahead)
+        )
+        try:
+            while futures:
+                result = futures.popleft().result()
+                futures.extend(pool.submit(function, item) for item in islice(remaining, 1))
+                yield result
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+class PhotoBatches:
+    """Augmented photos to train every layer on; a trainer.Source.
+
+    A batch has pixels, float32 [N, size, size, 3], on `device`.
+    """
+
+    def __init__(
+        self,
+        photos: PhotoIndex,
+        targets: Tensor,
+        *,
+        packed: int,
+        size: int,
+        batch_size: int,
+        seed: int,
+        threads: int,
+        device: torch.device,
+        world: World = ALONE,
+    ) -> None:
+        """`targets` is float32 [photos, classes]; photos are decoded at `packed` pixels a side.
+
+        `batch_size` photos for each process.
+        """
+        self._photos, self._targets, self._world = photos, targets, world
+        self._batch_size, self._seed = batch_size * world.size, seed
+        self._packed, self._size = packed, size
+        self._threads, self._device = threads, device
+        # A short last batch would upset BatchNorm; the photos left over differ with each epoch.
+        self.steps = len(photos) // self._batch_size
+
+    def batches(self, epoch: int, first: int) -> Iterator[Batch]:
+        """The batches of an epoch, from number `first` on."""
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._photos))
+        batches = torch.from_numpy(order[: self.steps * self._batch_size]).split(self._batch_size)
+        rows = [share(batch, self._world).numpy() for batch in batches[first:]]
+        decoded = map_ahead(self._decode, rows, threads=self._threads, ahead=AHEAD)
+        for chosen, pixels in zip(rows, decoded, strict=True):
+            drawn = draw([self._photos.ids[row] for row in chosen], seed=self._seed, epoch=epoch)
+            inputs = augment(self._to_device(pixels), self._to_device(drawn), self._size)
+            targets = self._to_device(self._targets[torch.from_numpy(chosen)])
+            yield Batch(inputs, targets, self._batch_size)
+
+    def _decode(self, rows: NDArray[np.int64]) -> Tensor:
+        return decode(self._photos, rows.tolist(), self._packed, pinned=_on_gpu(self._device))
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, non_blocking=True)
+
+
+class StillPhotos:
+    """Photos as they are, or all mirrored, in batches, as often as asked: to measure on.
+
+    Iterating gives pixels, uint8 [N, size, size, 3], on `device`.
+    """
+
+    def __init__(
+        self,
+        photos: PhotoIndex,
+        *,
+        size: int,
+        batch_size: int,
+        threads: int,
+        device: torch.device,
+        mirrored: bool = False,
+    ) -> None:
+        self._photos, self._size, self._batch_size = photos, size, batch_size
+        self._threads, self._device, self._mirrored = threads, device, mirrored
+
+    def __iter__(self) -> Iterator[Tensor]:
+        total = len(self._photos)
+        rows = [
+            range(start, min(start + self._batch_size, total))
+            for start in range(0, total, self._batch_size)
+        ]
+        for decoded in map_ahead(self._decode, rows, threads=self._threads, ahead=AHEAD):
+            pixels = decoded.to(self._device, non_blocking=True)
+            yield pixels.flip(2) if self._mirrored else pixels
+
+    def _decode(self, rows: range) -> Tensor:
+        return decode(self._photos, rows, self._size, pinned=_on_gpu(self._device))
+
+
+def decode(photos: PhotoIndex, rows: Iterable[int], size: int, *, pinned: bool) -> Tensor:
+    """The photos at `rows` as they are served, uint8 [N, size, size, 3]."""
+    pixels = torch.from_numpy(np.stack([to_pixels(photos.jpeg(row), size) for row in rows]))
+    return pixels.pin_memory() if pinned else pixels
+
+
+def _on_gpu(device: torch.device) -> bool:
+    return device.type == "cuda"

@@ -1,0 +1,1 @@
+"""On the training machine: one attempt at the active run. Loads no PyTorch."""

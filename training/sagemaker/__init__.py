@@ -1,0 +1,1 @@
+"""The same training as jobs of SageMaker."""

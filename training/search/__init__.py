@@ -1,0 +1,1 @@
+"""What a search tries, and what it has found."""
