@@ -73,10 +73,20 @@ def test_cfn_lint_finds_nothing_with(names: tuple[str, ...], tmp_path: Path) -> 
     settings = {name: OTHERWISE[name] for name in names}
     for name in names:
         settings |= NEEDS.get(name, {}) | {name: OTHERWISE[name]}
-    synthesize(tmp_path, **settings)
-    findings = [
+    assert findings(settings, tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "value"), [("purchase", "spot"), ("endpoint_traffic", "canary")])
+def test_nor_with_a_third_choice(name: str, value: str, tmp_path: Path) -> None:
+    assert findings(NEEDS.get(name, {}) | {name: value}, tmp_path) == []
+
+
+def findings(settings: dict[str, Any], folder: Path) -> list[Any]:
+    """What cfn-lint says of the templates with `settings`, made in `folder`."""
+    synthesize(folder, **settings)
+    return [
         finding
-        for path in tmp_path.glob("*.template.json")
+        for path in folder.glob("*.template.json")
         for finding in lint_file(path, ManualArgs(regions=REGIONS))
     ]
-    assert findings == []
