@@ -24,7 +24,9 @@ export AWS_METADATA_SERVICE_NUM_ATTEMPTS=5 AWS_METADATA_SERVICE_TIMEOUT=5
 # When the call is refused, keep asking; the booked action of the launcher ends it otherwise.
 stop_spending() {
   local terminated=
-  trap 'terminated=yes' TERM # setting its own group to 0 may end this machine before the other is
+  # Setting its own group to 0 may end this machine before the other group is: SIGTERM, to all here.
+  trap 'terminated=yes' TERM
+  aws() { (trap "" TERM && exec aws "$@"); }
   echo "boot: nothing more to do here, groups to 0"
   if [ "$1" = broken ]; then # a run that ended in order has told by itself
     log_to_cloudwatch || true

@@ -9,6 +9,7 @@ import pytest
 from common.files import ROOT
 
 DOCUMENTS = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*/README.md")]
+ALL = [*DOCUMENTS, *ROOT.glob("notebooks/*.ipynb")]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 COMMAND = re.compile(r"python -m ([\w.]+)")
@@ -21,7 +22,7 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in words}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
+@pytest.mark.parametrize("document", ALL, ids=lambda file: str(file.relative_to(ROOT)))
 def test_links_lead_somewhere(document: Path) -> None:
     assert document.read_text().strip()
     for link in LINK.findall(document.read_text()):
@@ -33,7 +34,7 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
+@pytest.mark.parametrize("document", ALL, ids=lambda file: str(file.relative_to(ROOT)))
 def test_commands_are_there(document: Path) -> None:
     for module in set(COMMAND.findall(document.read_text())) - OF_COMMITS:
         found = find_spec(module)

@@ -35,7 +35,7 @@ VARIANTS = {"8 bits a weight": False, "7 bits a weight": True}
 
 
 def judge_int8(model: Path, data: Path) -> dict[str, dict[str, Any]]:
-    """Variant → what export_int8.compare() says of it. Raises OSError, DatasetError,
+    """Variant → what training.export.int8.compare says of it. Raises OSError, DatasetError,
     BenchmarkError."""
     if not has_vnni():
         raise BenchmarkError("int8 is exact on CPUs with VNNI alone: use another machine")

@@ -134,7 +134,7 @@ def torchserve(models: Models, folder: Path, name: str, **environment: str) -> S
 
 
 def plain(models: Models, name: str, framework: str, packages: Sequence[str]) -> Server:
-    """One of serving_rivals."""
+    """One of benchmarks.serving.rivals."""
     port = free_port()
     return Server(
         name=name,

@@ -39,7 +39,7 @@ echo "${call%% *}" >> "$S3/${UNIT:+in-}unit-calls"
 if [ -n "$FAILING" ] && [[ "$call" == *"$FAILING"* ]]; then
   [ "$(grep -cF -- "$FAILING" "$CALLS")" -le "$FAILURES" ] && exit 1
 fi
-[ -z "$TERMINATED" ] || [[ "$call" != *"$TERMINATED"* ]] || kill -TERM "$PPID"
+[ -z "$TERMINATED" ] || [[ "$call" != *"$TERMINATED"* ]] || kill -TERM "$PPID" "$$"
 case "$call" in
   "systemd-run "*) while [ "${1#--}" != "$1" ]; do shift; done
     UNIT=1 "$@" > "$S3/unit" 2>&1; cat "$S3/unit"; exit 0 ;;
@@ -50,6 +50,7 @@ case "$call" in
   "aws s3 cp"*"/control/current.json "*) cp "$S3/current.json" current.json ;;
   "aws s3 cp"*"/code.tar.gz "*) cp "$S3/code.tar.gz" code.tar.gz ;;
 esac
+echo "$call" >> "$S3/done"
 """
 
 
@@ -369,8 +370,10 @@ def test_a_group_that_refuses_for_ever_keeps_no_machine_in_the_other(tmp_path: P
 
 
 def test_the_end_survives_the_machine_s_own_shutdown(tmp_path: Path) -> None:
-    booted = boot(tmp_path, groups="trainers reserve", terminated_at="reserve --desired")
+    booted = boot(tmp_path, groups="trainers reserve", terminated_at="--desired-capacity 0")
     assert booted.calls[-2:] == [GROUP_TO_ZERO, POWER_OFF]
+    done = (tmp_path / "s3" / "done").read_text().splitlines()
+    assert {GROUP_TO_ZERO, GROUP_TO_ZERO.replace("trainers", "reserve")} <= set(done)
 
 
 def test_a_refused_end_is_asked_for_again(tmp_path: Path) -> None:

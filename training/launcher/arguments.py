@@ -53,7 +53,7 @@ def add_fallback_flag(parser: argparse.ArgumentParser) -> None:
         "--fallback-minutes",
         type=between(5, 7 * 24 * 60),  # a machine boots in two or three
         default=FALLBACK_MINUTES,
-        help="with purchase=spot_first: without a spot machine at work for so long, one is started "
+        help="with purchase=spot_first: without a machine at work for so long, one is started "
         "on demand (default: %(default)s)",
     )
 

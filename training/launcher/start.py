@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
+from botocore.exceptions import BotoCoreError, ClientError
+
 from common.command import confirmed
 from common.run_record import (
     Attempt,
@@ -98,6 +100,7 @@ def resume(deployment: Deployment, args: argparse.Namespace) -> str:
     if record.key("code.tar.gz") not in list_keys(record.s3, record.bucket, record.key("code")):
         raise LaunchError(f"{record.uri('code.tar.gz')} is missing: start a new run")
     request = record.request()
+    check_version(request)
     if request.get("service") == "sagemaker":
         raise LaunchError(f"run {args.run} is on SageMaker: `python -m training.sagemaker resume`")
     print(f"run {args.run}, {standing.state} after {len(status['attempts'])} attempts")
@@ -130,6 +133,15 @@ def resume(deployment: Deployment, args: argparse.Namespace) -> str:
         _start_machine(deployment, run, request)
     print(f"resumed; its record: {record.uri('')}")
     return run["run_id"]
+
+
+def check_version(request: Request) -> None:
+    """Raises LaunchError for the request of an older version of this code, which asked for less."""
+    if Request.__required_keys__ - request.keys():
+        raise LaunchError(
+            f"run {request['run_id']} is of an older version of this code, which no machine of "
+            "the stacks runs any more: start a new one"
+        )
 
 
 def _launch_of(run_id: str, plan: Plan) -> CurrentRun:
@@ -224,8 +236,9 @@ def _given_up_on_failure(
                 with suppress(StatusChangedError):  # by a machine that came nevertheless
                     record.set_status("failed", "could not be started", attempts)
         finally:
-            if current_run(deployment.s3, deployment.bucket) is None:
-                deployment.cancel_fallback()
+            with suppress(BotoCoreError, ClientError):  # the first error is the one to be told
+                if current_run(deployment.s3, deployment.bucket) is None:
+                    deployment.cancel_fallback()
         raise
 
 

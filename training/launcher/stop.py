@@ -40,8 +40,8 @@ def stop(deployment: Deployment, asked: str | None) -> None:
     standing, _ = find_standing(deployment, record.run_id, active, groups)
     if not standing.at_work and groups.idle:
         close_lost_run(record)
-        give_up_run(deployment.s3, deployment.bucket, active)
-        deployment.cancel_fallback()
+        if give_up_run(deployment.s3, deployment.bucket, active):
+            deployment.cancel_fallback()
         print(f"run {record.run_id} had come to an end: {standing.message}")
         return
     line = StatusLine()
@@ -85,8 +85,8 @@ def _end(
     # Otherwise the machine has ended the run, and another launch may have resumed it already.
     if is_active(deployment.s3, deployment.bucket, active):
         close_record(record, "stopped", "stopped as asked, without the machine", "stopped")
-        give_up_run(deployment.s3, deployment.bucket, active)
-        deployment.cancel_fallback()  # the machine may have put it off once more
+        if give_up_run(deployment.s3, deployment.bucket, active):
+            deployment.cancel_fallback()  # the machine may have put it off once more
     line.close()
     status = record.status()
     print(f"run {record.run_id} {status['state']}: {status['message']}")

@@ -35,6 +35,7 @@ from costs.prices import load_prices
 from training.launcher.code import ON_SAGEMAKER, pack_code
 from training.launcher.deployment import Deployment, LaunchError
 from training.launcher.follow import POLL_SECONDS, StatusLine
+from training.launcher.start import check_version
 from training.launcher.status import duration
 from training.learn.metric_line import describe_metrics
 from training.sagemaker.preflight import JobPlan
@@ -82,7 +83,9 @@ def resumable(deployment: Deployment, run_id: str) -> Request:
     state = record.status()["state"]
     if state not in {"failed", "stopped"}:
         raise LaunchError(f"run {run_id} is {state}: only one that failed or was stopped goes on")
-    return record.request()
+    request = record.request()
+    check_version(request)
+    return request
 
 
 def start_job(deployment: Deployment, job: Job, args: Namespace, plan: JobPlan) -> None:

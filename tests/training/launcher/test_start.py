@@ -240,6 +240,15 @@ def test_a_run_that_has_succeeded_is_not_resumed(account: Account) -> None:
     assert account.nothing_started()
 
 
+def test_a_run_of_an_older_version_is_not_resumed(account: Account) -> None:
+    record = account.add_run("stopped")
+    request = {name: value for name, value in record.request().items() if name != "ensemble_size"}
+    record.write("request.json", request)
+    with pytest.raises(LaunchError, match=f"run {ENDED} is of an older version of this code"):
+        run("resume", ENDED, "--yes")
+    assert account.nothing_started()
+
+
 def test_a_run_at_work_is_not_resumed(account: Account) -> None:
     account.at_work()
     with pytest.raises(LaunchError, match=f"run {ENDED} is running: is running"):

@@ -1,5 +1,6 @@
 """What the launcher does for the case that no spot machine comes."""
 
+import json
 import re
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
@@ -182,6 +183,27 @@ def test_a_stop_leaves_no_machine_and_none_to_come(account: Account, clock: Any)
     run("stop")
     assert (account.desired_of(GROUP), account.desired_of(ON_DEMAND)) == (0, 0)
     assert "fallback" not in booked(account)
+
+
+def test_a_stop_leaves_the_fallback_to_a_launch_that_takes_the_place_meanwhile(
+    account: Account,
+) -> None:
+    account.add_run("running", training_account.attempt(), active=True)  # it has ended unsaid
+
+    def launch(operation: str) -> None:
+        if operation == "DeleteObject":
+            account.before = lambda _: None
+            account.put("control/current.json", json.dumps(EARLIER | {"launch": "another"}))
+            account.autoscaling.put_scheduled_update_group_action(
+                AutoScalingGroupName=ON_DEMAND,
+                ScheduledActionName="fallback",
+                StartTime=datetime.now(UTC) + timedelta(minutes=20),
+                DesiredCapacity=1,
+            )
+
+    account.before = launch
+    run("stop")
+    assert "fallback" in booked(account)
 
 
 @pytest.mark.parametrize("code", ["ValidationError", "AccessDenied"])

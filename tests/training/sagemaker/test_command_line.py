@@ -438,6 +438,16 @@ def test_every_other_end_is_told_and_serves_no_model(
     assert parameter == "none: no model"
 
 
+def test_a_run_of_an_older_version_is_not_resumed(account: Account) -> None:
+    train()
+    record = account.record()
+    request = {name: value for name, value in record.request().items() if name != "ensemble_size"}
+    record.write("request.json", request)
+    record.set_status("stopped", "", record.status()["attempts"])
+    with pytest.raises(LaunchError, match="is of an older version of this code"):
+        run("resume", record.run_id, "--yes")
+
+
 def test_a_run_that_ran_out_of_time_goes_on_with_the_same_work_from_its_checkpoints(
     account: Account,
 ) -> None:
