@@ -163,6 +163,7 @@ def test_a_machine_that_is_shut_down_while_it_waits_changes_nothing(site: Site) 
     assert site.work("succeeds", instance_life_cycle="on-demand") == 75
     assert site.desired() == {"trainers": 1, "reserve": 0}
     assert (site.outcomes(), site.fallback()) == ([], None)
+    assert "lease.json" not in site.keys("control/"), "it waits for nothing any more"
 
 
 def test_a_machine_that_is_told_to_go_as_it_takes_the_lease_gives_it_back(site: Site) -> None:
