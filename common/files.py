@@ -1,4 +1,4 @@
-"""Files that are whole or absent, also when the process is killed while it writes."""
+"""The checkout's folder, and files that are whole or absent, also when the writer is killed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -38,9 +38,7 @@ from data_prep.split import SIDES, Photo, Side, Split, check_enough, read_split
 from serving.container.preprocess import PhotoError, to_pixels
 
 JPEG_QUALITY = 95
-FULL_COLOUR = (
-    0  # Pillow's number for chroma that is not subsampled: benchmarks/serving/README.md says why
-)
+FULL_COLOUR = 0  # no chroma subsampling, by Pillow's number; why: benchmarks/serving/README.md
 JPEG_BYTES_A_PIXEL = 0.5  # at that quality, about: only what a shard holds depends on it
 TAR_BYTES_A_SAMPLE = 2048  # two headers, the label, and padding
 PHOTOS_A_TASK = 32  # keeps the talk between the processes small beside the decoding

@@ -24,7 +24,8 @@ export AWS_METADATA_SERVICE_NUM_ATTEMPTS=5 AWS_METADATA_SERVICE_TIMEOUT=5
 # When the call is refused, keep asking; the booked action of the launcher ends it otherwise.
 stop_spending() {
   local terminated=
-  # Setting its own group to 0 may end this machine before the other group is: SIGTERM, to all here.
+  # Setting its own group to 0 ends this machine, perhaps before the other group is: a shutdown sends
+  # SIGTERM to everything here.
   trap 'terminated=yes' TERM
   aws() { (trap "" TERM && exec aws "$@"); }
   echo "boot: nothing more to do here, groups to 0"
@@ -105,7 +106,7 @@ while kill -0 "$spot" 2> /dev/null; do wait "$spot" || true; done
 code=0
 wait "$spot" || code=$?
 trap - TERM
-# EX_TEMPFAIL, or SIGTERM before training.machine.attempt could listen: another machine goes on with this run.
+# EX_TEMPFAIL, or SIGTERM before training.machine.attempt could listen: another machine continues.
 if [ "$code" -eq 75 ] || [ "$code" -eq 143 ]; then
   echo "boot: leaving the run to the next machine"
   store_log

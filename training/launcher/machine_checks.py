@@ -75,6 +75,7 @@ def _quota(deployment: Deployment, purchase: Purchase, types: list[Any]) -> str:
 
 
 def quota_code(instance_type: str, purchase: Purchase) -> str:
+    """Of the vCPU quota that a type counts to. Raises NotCheckedError for a family not known."""
     letters = re.match("[a-z]*", instance_type.split(".")[0])
     family = letters.group() if letters else ""
     if family.startswith(("g", "vt")):

@@ -139,8 +139,7 @@ def check_version(request: Request) -> None:
     """Raises LaunchError for the request of an older version of this code, which asked for less."""
     if Request.__required_keys__ - request.keys():
         raise LaunchError(
-            f"run {request['run_id']} is of an older version of this code, which no machine of "
-            "the stacks runs any more: start a new one"
+            f"run {request['run_id']} is of an older version of this code: start a new one"
         )
 
 
