@@ -1,1 +1,1 @@
-"""Side-by-side measurements, a folder for each page."""
+"""Measurements, a folder for each page."""

@@ -1,4 +1,1 @@
-"""What all packages share: how commands end, what is deployed, the record of a run.
-
-Imports none of the others.
-"""
+"""Code that all packages share. It imports none of them."""

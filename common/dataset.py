@@ -1,4 +1,4 @@
-"""A packed data set on disk: its manifest, and its photos one by one out of the shards."""
+"""Reads a packed data set from disk: its manifest, and photos from its shards."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Side = Literal["train", "test"]
-NEEDED = {"name", "size", "counts", "shards"}  # in a manifest
+REQUIRED_KEYS = {"name", "size", "counts", "shards"}  # of a manifest
 
 
 class DatasetError(ValueError):
@@ -22,7 +22,7 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """One photo as packed: JPEG bytes, its count, and the group of products it belongs to."""
+    """One photo as packed: its JPEG, its count, and its product group."""
 
     id: str
     jpeg: bytes
@@ -32,7 +32,7 @@ class Photo:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A folder with `manifest.json` and the shards that it names (made by `data_prep pack`)."""
+    """A folder with `manifest.json` and the shards that it lists, made by `data_prep pack`."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -44,43 +44,45 @@ class Dataset:
 
     @property
     def size(self) -> int:
-        """Height and width of the photos, pixels."""
+        """Height and width of the photos, in pixels."""
         return int(self.manifest["size"])
 
     @property
     def counts(self) -> list[int]:
-        """The counts that occur, ascending; class k of a model is the k-th of them."""
+        """The counts that occur, in ascending order; class k of a model is the k-th of them."""
         return [int(count) for count in self.manifest["counts"]]
 
-    def photo_total(self, side: Side) -> int:
-        return sum(int(shard["photos"]) for shard in self.manifest["shards"][side])
-
     def index(self, *sides: Side) -> "PhotoIndex":
-        """Where each photo of `sides` lies, in the order of the shards: for reading at random.
+        """Index the photos of `sides` for random access, in the order of the shards.
 
-        Raises DatasetError when a shard is missing or damaged.
+        Raises DatasetError if a shard is missing or damaged.
         """
-        entries = [entry for side in sides for entry in self._entries(side)]
-        return PhotoIndex(entries)
+        return PhotoIndex(
+            [
+                entry
+                for side in sides
+                for file, tar in self._open_shards(side)
+                for entry in _read_entries(tar, file)
+            ]
+        )
 
-    def _entries(self, side: Side) -> Iterator["Entry"]:
+    def photos(self, side: Side) -> Iterator[Photo]:
+        """Yield every photo of one side, in the order of the shards.
+
+        Raises DatasetError if a shard is missing or damaged.
+        """
+        for _, tar in self._open_shards(side):
+            yield from read_photos(tar)
+
+    def _open_shards(self, side: Side) -> Iterator[tuple[Path, tarfile.TarFile]]:
         for shard in self.manifest["shards"][side]:
             file = self.folder / str(shard["file"])
             with _open_shard(file, str(shard["sha256"])) as tar:
-                yield from _read_entries(tar, file)
-
-    def photos(self, side: Side) -> Iterator[Photo]:
-        """Every photo of one side, in the order of the shards.
-
-        Raises DatasetError when a shard is missing or damaged.
-        """
-        for shard in self.manifest["shards"][side]:
-            with _open_shard(self.folder / str(shard["file"]), str(shard["sha256"])) as tar:
-                yield from read_photos(tar)
+                yield file, tar
 
 
 def open_dataset(folder: Path) -> Dataset:
-    """Read the manifest in `folder`; raises DatasetError when there is none or it is damaged."""
+    """Read the manifest in `folder`; raises DatasetError if it is missing or damaged."""
     file = folder / "manifest.json"
     try:
         content = file.read_bytes()
@@ -89,7 +91,7 @@ def open_dataset(folder: Path) -> Dataset:
         raise DatasetError(f"no data set in {folder}: manifest.json is missing") from error
     except ValueError as error:
         raise DatasetError(f"{file} is damaged: {error}") from error
-    if not isinstance(manifest, dict) or NEEDED - manifest.keys():
+    if not isinstance(manifest, dict) or REQUIRED_KEYS - manifest.keys():
         raise DatasetError(f"{file} is not the manifest of a packed data set")
     return Dataset(
         folder=folder, manifest=manifest, manifest_sha256=hashlib.sha256(content).hexdigest()
@@ -98,39 +100,44 @@ def open_dataset(folder: Path) -> Dataset:
 
 def _open_shard(file: Path, sha256: str) -> tarfile.TarFile:
     try:
-        # A tar that was cut off or overwritten reads as a shorter one, without an error.
+        # tarfile reads a truncated archive as a shorter one, without an error.
         with file.open("rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
-                raise DatasetError(f"shard {file} is damaged: fetch the data set again")
+                raise DatasetError(f"shard {file} is damaged: download the data set again")
         return tarfile.open(file)
     except FileNotFoundError as error:
-        raise DatasetError(f"shard {file} is missing: fetch the data set again") from error
+        raise DatasetError(f"shard {file} is missing: download the data set again") from error
 
 
 def read_photos(shard: tarfile.TarFile) -> Iterator[Photo]:
-    """The photos of an open shard, in its order."""
-    jpeg = b""
+    """Yield the photos of an open shard in their order; `shard` may be a stream ("r|").
+
+    Raises ValueError when a photo's labels do not follow its JPEG.
+    """
+    jpeg_id, jpeg = "", b""
     for member in shard:
         photo_id, _, suffix = member.name.partition(".")
         extracted = shard.extractfile(member)
         content = extracted.read() if extracted else b""
         if suffix == "jpg":
-            jpeg = content
+            jpeg_id, jpeg = photo_id, content
         elif suffix == "json":
+            if jpeg_id != photo_id:
+                raise ValueError(f"photo {photo_id} has labels but no JPEG before them")
             label = json.loads(content)
             yield Photo(photo_id, jpeg, int(label["count"]), str(label["group"]))
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One photo, and where its JPEG lies."""
+    """One photo's labels, and the position of its JPEG."""
 
     id: str
     count: int
     group: str
     file: Path
-    offset: int  # bytes
-    size: int  # bytes
+    offset: int  # in the file, in bytes
+    size: int  # in bytes
 
 
 def _read_entries(shard: tarfile.TarFile, file: Path) -> Iterator[Entry]:
@@ -153,7 +160,7 @@ def _read_entries(shard: tarfile.TarFile, file: Path) -> Iterator[Entry]:
 
 
 class PhotoIndex:
-    """Photos of a data set by row, read from their shards without unpacking them."""
+    """Random access to the photos of a data set by row, without unpacking the shards."""
 
     def __init__(self, entries: list[Entry]) -> None:
         self.entries = entries
@@ -171,17 +178,17 @@ class PhotoIndex:
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
-        """[photos]"""
+        """Counts, int64 [photos]."""
         return np.array([entry.count for entry in self.entries], np.int64)
 
     def subset(self, rows: NDArray[np.bool_]) -> "PhotoIndex":
-        """The photos for which `rows` [photos] is true."""
+        """Return the photos for which `rows`, bool [photos], is true."""
         return PhotoIndex(
             [entry for entry, wanted in zip(self.entries, rows, strict=True) if wanted]
         )
 
     def jpeg(self, row: int) -> bytes:
-        """The bytes of one photo; safe to call from several threads."""
+        """Read the bytes of one photo; thread-safe."""
         entry = self.entries[row]
         with entry.file.open("rb", buffering=0) as stream:
             stream.seek(entry.offset)
@@ -189,9 +196,9 @@ class PhotoIndex:
 
 
 def in_validation(group: str, fraction: float) -> bool:
-    """Whether a product group of the training side serves as validation.
+    """Whether a product group of the training side belongs to the validation set.
 
-    A fixed hash, so that adding photos moves no group.
+    The hash of its name decides, so adding photos moves no group.
     """
     digest = hashlib.sha256(f"validation:{group}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64

@@ -1,4 +1,4 @@
-"""The checkout's folder, and files that are whole or absent, also when the writer is killed."""
+"""The root of the checkout, and atomic writes of files."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent  # of the checkout
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Yield a path to write to, in the folder of `file`; on success it becomes `file`."""
+    """Yield a temporary path in the folder of `file`; on success, rename it to `file`."""
     partial = file.with_name(f".{file.name}.partial")
     try:
         yield partial
@@ -20,7 +20,7 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def write_atomic(file: Path, content: bytes) -> None:
-    """Write `content`, and the folders above if they are missing."""
+    """Write `content` to `file`, which is complete or absent, and create missing folders."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as partial:
         partial.write_bytes(content)

@@ -1,4 +1,4 @@
-"""What is deployed is called, and tagged: all names begin with one setting. Imports no CDK."""
+"""Names and tags of everything that is deployed. All names begin with the setting `name`."""
 
 import json
 import os
@@ -8,31 +8,33 @@ DEFAULT_NAME = "bin-counter"
 NAME_VARIABLE = "BIN_COUNTER_NAME"
 CDK_JSON = Path(__file__).parent.parent / "cdk.json"
 
-# The tags that split the bill: which copy of this project, which part of it.
+# Tags that split the bill by copy of this project and by part.
 PROJECT_KEY = "project"
 PART_KEY = "part"  # data, budget, training, endpoint
 COST_ALLOCATION_KEYS = (PROJECT_KEY, PART_KEY)
 
 
 def chosen_name() -> str:
-    """The setting `name` of the copy that a command works with: BIN_COUNTER_NAME, cdk.json's, or
-    the default."""
-    said = os.environ.get(NAME_VARIABLE)
-    return said or str(json.loads(CDK_JSON.read_text())["context"].get("name", DEFAULT_NAME))
+    """Return the name of the copy that a command works with.
+
+    BIN_COUNTER_NAME comes first, then `name` in cdk.json, then the default.
+    """
+    name = os.environ.get(NAME_VARIABLE)
+    return name or str(json.loads(CDK_JSON.read_text())["context"].get("name", DEFAULT_NAME))
 
 
 def stack_name(name: str, stack: str) -> str:
-    """What CloudFormation calls a stack; on the command line its id alone will do."""
+    """Return CloudFormation's name of a stack; cdk's command line takes its id, `stack`."""
     return f"{name}-{stack}"
 
 
 def group_name(name: str) -> str:
-    """The group that a launch starts."""
+    """Return the Auto Scaling group that a launch starts."""
     return f"{name}-trainer"
 
 
 def fallback_group_name(name: str) -> str:
-    """The group of on-demand machines, where `purchase` is spot_first."""
+    """Return the Auto Scaling group of on-demand machines, for purchase=spot_first."""
     return f"{name}-trainer-on-demand"
 
 
@@ -45,5 +47,5 @@ def log_group_name(name: str) -> str:
 
 
 def job_name_prefix(name: str) -> str:
-    """How all names of jobs and searches on SageMaker begin: the roles' permissions are for it."""
+    """Return the prefix of all SageMaker jobs and searches; the roles' permissions require it."""
     return f"{name}-"

@@ -1,4 +1,4 @@
-"""What the deployed stacks say of themselves. Imports no CDK: every command line uses it."""
+"""Outputs of the deployed stacks. Imports no CDK, which is slow: all commands use this module."""
 
 import os
 
@@ -7,21 +7,21 @@ from botocore.exceptions import ClientError
 
 from common.names import NAME_VARIABLE, chosen_name, stack_name
 
-NO_BUDGETS = "none"  # BudgetStack's BudgetNames with budgets=no; an output is never empty
+NO_BUDGETS = "none"  # BudgetStack's BudgetNames with budgets=no; an output must not be empty
 
 
 class NotDeployedError(RuntimeError):
-    """A stack, or an output of it, is not there; the message is one line."""
+    """A stack or one of its outputs does not exist; the message is one line."""
 
 
 class RegionsDifferError(NotDeployedError):
-    """The environment names two regions, and the stacks may be in either; one line."""
+    """The environment names two regions; the message is one line."""
 
 
 def check_region() -> None:
-    """Raises RegionsDifferError when the CDK and boto3 would take different regions.
+    """Raise RegionsDifferError if the CDK and boto3 would use different regions.
 
-    The CDK prefers AWS_REGION; boto3 reads AWS_DEFAULT_REGION, or else the profile.
+    The CDK prefers AWS_REGION; boto3 reads AWS_DEFAULT_REGION, then the profile.
     """
     cdk = os.environ.get("AWS_REGION")
     if not cdk:
@@ -36,32 +36,31 @@ def check_region() -> None:
 
 
 def chosen_bucket(given: str | None) -> str:
-    """The bucket that a command was given, or else DataStack's.
+    """Return the bucket `given` to a command, by default DataStack's.
 
-    Raises NotDeployedError without either, or when the region is unclear.
+    Raises NotDeployedError if there is neither, RegionsDifferError if the region is ambiguous.
     """
     check_region()
     return given or stack_output("DataStack", "BucketName")
 
 
 def stack_output(stack: str, key: str) -> str:
-    """One output of a deployed stack, such as `stack_output("DataStack", "BucketName")`.
+    """Return an output of a deployed stack, such as `stack_output("DataStack", "BucketName")`.
 
-    Of several copies, that of common.names.chosen_name. Raises NotDeployedError when the stack or
-    the output does not exist, or its region is unclear.
+    common.names.chosen_name selects the copy. Raises NotDeployedError if the stack or the output
+    does not exist, RegionsDifferError if the region is ambiguous.
     """
     check_region()
     deployed = stack_name(chosen_name(), stack)
+    cloudformation = boto3.client("cloudformation")
     try:
-        description = boto3.client("cloudformation").describe_stacks(StackName=deployed)["Stacks"][
-            0
-        ]
+        (description,) = cloudformation.describe_stacks(StackName=deployed)["Stacks"]
     except ClientError as error:
         if "does not exist" not in str(error):
             raise
         raise NotDeployedError(
             f"{deployed} is not deployed here: run `npx cdk deploy {stack}`, or set "
-            f"{NAME_VARIABLE} to the name of the copy that is"
+            f"{NAME_VARIABLE} to the name of the deployed copy"
         ) from error
     for output in description.get("Outputs", []):
         if output["OutputKey"] == key:

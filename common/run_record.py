@@ -1,4 +1,4 @@
-"""What is known about a run: the objects under runs/<id>/, read and written here alone."""
+"""The record of a run: the objects under runs/<id>/. Only this module reads and writes them."""
 
 import json
 import secrets
@@ -9,46 +9,51 @@ from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 from botocore.exceptions import ClientError
 
+from common.choices import Arch, Mode, Purchase
+
 if TYPE_CHECKING:  # the type hints are not on a training machine
     from mypy_boto3_s3 import S3Client
 
-Mode = Literal["head", "finetune"]  # what is trained
-Purchase = Literal["spot", "on_demand"]  # how a machine is bought
 State = Literal["requested", "running", "interrupted", "succeeded", "stopped", "failed"]
 ENDED: frozenset[State] = frozenset({"succeeded", "stopped", "failed"})
-# interrupted: by EC2, with its notice; shut down: by anybody else; lost: without a word.
+# interrupted: by EC2, with a notice; shut down: by anyone else; lost: it reported no end.
 Outcome = Literal["interrupted", "shut down", "lost", "failed", "stopped", "succeeded"]
 STATUS = "status.json"
-CHANGED = {"PreconditionFailed", "NoSuchKey"}  # what S3 says of a condition that does not hold
-WRITER = secrets.token_hex(8)  # this process: no two write the same status
-MODEL = "model.tar.gz"  # the packed model, beside the record
+CONDITION_FAILED = {"PreconditionFailed", "NoSuchKey"}  # error codes of S3
+WRITER = secrets.token_hex(8)  # identifies this process in the statuses that it writes
+MODEL = "model.tar.gz"
 OUTPUTS = ("metrics.jsonl", "metrics.json", "loss.png", "report.html", "weights.pth")
-TRACED = ("events", "profile.txt", "trace.json")  # for TensorBoard; the others with --profile
-TRACES = "traces.tar.gz"  # those of TRACED that there are
-RESULTS = (*OUTPUTS, "cost.json", TRACES, MODEL)  # what a run that succeeded leaves
+TRACE_FILES = ("events", "profile.txt", "trace.json")  # for TensorBoard; two only with --profile
+TRACES_ARCHIVE = "traces.tar.gz"  # of those TRACE_FILES that exist
+RESULTS = (*OUTPUTS, "cost.json", TRACES_ARCHIVE, MODEL)  # of a run that succeeded
 
 
-class Request(TypedDict):
-    """request.json: what was asked for."""
+class Work(TypedDict):
+    """What a run trains, and on which data set; runs with the same work can be compared."""
+
+    dataset: str
+    arch: Arch
+    train_arguments: list[str]  # flags of training.train
+    mode: Mode
+    ensemble_size: int
+    epochs: int
+
+
+class Request(Work):
+    """request.json: what the user requested."""
 
     run_id: str
-    dataset: str
-    arch: str
-    train_arguments: list[str]  # flags of training.train
     deadline: str  # ISO 8601, UTC; no machine works on the run after it
     estimate: dict[str, Any]
-    mode: Mode  # of training.train
-    ensemble_size: int  # as above
-    epochs: int  # with `chunks`, what progress is measured against
-    chunks: int  # of features, both sides of the data set; 0 when every layer is trained
+    chunks: int  # of features, both sides of the data set; 0 if every layer is trained
     runtime: str  # prefix of the wheels, "runtime/<hash>/"
-    earlier_attempts: NotRequired[int]  # before `launch resume`; their failures no longer count
-    fallback_minutes: NotRequired[float]  # without a machine, until one is started on demand
-    service: NotRequired[Literal["sagemaker"]]  # that runs it; without it, EC2
+    earlier_attempts: NotRequired[int]  # before `launch resume`; their failures do not count
+    fallback_minutes: NotRequired[float]  # without a machine, until an on-demand one is started
+    service: NotRequired[Literal["sagemaker"]]  # by default, EC2
 
 
 class Attempt(TypedDict):
-    """One machine's share of a run, or one training job's on SageMaker."""
+    """One machine's work on a run, or one training job's on SageMaker."""
 
     instance_id: str  # or the training job's name
     instance_type: str
@@ -57,30 +62,30 @@ class Attempt(TypedDict):
     started: str
     ended: NotRequired[str]
     outcome: NotRequired[Outcome]
-    machines: NotRequired[int]  # of a training job; without it, 1
-    volume_gib: NotRequired[int]  # of the disk of each
-    billed_seconds: NotRequired[float]  # of each of them, by SageMaker
+    machines: NotRequired[int]  # of a training job; by default 1
+    volume_gib: NotRequired[int]  # disk of each machine of the job
+    billed_seconds: NotRequired[float]  # by SageMaker, for each machine of the job
 
 
 class Status(TypedDict):
-    """status.json: where the run stands. `message` is for a person."""
+    """status.json: the state of the run; `message` is for the user."""
 
     state: State
     message: str
     updated: str
     attempts: list[Attempt]
-    writer: NotRequired[str]  # random: tells two processes that write it apart
+    writer: NotRequired[str]  # WRITER of the process that wrote it
 
 
 class StatusChangedError(RuntimeError):
-    """Another machine or command wrote the status since it was read; the message is one line."""
+    """Another process has changed the status since it was read; the message is one line."""
 
 
 class RunRecord:
     """One run's objects in the bucket.
 
-    Who has read the status through this object may write it only as long as nobody else did: a
-    machine that was frozen in between cannot overwrite the word of its successor.
+    An object that has read the status can write it only while no one else has changed it, so a
+    machine that was frozen cannot overwrite the status of its successor.
     """
 
     def __init__(self, s3: "S3Client", bucket: str, run_id: str) -> None:
@@ -103,7 +108,7 @@ class RunRecord:
         )
 
     def read(self, name: str) -> Any:
-        """The JSON under `name`; botocore's ClientError when there is none."""
+        """Read the JSON under `name`; raises botocore's ClientError if there is none."""
         answer = self.s3.get_object(Bucket=self.bucket, Key=self.key(name))
         return json.loads(answer["Body"].read())
 
@@ -124,14 +129,19 @@ class RunRecord:
         return status
 
     def judged(self) -> dict[str, Any]:
-        """Metrics of a finished run on test photos; of one that left them alone, or trained on
-        them, on validation photos."""
+        """Return a finished run's metrics on the test photos.
+
+        They are on the validation photos if the test was skipped or the test photos trained on.
+        """
         metrics = self.read("metrics.json")
-        found: dict[str, Any] = metrics.get("test") or metrics["validation"]
-        return found
+        judged: dict[str, Any] = metrics.get("test") or metrics["validation"]
+        return judged
 
     def set_status(self, state: State, message: str, attempts: list[Attempt]) -> None:
-        """Raises StatusChangedError when somebody else wrote it since `status` read it here."""
+        """Write status.json.
+
+        Raises StatusChangedError if another process has changed it since this object read it.
+        """
         status = Status(state=state, message=message, updated=utc_now(), attempts=attempts)
         condition: Any = {"IfMatch": self._status_etag} if self._status_etag else {}
         try:
@@ -143,13 +153,13 @@ class RunRecord:
                 **condition,
             )
         except ClientError as error:
-            if error.response["Error"]["Code"] not in CHANGED:
+            if error.response["Error"]["Code"] not in CONDITION_FAILED:
                 raise
-            # Of a write that arrived, but whose answer did not, the repetition is refused.
+            # S3 also refuses botocore's retry of a write that arrived without its answer.
             before = self._status_etag
             if self.status().get("writer") != WRITER or self._status_etag == before:
                 raise StatusChangedError(
-                    f"somebody else has changed the status of run {self.run_id} meanwhile"
+                    f"another process has changed the status of run {self.run_id}"
                 ) from error
             return self.set_status(state, message, attempts)
         self._status_etag = answer["ETag"]
@@ -157,15 +167,15 @@ class RunRecord:
 
 
 def utc_now() -> str:
-    """The time as ISO 8601, whole seconds, UTC."""
+    """Return the current time as ISO 8601 in UTC, in whole seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def billed_seconds(attempts: list[Attempt], request: Request) -> list[float]:
-    """Seconds that each machine is paid for, of a training job its machines together.
+    """Return the seconds for which each attempt is paid, summed over a training job's machines.
 
-    One that never reported its end counts until the next one's start, and the last until now or,
-    at most, the deadline. Never below 0, though the clocks that wrote the times may differ.
+    An attempt that reported no end counts until the next one's start, the last one until now, but
+    not beyond the deadline. Clocks of machines may differ, so negative durations count as 0.
     """
     last_end = min(datetime.now(UTC), datetime.fromisoformat(request["deadline"]))
     starts = [datetime.fromisoformat(attempt["started"]) for attempt in attempts]
@@ -181,16 +191,21 @@ def billed_seconds(attempts: list[Attempt], request: Request) -> list[float]:
 
 
 def close_record(record: RunRecord, state: State, message: str, outcome: Outcome) -> None:
-    """Write down the end of a run whose machine did not; nothing if it did."""
+    """Record the end of a run unless its machine has recorded one."""
     while (status := record.status())["state"] not in ENDED:
-        attempts = closed(status["attempts"], record.request(), outcome)
-        with suppress(StatusChangedError):  # by the machine, with its last words
-            return record.set_status(state, message, attempts)
-    return None
+        attempts = close_last_attempt(status["attempts"], record.request(), outcome)
+        with suppress(StatusChangedError):  # by the machine, which may have ended the run
+            record.set_status(state, message, attempts)
+            return
 
 
-def closed(attempts: list[Attempt], request: Request, outcome: Outcome) -> list[Attempt]:
-    """The same, where the last one never reported its end: with one, as `billed_seconds` has it."""
+def close_last_attempt(
+    attempts: list[Attempt], request: Request, outcome: Outcome
+) -> list[Attempt]:
+    """Return `attempts`, the last one with an end and `outcome` if it reported none.
+
+    The end is now, but not after the deadline.
+    """
     if not attempts or "ended" in attempts[-1]:
         return attempts
     *others, last = attempts

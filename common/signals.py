@@ -1,4 +1,4 @@
-"""Which signals a process was sent."""
+"""Signal handling."""
 
 import signal
 import sys
@@ -7,18 +7,18 @@ from typing import NoReturn
 
 
 class Signals:
-    """Notes the signals `numbers` as they come, instead of what they would do.
+    """Records the signals `numbers` as they arrive, instead of their default action.
 
-    Without a lock, unlike threading.Event: a second signal during the handling of the first,
-    which a machine's shutdown sends, would wait for it for ever.
+    It has no lock, unlike threading.Event: a second signal while the first is being handled, as a
+    machine's shutdown sends it, would cause a deadlock.
     """
 
     def __init__(self, *numbers: signal.Signals) -> None:
         self._seen: set[int] = set()
         for number in numbers:
-            signal.signal(number, self._note)
+            signal.signal(number, self._record)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self._seen.add(number)
 
     def seen(self, number: signal.Signals) -> bool:
@@ -28,9 +28,9 @@ class Signals:
         self._seen.discard(number)
 
     def exit_at_once(self, number: signal.Signals, *, code: int, message: str) -> None:
-        """From now on, end the program when `number` comes, or came before.
+        """From now on, exit when `number` arrives; exit now if it has already arrived.
 
-        By SystemExit, which passes the libraries that catch every Exception.
+        Raises SystemExit, which libraries that catch every Exception do not catch.
         """
 
         def leave(*_: object) -> NoReturn:
@@ -44,4 +44,4 @@ class Signals:
 
 
 class StoppedError(Exception):
-    """Asked to stop; everything finished so far is on disk."""
+    """Raised after a request to stop; all work finished so far is on disk."""

@@ -1,7 +1,7 @@
-"""Folders to and from the bucket."""
+"""Transfers of files and folders between this machine and the bucket."""
 
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,12 +9,18 @@ from common.files import replacing
 
 if TYPE_CHECKING:  # the type hints are not on a training machine
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ObjectTypeDef
+
+
+def list_objects(s3: "S3Client", bucket: str, prefix: str) -> "Iterator[ObjectTypeDef]":
+    """Yield all objects under `prefix`, with their size and time, as ListObjectsV2 has them."""
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    return (item for page in pages for item in page.get("Contents", []))
 
 
 def list_keys(s3: "S3Client", bucket: str, prefix: str) -> list[str]:
-    """All keys under `prefix`, sorted."""
-    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-    return sorted(item["Key"] for page in pages for item in page.get("Contents", []))
+    """Return all keys under `prefix`, sorted."""
+    return sorted(item["Key"] for item in list_objects(s3, bucket, prefix))
 
 
 def download_prefix(
@@ -25,7 +31,10 @@ def download_prefix(
     *,
     before_each: Callable[[], None] = lambda: None,
 ) -> int:
-    """Copy every object under `prefix` to `folder`; returns how many."""
+    """Download every object under `prefix` to `folder`; return their number.
+
+    `before_each` is called before each download.
+    """
     keys = list_keys(s3, bucket, prefix)
     for key in keys:
         before_each()
@@ -34,8 +43,10 @@ def download_prefix(
 
 
 def pack_files(archive: Path, files: Iterable[Path]) -> None:
-    """Write a .tar.gz of `files`, folders with all that is in them, by their names: complete or
-    absent."""
+    """Write `archive`, a .tar.gz of `files`, which is complete or absent.
+
+    A folder among `files` is added with its contents. Each member is named after its file.
+    """
     with replacing(archive) as partial, tarfile.open(partial, "w:gz") as tar:
         for file in files:
             tar.add(file, arcname=file.name)

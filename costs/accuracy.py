@@ -1,6 +1,6 @@
-"""How good the estimates were: run by run, and in the middle.
+"""How good the estimates were: run by run, and the median.
 
-Only of runs that succeeded: an estimate is for all of the work.
+Only for runs that succeeded, as an estimate covers all of the work.
 """
 
 from statistics import median
@@ -17,7 +17,7 @@ from costs.runs import read
 
 
 def read_actuals(bucket: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Run to what `python -m costs actual` found, and the runs that it was not asked about."""
+    """What `python -m costs actual` stored, by run, and the runs for which it was not called."""
     s3 = boto3.client("s3")
     keys = list_keys(s3, bucket, "runs/")
     actuals, unknown = {}, []
@@ -34,11 +34,12 @@ def read_actuals(bucket: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
 
 
 def print_accuracy(bucket: str | None) -> None:
-    """What `python -m costs accuracy` shows. Raises ValueError before the first actual cost."""
+    """Print what `python -m costs accuracy` shows; ValueError before the first actual cost."""
     actuals, unknown = read_actuals(chosen_bucket(bucket))
-    remark = f"not asked about yet, `python -m costs actual RUN`: {', '.join(unknown)}"
+    remark = f"not billed yet, run `python -m costs actual RUN`: {', '.join(unknown)}"
     if not actuals:
         raise ValueError(remark if unknown else "no run has succeeded yet")
+    header = ["run", "minutes, estimate", "minutes, actual", "$, estimate", "$, actual", "error"]
     rows = [
         [
             run_id,
@@ -50,12 +51,7 @@ def print_accuracy(bucket: str | None) -> None:
         ]
         for run_id, actual in actuals.items()
     ]
-    print(
-        table(
-            ["run", "minutes, estimate", "minutes, actual", "$, estimate", "$, actual", "error"],
-            rows,
-        )
-    )
+    print(table(header, rows))
     errors = [
         abs(actual["error_percent"])
         for actual in actuals.values()

@@ -1,10 +1,11 @@
-"""Cost allocation tags: what makes the bill tell this project from the rest of the account."""
+"""Cost allocation tags, which set this project apart from the rest of the account on the bill."""
 
 from typing import TYPE_CHECKING
 
 import boto3
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
+from common.command import in_one_line
 from common.names import COST_ALLOCATION_KEYS
 
 if TYPE_CHECKING:
@@ -14,10 +15,10 @@ if TYPE_CHECKING:
 def activate_tags(client: "CostExplorerClient | None" = None) -> str:
     """Have AWS split costs by our tags from now on; returns what to tell the user.
 
-    Raises ValueError, in one line, when AWS knows a tag not yet, or lets only another account do
-    it. Source: Cost Explorer's UpdateCostAllocationTagsStatus.
+    Raises ValueError when AWS does not know a tag yet, or when only another account may do it.
+    Source: Cost Explorer's UpdateCostAllocationTagsStatus.
     """
-    client = client or boto3.client("ce", region_name="us-east-1")  # the only one that has it
+    client = client or boto3.client("ce", region_name="us-east-1")  # the only region that has it
     keys = ", ".join(COST_ALLOCATION_KEYS)
     try:
         answer = client.update_cost_allocation_tags_status(
@@ -27,19 +28,14 @@ def activate_tags(client: "CostExplorerClient | None" = None) -> str:
         )
     except ClientError as error:
         raise ValueError(
-            f"AWS does not let you activate the tags {keys}: {_one_line(error)}; only the account "
-            "that pays the bill may, with the permission ce:UpdateCostAllocationTagsStatus"
+            f"AWS refuses to activate the tags {keys}: {in_one_line(error).rstrip('.')}; only the "
+            "account that pays the bill may do that, with the permission "
+            "ce:UpdateCostAllocationTagsStatus"
         ) from error
-    except BotoCoreError as error:  # no credentials, no network
-        raise ValueError(_one_line(error)) from error
     if answer.get("Errors"):
         refused = "; ".join(f"{error['TagKey']}: {error['Message']}" for error in answer["Errors"])
         raise ValueError(
-            f"not activated: {' '.join(refused.split())}; AWS knows a tag about a day after its "
-            "first use: try again tomorrow"
+            f"not activated: {' '.join(refused.split())}; AWS knows a tag about a day "
+            "after its first use: try again tomorrow"
         )
-    return f"active: {keys}; costs from now on carry them, which shows within a day"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")
+    return f"active: {keys}; costs carry them from now on, which the bill shows within a day"

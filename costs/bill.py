@@ -1,6 +1,6 @@
-"""cost.json: what a run's machines cost, beside what was expected."""
+"""cost.json: what a run's machines cost, beside the estimate."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
@@ -21,62 +21,36 @@ def run_bill(
     """Each attempt at the price of its own machine, and the sum.
 
     `instance_type` is that of the machine which ends the run. Without a price for one of the
-    types, `dollars` is None and `note` says so: no reason to lose a model that is finished.
+    types, `dollars` is None and `note` says so: that is no reason to lose a finished model.
     """
     seconds = billed_seconds(attempts, request)
-
-    def lines() -> list[CostLine]:
-        return _add_up(
-            line
-            for attempt, paid in zip(attempts, seconds, strict=True)
-            for line in run_cost(
-                paid, attempt["instance_type"], attempt["purchase"], volume_gib, prices
-            )
-        )
-
-    return _bill(lines, sum(seconds), request, instance_type, volume_gib, prices)
-
-
-def training_job_bill(
-    attempts: list[Attempt], request: Request, *, volume_gib: int, prices: Prices
-) -> dict[str, Any]:
-    """The same of a run on SageMaker, whose attempts are training jobs."""
-    return _bill(
-        lambda: job_lines(attempts, volume_gib=volume_gib, prices=prices),
-        sum(billed_seconds(attempts, request)),
-        request,
-        attempts[-1]["instance_type"],
-        volume_gib,
-        prices,
-    )
-
-
-def _bill(
-    lines: Callable[[], list[CostLine]],
-    seconds: float,
-    request: Request,
-    instance_type: str,
-    volume_gib: int,
-    prices: Prices,
-) -> dict[str, Any]:
-    expected = request["estimate"]
+    estimate = {name: request["estimate"].get(name) for name in ("seconds", "dollars")}
     bill: dict[str, Any] = {
         "instance_type": instance_type,
-        "seconds": seconds,
+        "seconds": sum(seconds),
         "volume_gib": volume_gib,
         "prices_date": prices.date,
-        "estimate": {name: expected.get(name) for name in ("seconds", "dollars")},
+        "estimate": estimate,
     }
     try:
-        found = lines()
+        if request.get("service") == "sagemaker":
+            lines = job_lines(attempts, volume_gib=volume_gib, prices=prices)
+        else:
+            lines = _add_up(
+                line
+                for attempt, paid in zip(attempts, seconds, strict=True)
+                for line in run_cost(
+                    paid, attempt["instance_type"], attempt["purchase"], volume_gib, prices
+                )
+            )
     except PriceError as error:
         return bill | {"dollars": None, "lines": [], "note": str(error)}
-    return bill | {"dollars": total(found), "lines": [asdict(line) for line in found]}
+    return bill | {"dollars": total(lines), "lines": [asdict(line) for line in lines]}
 
 
 def job_lines(attempts: list[Attempt], *, volume_gib: int, prices: Prices) -> list[CostLine]:
-    """Each job's machines by their billed seconds, which managed spot has fewer of, at the price
-    on demand; the disks for the time that passed. Source: SageMaker's DescribeTrainingJob.
+    """Each job's machines by their billed seconds, of which managed spot has fewer, at the
+    on-demand price; the disks by the elapsed time. Source: SageMaker's DescribeTrainingJob.
 
     Raises PriceError for a machine without a price.
     """
@@ -98,15 +72,12 @@ def job_lines(attempts: list[Attempt], *, volume_gib: int, prices: Prices) -> li
 
 
 def _add_up(lines: Iterable[CostLine]) -> list[CostLine]:
-    """One line for what has the same name, as on AWS's own bill."""
+    """One line for all that have the same name, as on AWS's own bill."""
     sums: dict[str, CostLine] = {}
     for line in lines:
-        known = sums.get(line.name)
-        sums[line.name] = (
-            line
-            if known is None
-            else replace(
+        if known := sums.get(line.name):
+            line = replace(
                 line, quantity=known.quantity + line.quantity, dollars=known.dollars + line.dollars
             )
-        )
+        sums[line.name] = line
     return list(sums.values())

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from costs.compare import Measured, PastRun, compare_run
 from costs.endpoint import CALLS_A_DAY, EndpointCosts
@@ -15,25 +15,16 @@ INK, QUIET, OURS, THEIRS = "#222222", "#777777", "#1f77b4", "#d95f02"
 
 
 def draw_chart(
-    file: Path,
-    run: PastRun,
-    *,
-    measured: Sequence[Measured] = (),
-    call_seconds: float,
-    memory_mb: int,
-    instance_type: str,
-    prices: Prices,
+    file: Path, run: PastRun, measured: Sequence[Measured], endpoint: EndpointCosts
 ) -> None:
-    """Both comparisons side by side in a picture, PNG or whatever the name's ending says.
+    """Draw both comparisons side by side, as PNG or in the format that the file's suffix names.
 
-    Raises ValueError for an ending that is no picture's, or a folder that cannot be written to.
+    Raises ValueError for a suffix of no picture format, or a folder that cannot be written to.
     """
-    # Not at the top: takes half a second, and needs no display this way.
+    # Not at the top: the import takes half a second. A Figure of its own needs no display.
     from matplotlib.figure import Figure
 
-    endpoint = EndpointCosts.of(
-        call_seconds=call_seconds, memory_mb=memory_mb, instance_type=instance_type, prices=prices
-    )
+    prices = endpoint.prices
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     figure.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr, call-arg]
     left, right = figure.subplots(1, 2)
@@ -45,7 +36,8 @@ def draw_chart(
     _title(
         right,
         "The endpoint, by calls a day",
-        f"serverless ({memory_mb} MB, {call_seconds:g} s a call) or one {instance_type}",
+        f"serverless ({endpoint.memory_mb} MB, {endpoint.call_seconds:g} s a call) or one "
+        f"{endpoint.instance_type}",
     )
     figure.supxlabel(
         f"prices of {prices.region}, {prices.date}; sources in costs/prices.json",
@@ -94,31 +86,14 @@ def _draw_endpoint(axes: "Axes", costs: EndpointCosts) -> None:
     axes.loglog(calls, serverless, color=OURS, linewidth=2)
     axes.axhline(costs.month, color=THEIRS, linewidth=2)
     axes.plot(costs.break_even, costs.month, "o", color=INK, zorder=3)
-    axes.annotate(
-        f"break-even: {costs.break_even:,.0f} calls a day",
-        (costs.break_even, costs.month),
-        xytext=(-30, -7),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        color=INK,
-    )
-    axes.annotate(
-        f"real-time, ${costs.month:,.0f} a month, called or not",
-        (calls[0] * 1.5, costs.month),
-        xytext=(0, 6),
-        textcoords="offset points",
-        color=THEIRS,
-    )
+    break_even = f"break-even: {costs.break_even:,.0f} calls a day"
+    _note(axes, break_even, (costs.break_even, costs.month), (-30, -7), INK, ha="right", va="top")
+    realtime = f"real-time, ${costs.month:,.0f} a month, called or not"
+    _note(axes, realtime, (calls[0] * 1.5, costs.month), (0, 6), THEIRS)
     some = 1e3
-    axes.annotate(
-        f"serverless, ${costs.serverless_month(some):.2f} a month\nat {some:,.0f} calls a day",
-        (some, costs.serverless_month(some)),
-        xytext=(8, -8),
-        textcoords="offset points",
-        va="top",
-        color=OURS,
-    )
+    month = costs.serverless_month(some)
+    some_calls = f"serverless, ${month:.2f} a month\nat {some:,.0f} calls a day"
+    _note(axes, some_calls, (some, month), (8, -8), OURS, va="top")
     axes.set_xlim(*calls)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
@@ -126,3 +101,15 @@ def _draw_endpoint(axes: "Axes", costs: EndpointCosts) -> None:
     axes.set_ylabel("US dollars a month")
     axes.grid(color="#eeeeee")
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _note(
+    axes: "Axes",
+    text: str,
+    at: tuple[float, float],
+    offset: tuple[float, float],
+    colour: str,
+    **alignment: Any,
+) -> None:
+    """Write `text` at a point of the data, moved by `offset` in points."""
+    axes.annotate(text, at, xytext=offset, textcoords="offset points", color=colour, **alignment)

@@ -6,7 +6,8 @@ from typing import Any, cast
 
 from botocore.exceptions import ClientError
 
-from common.run_record import Attempt, Purchase, Request, RunRecord, billed_seconds
+from common.choices import Purchase
+from common.run_record import Attempt, Request, RunRecord, billed_seconds
 from common.table import money, table
 from costs.estimate import HOURS_PER_MONTH, run_cost, total
 from costs.prices import PriceError, Prices
@@ -28,7 +29,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class PastRun:
-    """The part of a run's record that a comparison needs: its machines, each with such a disk."""
+    """The machine time of a run; each machine has a disk of `volume_gib`."""
 
     machines: Sequence[Machine]
     volume_gib: int
@@ -43,25 +44,11 @@ class PastRun:
         return list(dict.fromkeys(machine.instance_type for machine in self.machines))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """A run as it was, by its own record; `hours` are those paid for, of all its machines."""
-
-    run_id: str
-    where: str
-    instance_type: str
-    hours: float
-    dollars: float
-    judged: str  # how good its model is
-    request: Mapping[str, Any]
-    run: PastRun  # its machine time, for what is not measured
-
-
 @dataclass(frozen=True)
 class ComparisonRow:
-    """What the same training costs at one place; `hours` is None where nobody wrote them down.
+    """What the same training costs at one place; `hours` are those paid for, if recorded.
 
-    Measured: by the record of a run there.
+    Measured: according to the record of a run there.
     """
 
     where: str
@@ -72,70 +59,76 @@ class ComparisonRow:
     measured: bool = False
 
 
-def past_run(record: RunRecord, prices: Prices) -> PastRun:
-    """A run by its record; of one on SageMaker, EC2's machines in place of SageMaker's.
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a run cost, according to its own record."""
 
-    Raises ValueError when the record is damaged, or names no machine.
+    run_id: str
+    request: Mapping[str, Any]
+    row: ComparisonRow
+    run: PastRun  # its machine time, from which other places are estimated
+
+
+def past_run(record: RunRecord, prices: Prices) -> PastRun:
+    """Read the machine time of a run; for one on SageMaker, in the equivalent EC2 types.
+
+    Raises ValueError when the record is incomplete, or names no machine.
     """
     ec2_type_for = {ml: ec2 for ec2, ml in reversed([*prices.sagemaker_type_for.items()])}
-    request, status, cost = (read(record, f"{name}.json") for name in ("request", "status", "cost"))
-    try:
-        # The time that passed: of that, managed spot bills a part, and nobody else does.
-        attempts = [
-            {name: value for name, value in attempt.items() if name != "billed_seconds"}
-            for attempt in status["attempts"]
-        ]
-        seconds = billed_seconds(cast(list[Attempt], attempts), cast(Request, request))
-        machines = [
-            Machine(ec2_type_for.get(attempt["instance_type"], attempt["instance_type"]), passed)
-            for attempt, passed in zip(attempts, seconds, strict=True)
-        ]
-        run = PastRun(machines, int(cost["volume_gib"]))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{record.uri('')} is damaged: {error!r}") from error
-    if not machines:
+    request, status, cost = _read_all(record)
+    if not status["attempts"]:
         raise ValueError(f"no machine ever worked on run {record.run_id}: it cost nothing")
-    return run
+    # The elapsed time: managed spot bills only a part of it, every other place all of it.
+    attempts = [
+        {name: value for name, value in attempt.items() if name != "billed_seconds"}
+        for attempt in status["attempts"]
+    ]
+    seconds = billed_seconds(cast(list[Attempt], attempts), cast(Request, request))
+    types = [attempt["instance_type"] for attempt in attempts]
+    machines = [
+        Machine(ec2_type_for.get(type, type), passed)
+        for type, passed in zip(types, seconds, strict=True)
+    ]
+    return PastRun(machines, cost["volume_gib"])
+
+
+def _read_all(record: RunRecord) -> list[dict[str, Any]]:
+    return [read(record, f"{name}.json") for name in ("request", "status", "cost")]
 
 
 def measured_runs(record: RunRecord, prices: Prices, named: str | None = None) -> list[Measured]:
     """The run, and one at the other place: the one `named`, or the newest with the same work.
 
-    Without one there, a run on SageMaker alone, and none of EC2: what that cost is worked out
-    from its machine time anyway. Raises ValueError for a damaged record, and for a run without
-    dollars when one is named.
+    Without one there, only a run on SageMaker is returned: the costs of one on EC2 follow from its
+    machine time anyway. Raises ValueError for an incomplete record, and for a run without dollars
+    when one is named.
     """
     twin = find_twin(record, named)
-    found = [measure(each, prices) for each in (record, twin) if each]
-    known = sorted((each for each in found if each), key=lambda each: each.where)
+    found = [_measure(each, prices) for each in (record, twin) if each]
+    known = sorted((each for each in found if each), key=lambda each: each.row.where)
     if named and len(known) < 2:
         raise ValueError(f"no price of run {record.run_id} or of {named}: see `costs actual`")
-    on_ec2 = any(each.where in EC2.values() for each in known)
-    return [] if len(known) < 2 and on_ec2 else known
+    return [] if len(known) < 2 and _run_at(EC2, known) else known
 
 
-def measure(record: RunRecord, prices: Prices) -> Measured | None:
-    """A run as it was; None without dollars. Raises ValueError for a damaged record."""
+def _measure(record: RunRecord, prices: Prices) -> Measured | None:
+    """What a run cost; None without dollars."""
     run = past_run(record, prices)
-    request, status, cost = (read(record, f"{name}.json") for name in ("request", "status", "cost"))
-    try:
-        attempts = status["attempts"]
-        dollars = cost.get("actual", cost).get("dollars")
-        if dollars is None:
-            return None
-        places = SAGEMAKER if request.get("service") == "sagemaker" else EC2
-        return Measured(
-            run_id=record.run_id,
-            where=places[attempts[-1]["purchase"]],
-            instance_type=", ".join(dict.fromkeys(_machines(each) for each in attempts)),
-            hours=sum(billed_seconds(attempts, cast(Request, request))) / 3600,
-            dollars=float(dollars),
-            judged=_judged(record),
-            request=request,
-            run=run,
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{record.uri('')} is damaged: {error!r}") from error
+    request, status, cost = _read_all(record)
+    dollars = cost.get("actual", cost).get("dollars")
+    if dollars is None:
+        return None
+    attempts = status["attempts"]
+    places = SAGEMAKER if request.get("service") == "sagemaker" else EC2
+    row = ComparisonRow(
+        where=places[attempts[-1]["purchase"]],
+        instance_type=", ".join(dict.fromkeys(_machines(each) for each in attempts)),
+        hours=sum(billed_seconds(attempts, cast(Request, request))) / 3600,
+        dollars=dollars,
+        note=f"measured: run {record.run_id}, {_accuracy(record)}",
+        measured=True,
+    )
+    return Measured(run_id=record.run_id, request=request, row=row, run=run)
 
 
 def _machines(attempt: Attempt) -> str:
@@ -143,7 +136,7 @@ def _machines(attempt: Attempt) -> str:
     return f"{number} × {attempt['instance_type']}" if number > 1 else attempt["instance_type"]
 
 
-def _judged(record: RunRecord) -> str:
+def _accuracy(record: RunRecord) -> str:
     try:
         return f"{record.judged()['accuracy']['value']:.1%} exact"
     except ClientError:
@@ -155,37 +148,33 @@ def compare_run(
 ) -> list[ComparisonRow]:
     """The same training on EC2 and on SageMaker, spot and on demand.
 
-    `measured` are runs that were there. The last two rows are what the original project paid for
-    a training of its own. Raises PriceError for a machine type without a price.
+    What was `measured` comes first, then estimates for the other places. The last two rows are
+    what the original project paid for a training of its own. Raises PriceError for a machine type
+    without a price.
     """
-    rows = [_measured_row(each) for each in measured]
+    rows = [each.row for each in measured]
     seen = {row.where for row in rows}
     rows += [
-        _worked_out(places, purchase, run, prices, measured)
+        _estimated_row(places, purchase, run, prices, measured)
         for places in (EC2, SAGEMAKER)
         for purchase, where in places.items()
         if where not in seen
     ]
     labels = {"spot": "EC2 spot", "sagemaker": "SageMaker"}
-    for place, past in prices.original_project.items():
-        rows.append(
-            ComparisonRow(
-                f"original project, {labels[place]}",
-                past.instance_type or "not reported",
-                past.hours,
-                past.dollars,
-                "its own training: ResNet50 on 10,441 photos",
-            )
+    rows += [
+        ComparisonRow(
+            f"original project, {labels[place]}",
+            past.instance_type or "not reported",
+            past.hours,
+            past.dollars,
+            "its own training: ResNet50 on 10,441 photos",
         )
+        for place, past in prices.original_project.items()
+    ]
     return rows
 
 
-def _measured_row(run: Measured) -> ComparisonRow:
-    note = f"measured: run {run.run_id}, {run.judged}"
-    return ComparisonRow(run.where, run.instance_type, run.hours, run.dollars, note, measured=True)
-
-
-def _worked_out(
+def _estimated_row(
     places: Places, purchase: Purchase, run: PastRun, prices: Prices, measured: Sequence[Measured]
 ) -> ComparisonRow:
     """A place where nothing was measured.
@@ -194,8 +183,8 @@ def _worked_out(
     are EC2 spot ones (docs.aws.amazon.com/sagemaker/latest/dg/model-managed-spot-training.html),
     so the row assumes EC2's discount.
     """
-    there = _measured_at(places, measured)
-    run = there.run if there else run
+    there = _run_at(places, measured)
+    run = there or run
     note = "taking as long" if there else "the closest type with a known price, taking as long"
     if places is EC2:
         types, dollars = run.instance_types, _on_ec2(run, purchase, prices)
@@ -210,8 +199,8 @@ def _worked_out(
     return ComparisonRow(places[purchase], ", ".join(types), run.seconds / 3600, dollars, note)
 
 
-def _measured_at(places: Places, measured: Sequence[Measured]) -> Measured | None:
-    return next((each for each in measured if each.where in places.values()), None)
+def _run_at(places: Places, measured: Sequence[Measured]) -> PastRun | None:
+    return next((each.run for each in measured if each.row.where in places.values()), None)
 
 
 def _on_ec2(run: PastRun, purchase: Purchase, prices: Prices) -> float:
@@ -268,7 +257,7 @@ def print_run(run: PastRun, prices: Prices, measured: Sequence[Measured] = ()) -
     print(f"{_heading(run, measured)}\n")
     print(table(["where", "machine", "hours paid", "$", "note"], rows))
     if len(measured) == 2:
-        print(f"\n{_dearer(*measured)}")
+        print(f"\n{_price_ratio(*(each.row for each in measured))}")
     _print_sources(run, prices, measured)
 
 
@@ -277,29 +266,26 @@ def _heading(run: PastRun, measured: Sequence[Measured]) -> str:
     match measured:
         case []:
             return f"This run: {run.seconds / 60:.1f} minutes on {', '.join(run.instance_types)}"
-        case [one]:
-            return f"This run: {one.hours * 60:.1f} minutes paid on {one.instance_type}"
+        case [Measured(row=row)]:
+            return f"This run: {60 * (row.hours or 0):.1f} minutes paid on {row.instance_type}"
     one, other = measured
+    both = f"on {one.row.where} and on {other.row.where}"
     differ = differences(one.request, other.request)
     if differ:
-        return f"Not the same training on {one.where} and on {other.where}: {'; '.join(differ)}"
-    return f"The same training on {one.where} and on {other.where}"
+        return f"Not the same training {both}: {'; '.join(differ)}"
+    return f"The same training {both}"
 
 
-def _dearer(one: Measured, other: Measured) -> str:
-    """How the two that were measured compare, in a sentence."""
-    less, more = sorted((one, other), key=lambda each: each.dollars)
+def _price_ratio(one: ComparisonRow, other: ComparisonRow) -> str:
+    less, more = sorted((one, other), key=lambda row: row.dollars)
     times = more.dollars / less.dollars if less.dollars else float("inf")
     return f"The run on {more.where} cost {times:.1f} times as much as the one on {less.where}."
 
 
 def _print_sources(run: PastRun, prices: Prices, measured: Sequence[Measured]) -> None:
-    ec2, sagemaker = (
-        there.run if there else run
-        for there in (_measured_at(places, measured) for places in (EC2, SAGEMAKER))
-    )
+    ec2, sagemaker = (_run_at(places, measured) or run for places in (EC2, SAGEMAKER))
     for each in measured:
-        print(f"source: {each.where}: cost.json of run {each.run_id}")
+        print(f"source: {each.row.where}: cost.json of run {each.run_id}")
     types = ec2.instance_types
     for name, price in (
         *((f"{type} spot", prices.machine_hour(type, "spot")) for type in types),

@@ -1,4 +1,4 @@
-"""What the bill says: Cost Explorer, by service, of everything that carries our project tag."""
+"""What AWS bills, by service, for everything that carries the project tag: Cost Explorer."""
 
 from collections import defaultdict
 from datetime import date, timedelta
@@ -15,10 +15,10 @@ NOT_ALLOWED = {"AccessDeniedException", "AccessDenied", "UnauthorizedOperation"}
 
 
 def billed(client: "CostExplorerClient", first: date, last: date) -> tuple[dict[str, float], str]:
-    """Service to US dollars of the days `first` to `last`, and a remark for the user.
+    """Return US dollars by service for the days `first` to `last`, and a remark for the user.
 
-    One request, for which AWS takes $0.01. Without permission, or before AWS has the data, there
-    are no services and the remark says so. Source: Cost Explorer's GetCostAndUsage.
+    AWS charges $0.01 for the request. Without permission, or before AWS has the data, there are no
+    services, and the remark says why. Source: Cost Explorer's GetCostAndUsage.
     """
     name = chosen_name()
     days = f"{first} to {last}" if first != last else str(first)
@@ -33,9 +33,9 @@ def billed(client: "CostExplorerClient", first: date, last: date) -> tuple[dict[
     except ClientError as error:
         code = error.response["Error"]["Code"]
         if code in NOT_ALLOWED:
-            return {}, "Cost Explorer: not allowed (ce:GetCostAndUsage)"
+            return {}, "Cost Explorer: you lack the permission ce:GetCostAndUsage"
         if code == "DataUnavailableException":
-            return {}, f"Cost Explorer: nothing yet of {days}; AWS has it about a day later"
+            return {}, f"Cost Explorer: no data for {days} yet; AWS has it about a day later"
         raise
     services: dict[str, float] = defaultdict(float)
     for day in answer["ResultsByTime"]:

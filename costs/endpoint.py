@@ -1,10 +1,10 @@
-"""The endpoint, serverless against real-time, as a function of calls a day."""
+"""Costs of a serverless and of a real-time endpoint, as a function of the calls a day."""
 
 from dataclasses import dataclass
 
 from common.table import decimal, table
 from costs.estimate import HOURS_PER_MONTH
-from costs.prices import Prices
+from costs.prices import Price, Prices
 
 DAYS_PER_MONTH = HOURS_PER_MONTH / 24
 CALLS_A_DAY = [10.0**power for power in range(7)]  # 1 to 1,000,000
@@ -21,19 +21,30 @@ class EndpointCosts:
     the real-time machine.
     """
 
-    call: float  # one call of the serverless endpoint
-    month: float  # the real-time endpoint, called or not
+    call_seconds: float  # of computing for one photo
+    memory_mb: int  # of the serverless endpoint
+    instance_type: str  # of the real-time endpoint
+    prices: Prices
 
-    @classmethod
-    def of(
-        cls, *, call_seconds: float, memory_mb: int, instance_type: str, prices: Prices
-    ) -> "EndpointCosts":
-        """Raises PriceError for a machine type without a price."""
-        gib_seconds = call_seconds * memory_mb / 1024
-        return cls(
-            call=gib_seconds * prices.other["serverless_gib_second"].dollars,
-            month=prices.sagemaker_hour(instance_type, "hosting").dollars * HOURS_PER_MONTH,
-        )
+    @property
+    def serverless(self) -> Price:
+        """A second with 1 GiB of memory."""
+        return self.prices.other["serverless_gib_second"]
+
+    @property
+    def realtime(self) -> Price:
+        """An hour of the machine. Raises PriceError for a machine type without a price."""
+        return self.prices.sagemaker_hour(self.instance_type, "hosting")
+
+    @property
+    def call(self) -> float:
+        """One call of the serverless endpoint."""
+        return self.call_seconds * self.memory_mb / 1024 * self.serverless.dollars
+
+    @property
+    def month(self) -> float:
+        """A month of the real-time endpoint, whether it is called or not."""
+        return self.realtime.dollars * HOURS_PER_MONTH
 
     def serverless_month(self, calls_a_day: float) -> float:
         return calls_a_day * DAYS_PER_MONTH * self.call
@@ -44,15 +55,9 @@ class EndpointCosts:
         return self.month / DAYS_PER_MONTH / self.call
 
 
-def print_endpoint(
-    *, call_seconds: float, memory_mb: int, instance_type: str, prices: Prices
-) -> None:
+def print_endpoint(costs: EndpointCosts) -> None:
     """The second half of what `python -m costs compare` shows."""
-    costs = EndpointCosts.of(
-        call_seconds=call_seconds, memory_mb=memory_mb, instance_type=instance_type, prices=prices
-    )
-    serverless = prices.other["serverless_gib_second"]
-    realtime = prices.sagemaker_hour(instance_type, "hosting")
+    type, seconds = costs.instance_type, costs.call_seconds
     rows = [
         [
             f"{calls:,.0f}",
@@ -62,15 +67,16 @@ def print_endpoint(
         ]
         for calls in CALLS_A_DAY
     ]
-    print(f"The endpoint: serverless with {memory_mb} MB, or real-time on one {instance_type}\n")
+    print(f"The endpoint: serverless with {costs.memory_mb} MB, or real-time on one {type}\n")
     print(table(["calls a day", "serverless, $ a month", "real-time, $ a month", "cheaper"], rows))
     print(
         f"\nbreak-even: {costs.break_even:,.0f} calls a day, which keep one machine busy for "
-        f"{costs.break_even * call_seconds / 3600:.0f} hours of computing"
+        f"{costs.break_even * seconds / 3600:.0f} hours of computing"
     )
     print(
-        f"basis: {call_seconds:g} s a call (--call-seconds); without cold starts, data in and out "
+        f"basis: {seconds:g} s a call (--call-seconds); without cold starts, data in and out "
         "(the same for both), and the machine's disk"
     )
-    print(f"source: serverless {decimal(serverless.dollars, 7)} a GiB-second: {serverless.basis}")
-    print(f"source: {instance_type} {realtime.dollars:g} an hour: {realtime.basis}")
+    gib_second, hour = costs.serverless, costs.realtime
+    print(f"source: serverless {decimal(gib_second.dollars, 7)} a GiB-second: {gib_second.basis}")
+    print(f"source: {type} {hour.dollars:g} an hour: {hour.basis}")

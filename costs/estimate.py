@@ -1,32 +1,43 @@
-"""What a training run will take and cost, and the bill of a machine. The standard library only."""
+"""How long a training run will take and what it will cost, and the bill of a machine.
+
+Standard library only: training machines import this module.
+"""
 
 from dataclasses import dataclass
 
-from common.run_record import Mode, Purchase
+from common.choices import Arch, Mode, Purchase
 from common.table import money, table
 from costs.prices import Price, Prices
 
 HOURS_PER_MONTH = 730  # AWS's own convention for prices a month
 MINIMUM_SECONDS = 60  # EC2, gp3 and public IPv4 are billed by the second, a minute at least
 
-BOOT_SECONDS = 180  # start of the machine, wheels, data set
+BOOT_SECONDS = 180  # until the machine is up and has its packages and the data set
 # Views a second through the frozen backbone in ONNX Runtime, float32, 224 pixels, on two cores,
 # measured in November 2026: EfficientNet-Lite0 by `make demo`, ResNet50 as its forward pass alone;
-# EfficientNet-Lite2 follows from Lite0's by the multiplications of both.
-FEATURE_RATE = {"resnet50": 47.0, "efficientnet_lite0": 175.0, "efficientnet_lite2": 115.0}
+# EfficientNet-Lite2 is derived from Lite0 by the ratio of their multiplications.
+FEATURE_RATE: dict[Arch, float] = {
+    "resnet50": 47.0,
+    "efficientnet_lite0": 175.0,
+    "efficientnet_lite2": 115.0,
+}
 VIEWS = 2  # features are computed of each photo and of its mirror image
 # Photos a second through the head in training, on cached features, by the same `make demo`.
 HEAD_RATE = 9_000.0
-# Photos a second with every layer in training, bfloat16, 224 pixels, on two cores of an AMD EPYC:
-# benchmarks/training/README.md. EfficientNet-Lite2 follows from Lite0's by the time of an epoch.
-FINETUNE_RATE = {"resnet50": 24.0, "efficientnet_lite0": 52.0, "efficientnet_lite2": 37.0}
+# Photos a second when every layer trains, bfloat16, 224 pixels, on two cores of an AMD EPYC:
+# benchmarks/training/README.md. EfficientNet-Lite2 is derived from Lite0 by the time of an epoch.
+FINETUNE_RATE: dict[Arch, float] = {
+    "resnet50": 24.0,
+    "efficientnet_lite0": 52.0,
+    "efficientnet_lite2": 37.0,
+}
 DERIVED = ("efficientnet_lite2",)
 DEFAULT_VOLUME_GIB = 30
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Expected seconds from boot to the end, US dollars for all of it, and what they rest on."""
+    """Expected seconds from boot to the end, their cost in US dollars, and what both rest on."""
 
     seconds: float
     dollars: float
@@ -47,7 +58,7 @@ class CostLine:
 
 def estimate_training(
     photos: int,
-    arch: str,
+    arch: Arch,
     epochs: int,
     instance_type: str,
     prices: Prices,
@@ -59,11 +70,9 @@ def estimate_training(
 ) -> Estimate:
     """Time and cost of training for `epochs` on `photos` photos, as `mode` of training.train.
 
-    `ensemble_size` networks train side by side. Raises ValueError for an architecture that was not
-    measured, PriceError for a machine type without a price.
+    `ensemble_size` networks train side by side. Raises PriceError for a machine type without a
+    price.
     """
-    if arch not in FEATURE_RATE:
-        raise ValueError(f"no measured rate for {arch!r}; known: {', '.join(FEATURE_RATE)}")
     work = _work(photos, arch, epochs, mode, ensemble_size)
     seconds = BOOT_SECONDS + sum(work.values())
     dollars = total(run_cost(seconds, instance_type, purchase, volume_gib, prices))
@@ -77,8 +86,8 @@ def estimate_training(
     return Estimate(seconds, dollars, basis)
 
 
-def _work(photos: int, arch: str, epochs: int, mode: Mode, ensemble_size: int) -> dict[str, float]:
-    """What is done, with a place for its seconds → the seconds."""
+def _work(photos: int, arch: Arch, epochs: int, mode: Mode, ensemble_size: int) -> dict[str, float]:
+    """Seconds of each step, by its description with a placeholder for them."""
     passes = f"{epochs} epochs" + (f" of {ensemble_size} networks" if ensemble_size > 1 else "")
     trained = photos * epochs * ensemble_size
     if mode == "finetune":
@@ -107,9 +116,7 @@ def run_cost(
 def machine_bill(
     seconds: float, label: str, machine: Price, volume_gib: int, prices: Prices
 ) -> list[CostLine]:
-    """The same bill with a known price of the machine's hour."""
-    if seconds < 0:
-        raise ValueError(f"a run cannot take {seconds} seconds")
+    """The same bill at a given price of the machine's hour."""
     hours = max(seconds, MINIMUM_SECONDS) / 3600
     return [
         cost_line(label, hours, "hour", machine),
@@ -128,12 +135,12 @@ def cost_line(name: str, quantity: float, unit: str, price: Price) -> CostLine:
 
 
 def total(lines: list[CostLine]) -> float:
-    """The sum of a bill in US dollars."""
+    """Sum of a bill in US dollars."""
     return sum(line.dollars for line in lines)
 
 
 def format_bill(lines: list[CostLine]) -> str:
-    """The bill as a table with its total, and below it each source once."""
+    """The bill as a table with its total, followed by each source once."""
     rows = [
         [
             line.name,
@@ -151,14 +158,14 @@ def format_bill(lines: list[CostLine]) -> str:
 
 def print_estimate(
     photos: int,
-    arch: str,
+    arch: Arch,
     epochs: int,
     instance_type: str,
     volume_gib: int,
     prices: Prices,
     mode: Mode = "head",
 ) -> None:
-    """What `python -m costs estimate` shows."""
+    """Print what `python -m costs estimate` shows."""
     estimate = estimate_training(
         photos, arch, epochs, instance_type, prices, mode=mode, volume_gib=volume_gib
     )

@@ -1,7 +1,4 @@
-"""A month in which nothing trains and nobody calls: what each deployed resource costs.
-
-The resources are those of the synthesized templates.
-"""
+"""What each resource of the synthesized templates costs in a month without a run or a call."""
 
 import json
 import os
@@ -37,7 +34,7 @@ class Stacks:
 
 @dataclass(frozen=True)
 class IdleRow:
-    """One thing that has a price; `billed` is what is left of the quantity after `free`."""
+    """One use that has a price; `free` of its quantity cost nothing."""
 
     use: Use
     price: Price
@@ -49,12 +46,12 @@ class IdleRow:
 
     @property
     def full_dollars(self) -> float:
-        """Where the rest of the account has used up what is free each month."""
+        """The cost if the rest of the account has used up what is free each month."""
         return self.use.quantity * self.price.dollars
 
 
 def read_stacks(folder: Path) -> Stacks:
-    """The templates that `cdk synth` wrote into `folder`."""
+    """Read the templates that `cdk synth` wrote into `folder`."""
     resources: dict[str, list[Resource]] = defaultdict(list)
     for template in sorted(folder.glob("*.template.json")):
         for resource in json.loads(template.read_text())["Resources"].values():
@@ -68,13 +65,13 @@ def read_stacks(folder: Path) -> Stacks:
 
 
 def synthesize(context: Mapping[str, Any]) -> Stacks:
-    """The stacks as `cdk deploy` would make them, with the settings of `context`.
+    """Synthesize the stacks with the settings of `context`, which takes some seconds.
 
-    Raises SettingError for a wrong setting. Takes some seconds.
+    Raises SettingError for a wrong setting.
     """
-    # Or else the CDK, which works with it, warns of Node 20 in a dozen lines.
+    # Otherwise the CDK prints a dozen lines of warning about Node 20, with which it works.
     os.environ.setdefault("JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION", "20")
-    # Not at the top: the import of the CDK takes most of that time.
+    # Not at the top: importing the CDK takes most of that time.
     from aws_cdk import App
 
     from app import add_stacks
@@ -87,9 +84,10 @@ def synthesize(context: Mapping[str, Any]) -> Stacks:
 
 
 def idle_rows(stacks: Stacks, contents: Contents, prices: Prices) -> list[IdleRow]:
-    """Everything that has a price, the dearest first.
+    """Everything that has a price, the most expensive first.
 
-    Raises UnknownCostError for a resource that nobody has priced, PriceError without a price.
+    Raises UnknownCostError for a resource in a form whose price is not known, PriceError for a
+    machine type without a price.
     """
     uses = [
         use
@@ -119,9 +117,9 @@ def _price(use: Use, prices: Prices) -> Price:
 
 
 def free_resources(stacks: Stacks) -> dict[str, Counter[str]]:
-    """Why nothing is asked → the types concerned and how many there are of each.
+    """The number of free resources of each type, by the reason why they are free.
 
-    Raises UnknownCostError for a resource that nobody has priced.
+    Raises UnknownCostError for a resource whose price is not known.
     """
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
     for type, resources in sorted(stacks.resources.items()):
@@ -132,14 +130,11 @@ def free_resources(stacks: Stacks) -> dict[str, Counter[str]]:
 
 
 def print_idle(context: Mapping[str, Any], photos: int, runs: int, prices: Prices) -> None:
-    """What `python -m costs idle` shows."""
-    print("synthesizing the stacks, some seconds", file=sys.stderr)
+    """Print what `python -m costs idle` shows."""
+    print("synthesizing the stacks, which takes some seconds", file=sys.stderr)
     stacks = synthesize(context)
     rows = idle_rows(stacks, Contents(photos, runs), prices)
-    dollars, full = (
-        sum(row.dollars for row in rows),
-        sum(row.full_dollars for row in rows),
-    )
+    dollars, full = sum(row.dollars for row in rows), sum(row.full_dollars for row in rows)
     cells = [
         [
             row.use.name,
@@ -156,11 +151,15 @@ def print_idle(context: Mapping[str, Any], photos: int, runs: int, prices: Price
     print(table(["a month of", "quantity", "free", "unit", "$ each", "$", "basis"], cells))
     print(f"\nidle: ${dollars:.2f} a month")
     if full > dollars:
-        print(f"${full:.2f} if the account's other projects use up what AWS gives free each month")
+        print(f"${full:.2f} if the account's other projects use up what is free each month")
     print("\nat no cost:")
     for reason, types in free_resources(stacks).items():
         names = ", ".join(f"{count} {name.removeprefix('AWS::')}" for name, count in types.items())
         print(f"  {names}: {reason}")
+    _print_sources(rows, prices)
+
+
+def _print_sources(rows: Sequence[IdleRow], prices: Prices) -> None:
     print(f"\nprices of {prices.region}")
     for row in sorted({row.use.price: row for row in rows}.values(), key=lambda row: row.use.price):
         print(f"source: {row.use.price} {decimal(row.price.dollars, 7)}: {row.price.basis}")

@@ -1,4 +1,4 @@
-"""Prices from AWS itself: what to ask the Price List API for, and how to read its answers."""
+"""AWS's Price List API: which products to request, and how to read the answers."""
 
 import json
 import re
@@ -10,26 +10,26 @@ if TYPE_CHECKING:
     from mypy_boto3_pricing import PricingClient
     from mypy_boto3_pricing.type_defs import FilterTypeDef
 
-SOURCE = "AWS Price List API (GetProducts): on demand, the first tier that costs something"
-# Usage types start with the region, such as USE1-, or us-east-1- for keys; in us-east-1 often not.
+SOURCE = "AWS Price List API (GetProducts): on demand, the first tier that is not free"
+# Usage types begin with the region, such as USE1-, or us-east-1- for keys; in us-east-1 often not.
 REGION_PREFIX = r"(?:[A-Z]{2,4}\d?-|[a-z]{2}-[a-z]+-\d-)?"
 
 
 class NoPriceError(ValueError):
-    """AWS gave no price, or several; the message is one line."""
+    """AWS returned no price, or several; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Product:
-    """One thing that AWS sells, by the name that it has on a bill."""
+    """Something that AWS sells, by its name on the bill."""
 
     service: str
     usage_type: str  # without the region in front
     attributes: dict[str, str] = field(default_factory=dict)  # where the usage type is not enough
-    everywhere: bool = False  # sold at one price, in no region
+    everywhere: bool = False  # at the same price, and in no region
 
 
-MACHINE = {
+LINUX = {
     "operatingSystem": "Linux",
     "tenancy": "Shared",
     "preInstalledSw": "NA",
@@ -55,23 +55,9 @@ OTHER = {
 }
 
 
-def ec2_machine(instance_type: str) -> Product:
-    return Product("AmazonEC2", f"BoxUsage:{instance_type}", MACHINE)
-
-
-def training_machine(instance_type: str) -> Product:
-    return Product("AmazonSageMaker", f"Train:{instance_type}")
-
-
-def hosting_machine(instance_type: str) -> Product:
-    return Product("AmazonSageMaker", f"Host:{instance_type}")
-
-
 def ask(pricing: "PricingClient", product: Product, region: str) -> float:
-    """The price of one unit in US dollars. Raises NoPriceError when AWS names none, or several."""
-    exact = dict(product.attributes)
-    if not product.everywhere:
-        exact["regionCode"] = region
+    """The price of one unit in US dollars. Raises NoPriceError when AWS has none, or several."""
+    exact = product.attributes | ({} if product.everywhere else {"regionCode": region})
     filters: list[FilterTypeDef] = [
         {"Type": "CONTAINS", "Field": "usagetype", "Value": product.usage_type}
     ]

@@ -1,6 +1,6 @@
-"""The prices in `prices.json`: of one region, every figure with its date and its source.
+"""The prices in `prices.json`: for one region, every figure with its date and its source.
 
-The standard library only: training machines import this module. `refresh` writes the file.
+Standard library only: training machines import this module. `refresh` writes the file.
 """
 
 import json
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from common.run_record import Purchase
+from common.choices import Purchase
 
 PRICES_FILE = Path(__file__).with_name("prices.json")
 
 
 class PriceError(ValueError):
-    """No price is known for what was asked; the message is one line."""
+    """There is no such price; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Price:
 
     @property
     def basis(self) -> str:
-        """Who says so, and when."""
+        """The source, and its date."""
         return f"{self.source} ({self.date})"
 
 
 @dataclass(frozen=True)
 class Allowance:
-    """Units that cost nothing, each month and for good, in an account that uses no more."""
+    """Units that are free each month, without end, for the whole account."""
 
     units: float
     date: str
@@ -43,7 +43,7 @@ class Allowance:
 
 @dataclass(frozen=True)
 class PastCost:
-    """What the project that this one replaces paid in all; `hours` is None where not reported."""
+    """What the project that this one replaces paid in total; `hours` is None where not reported."""
 
     instance_type: str | None
     hours: float | None
@@ -53,7 +53,7 @@ class PastCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Prices:
-    """All prices of one region; `date` (ISO 8601) is when the file was last looked after."""
+    """All prices of one region; `date` (ISO 8601) is when the file was last refreshed."""
 
     date: str
     region: str

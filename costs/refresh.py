@@ -1,8 +1,8 @@
-"""Today's prices into the price file, from the Price List API and the spot price history."""
+"""Write today's prices into the price file, from the Price List API and the spot price history."""
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from common.files import write_atomic
 from common.table import decimal, table
 from costs import price_list
-from costs.price_list import NoPriceError
+from costs.price_list import LINUX, NoPriceError, Product
 from costs.prices import load_prices
 from costs.spot_prices import mean_price, spot_history
 
@@ -28,14 +28,25 @@ PRICING_REGION = "us-east-1"  # one of the few that answer; they know the prices
 SPOT_DAYS = 7
 SPOT_SOURCE = f"EC2 DescribeSpotPriceHistory: mean of {SPOT_DAYS} days, then of the zones"
 
-FOREIGN = "_elsewhere"  # ends the name of a source whose price is of another region
+FOREIGN = "_elsewhere"  # suffix of a source's name if the price is of another region
 
 Entry = list[Any]  # of the price file: dollars, date, name of the source
 
 
 @dataclass(frozen=True)
+class Question:
+    """A price of the file: its name for the user, where it is, how to get it, and from where."""
+
+    name: str
+    entries: dict[str, Entry]
+    key: str
+    ask: Callable[[], float]
+    source: str = "price_list_api"
+
+
+@dataclass(frozen=True)
 class Change:
-    """What happened to one price; `problem` says why AWS has given none, and `new` is the old."""
+    """The old and new value of a price; equal where AWS has returned none, as `problem` says."""
 
     name: str
     old: float
@@ -45,30 +56,28 @@ class Change:
 
 
 def refresh(
-    file: Path, region: str | None, pricing: "PricingClient", ec2: "EC2Client", now: datetime
+    file: Path, region: str, pricing: "PricingClient", ec2: "EC2Client", now: datetime
 ) -> list[Change]:
-    """Ask AWS for every price in `file` and write those that it names, all or nothing.
+    """Ask AWS for every price in `file` and write the answers, all or nothing.
 
-    A price that AWS does not name stays as it is, with its date; one of another region says so.
-    Raises PriceError when the file is damaged, botocore's errors when AWS refuses.
+    A price that AWS does not return stays as it is, with its date; its source then names the
+    region, if that was another one. Raises PriceError when the file is damaged.
     """
-    load_prices(file)
+    old_region = load_prices(file).region
     content = json.loads(file.read_text())
-    old_region = content["region"]
-    region = region or old_region
     content["sources"] |= {"price_list_api": price_list.SOURCE, "spot_history": SPOT_SOURCE}
+    questions = list(_questions(content, pricing, ec2, region, now))
     changes = []
-    for question in tqdm(
-        _questions(content, pricing, ec2, region, now), desc="prices", unit="price"
-    ):
+    for question in tqdm(questions, desc="prices", unit="price"):
         dollars, date, source = question.entries[question.key]
         try:
             new = question.ask()
         except NoPriceError as error:
             changes.append(Change(question.name, dollars, date, dollars, str(error)))
-            if region != old_region:
-                source = _of_region(source, old_region, content["sources"])
-            question.entries[question.key] = [dollars, date, source]
+            if region != old_region and not source.endswith(FOREIGN):
+                said = content["sources"][source]
+                content["sources"][source + FOREIGN] = f"{said}; a price of {old_region}"
+                question.entries[question.key] = [dollars, date, source + FOREIGN]
         else:
             changes.append(Change(question.name, dollars, date, new))
             question.entries[question.key] = [new, f"{now:%Y-%m-%d}", question.source]
@@ -78,43 +87,29 @@ def refresh(
     return changes
 
 
-@dataclass(frozen=True)
-class Question:
-    """A price of the file: its name for the user, where it is kept, how to get it, from whom."""
-
-    name: str
-    entries: dict[str, Entry]
-    key: str
-    ask: Callable[[], float]
-    source: str
-
-
 def _questions(
     content: dict[str, Any], pricing: "PricingClient", ec2: "EC2Client", region: str, now: datetime
-) -> list[Question]:
-    questions: list[Question] = []
-
-    def add(name: str, entries: dict[str, Entry], key: str, product: price_list.Product) -> None:
-        ask = partial(price_list.ask, pricing, product, region)
-        questions.append(Question(name, entries, key, ask, "price_list_api"))
+) -> Iterator[Question]:
+    def asking_for(product: Product) -> Callable[[], float]:
+        return partial(price_list.ask, pricing, product, region)
 
     for type, purchases in content["ec2"].items():
-        add(f"{type} on demand", purchases, "on_demand", price_list.ec2_machine(type))
+        machine = Product("AmazonEC2", f"BoxUsage:{type}", LINUX)
+        yield Question(f"{type} on demand", purchases, "on_demand", asking_for(machine))
         if "spot" in purchases:
             ask = partial(spot_price, ec2, type, now)
-            questions.append(Question(f"{type} spot", purchases, "spot", ask, "spot_history"))
-    training, hosting = content["sagemaker_training"], content["sagemaker_hosting"]
-    for type in training:
-        add(f"{type} training", training, type, price_list.training_machine(type))
-    for type in hosting:
-        add(f"{type} hosting", hosting, type, price_list.hosting_machine(type))
+            yield Question(f"{type} spot", purchases, "spot", ask, "spot_history")
+    for use, usage_type in (("training", "Train"), ("hosting", "Host")):
+        entries = content[f"sagemaker_{use}"]
+        for type in entries:
+            machine = Product("AmazonSageMaker", f"{usage_type}:{type}")
+            yield Question(f"{type} {use}", entries, type, asking_for(machine))
     for name in content["other"]:
-        add(name, content["other"], name, price_list.OTHER[name])
-    return questions
+        yield Question(name, content["other"], name, asking_for(price_list.OTHER[name]))
 
 
 def spot_price(ec2: "EC2Client", instance_type: str, now: datetime) -> float:
-    """Dollars an hour, the mean over zones. Raises NoPriceError where the type is not sold."""
+    """US dollars an hour, the mean of all zones. Raises NoPriceError where the type is not sold."""
     start = now - timedelta(days=SPOT_DAYS)
     zones = spot_history(ec2, instance_type, start, now)
     if not zones:
@@ -122,33 +117,22 @@ def spot_price(ec2: "EC2Client", instance_type: str, now: datetime) -> float:
     return round(mean(mean_price(changes, start, now) for changes in zones.values()), 5)
 
 
-def _of_region(source: str, region: str, sources: dict[str, str]) -> str:
-    """The name of the same source, saying that the price is of a region other than the file's."""
-    if source.endswith(FOREIGN):
-        return source
-    sources[source + FOREIGN] = f"{sources[source]}; a price of {region}"
-    return source + FOREIGN
-
-
 def _forget_unused_sources(content: dict[str, Any]) -> None:
-    tables = [
-        *content["ec2"].values(),
-        *(content[name] for name in ("sagemaker_training", "sagemaker_hosting")),
-        *(content[name] for name in ("other", "free_each_month")),
-    ]
+    names = ("sagemaker_training", "sagemaker_hosting", "other", "free_each_month")
+    tables = [*content["ec2"].values(), *(content[name] for name in names)]
     used = {source for entries in tables for _, _, source in entries.values()}
     used |= {past["source"] for past in content["original_project"].values()}
     content["sources"] = {name: text for name, text in content["sources"].items() if name in used}
 
 
 def format_prices(content: dict[str, Any]) -> str:
-    """JSON with one price a line."""
+    """JSON with one price on each line."""
     text = json.dumps(content, indent=1, ensure_ascii=False)
     return re.sub(r"\[\s+([^\[\]]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text) + "\n"
 
 
 def print_refresh(file: Path, region: str | None) -> None:
-    """What `python -m costs refresh` does and shows."""
+    """Refresh the prices in `file` and print what `python -m costs refresh` shows."""
     region = region or load_prices(file).region
     changes = refresh(
         file,

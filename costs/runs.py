@@ -1,4 +1,4 @@
-"""Which run a command is about, and its record in the bucket. Imports no CDK."""
+"""Which run a command is about, and its record in the bucket."""
 
 from typing import Any
 
@@ -20,14 +20,14 @@ def find_run(bucket: str | None, run_id: str | None) -> RunRecord:
 
 
 def read(record: RunRecord, name: str) -> dict[str, Any]:
-    """What is kept under `name`. Raises ValueError when there is nothing that can be read."""
+    """The JSON object under `name`. Raises ValueError when it cannot be read."""
     uri = record.uri(name)
     try:
         content = record.read(name)
     except ClientError as error:
         if error.response["Error"]["Code"] == "NoSuchKey":
             raise ValueError(
-                f"{uri} does not exist: is the run's name right, and has the run ended?"
+                f"{uri} does not exist: is the run's id correct, and has the run ended?"
             ) from error
         raise ValueError(f"{uri} cannot be read: {error}") from error
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The settings that a deploy would take, from cdk.json and -c name=value. Imports no CDK."""
+"""The settings of a deploy, from cdk.json and -c name=value. Imports no CDK."""
 
 import json
 from collections.abc import Sequence

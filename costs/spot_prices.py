@@ -1,4 +1,4 @@
-"""EC2's spot prices of the past: what they were in a zone, minute by minute."""
+"""EC2's past spot prices, by zone."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mypy_boto3_ec2 import EC2Client
 
-PriceChange = tuple[datetime, float]  # from when on a price holds, in US dollars an hour
+PriceChange = tuple[datetime, float]  # when a price begins to hold; US dollars an hour
 
 
 def spot_history(
     ec2: "EC2Client", instance_type: str, start: datetime, end: datetime, zone: str | None = None
 ) -> dict[str, list[PriceChange]]:
-    """Zone to its changes of price, oldest first, the one in force at `start` included.
+    """Price changes for Linux by zone, oldest first, including the one in force at `start`.
 
-    Linux; EC2 remembers 90 days. Source: EC2's DescribeSpotPriceHistory.
+    EC2 keeps 90 days. Source: EC2's DescribeSpotPriceHistory.
     """
     pages = ec2.get_paginator("describe_spot_price_history").paginate(
         InstanceTypes=[instance_type],  # type: ignore[list-item]
@@ -35,10 +35,8 @@ def spot_history(
 def mean_price(changes: Sequence[PriceChange], start: datetime, end: datetime) -> float:
     """The mean from `start` to `end`, each price weighted by how long it held.
 
-    Before the first change that is known, its price is taken. Raises ValueError without any.
+    The first of `changes`, of which there must be one, also counts for the time before it.
     """
-    if not changes:
-        raise ValueError("no price is known")
     times = [start, *(min(max(time, start), end) for time, _ in changes[1:]), end]
     seconds = (end - start).total_seconds()
     if seconds <= 0:

@@ -1,4 +1,4 @@
-"""The run at the other place, EC2 or SageMaker, that did the same work."""
+"""The run on the other service, EC2 or SageMaker, that did the same work."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,15 +12,15 @@ WORK = ("dataset", "arch", "mode", "ensemble_size", "epochs", "train_arguments")
 
 
 def find_twin(record: RunRecord, named: str | None = None) -> RunRecord | None:
-    """The run at the other place that is `named`, or the newest that succeeded with the same work.
+    """The run on the other service: the one `named`, or the newest success with the same work.
 
-    Raises ValueError when the one named was at the same place.
+    Raises ValueError when the one named was on the same service.
     """
     request = read(record, "request.json")
     if named:
         other = RunRecord(record.s3, record.bucket, named)
         if read(other, "request.json").get("service") == request.get("service"):
-            raise ValueError(f"run {named} was at the same place as run {record.run_id}")
+            raise ValueError(f"run {named} was on the same service as run {record.run_id}")
         return other
     keys = list_keys(record.s3, record.bucket, "runs/")
     ids = {key.split("/")[1] for key in keys if key.endswith("/cost.json")}
@@ -37,7 +37,7 @@ def find_twin(record: RunRecord, named: str | None = None) -> RunRecord | None:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """What two requests do not have in common, such as `epochs 20 and 40`."""
+    """Differences between two requests, such as `epochs 20 and 40`."""
     return [
         f"{name} {_words(one.get(name))} and {_words(other.get(name))}"
         for name in WORK

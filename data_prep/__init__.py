@@ -1,1 +1,1 @@
-"""Photos of a public bucket, or your own → a data set in our bucket."""
+"""Prepare photos of a public bucket, or the user's own, as a data set in our bucket."""

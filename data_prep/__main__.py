@@ -1,336 +1,315 @@
 """The command line: `python -m data_prep --help`."""
 
-import argparse
 import signal
 import sys
-from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated
 
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
+from cyclopts import Parameter
 
+from common.choices import Arch
 from common.command import in_one_line
+from common.flags import NonNegativeInt, PositiveInt, Switch, command_line, run
 from common.outputs import NotDeployedError, chosen_bucket
-from data_prep import arguments as flags
-from data_prep import own_photos, shares, source, split, stats, upload, verify
+from data_prep import download as downloading
+from data_prep import own_photos, shares, source, stats, upload, verify
 from data_prep import pack as packing
-from data_prep.download import download
+from data_prep import split as splitting
 from data_prep.folder import DataError, dataset_path, summarize
-from data_prep.objects import exit_at_once
+from data_prep.objects import PUBLIC_BUCKET, exit_at_once
+from data_prep.options import (
+    Counts,
+    Data,
+    DatasetName,
+    DatasetOptions,
+    JobOptions,
+    OurBucket,
+    PackOptions,
+    PhotoOptions,
+    ShareOfWork,
+    SourceBucket,
+    SplitOptions,
+    WholeRange,
+    Workers,
+)
 from data_prep.weights import save_weights
 
-DESCRIPTION = """\
-Photos of bins into our bucket, ready to train on.
+DATA = Path("data")
+PHOTOS, SPLIT, PACK, DATASET, JOB = (
+    PhotoOptions(),
+    SplitOptions(),
+    PackOptions(),
+    DatasetOptions(),
+    JobOptions(),
+)
 
-The usual way, in one go or step by step (every step can be repeated, and goes on
-where it was stopped):
+app = command_line(
+    "python -m data_prep",
+    """\
+Prepare photos of bins for training, and upload them to our bucket.
 
-  python -m data_prep all --list file_list.json
-  python -m data_prep download --list file_list.json   # or: --counts 1-5 --limit 2000
-  python -m data_prep split
-  python -m data_prep pack
-  python -m data_prep upload
-  python -m data_prep weights --arch resnet50          # once: the pretrained backbone
+The usual way, in one go or step by step. Every step can be repeated, and continues where it was
+stopped:
 
-All 535,234 of the public bucket, and your own:
+    python -m data_prep all --list file_list.json
+    python -m data_prep download --list file_list.json    # or: --limit 2000
+    python -m data_prep split
+    python -m data_prep pack
+    python -m data_prep upload
+    python -m data_prep weights --arch resnet50    # once: the backbone
 
-  python -m data_prep list > ids.txt && python -m data_prep all --list ids.txt
-  python -m data_prep all --sagemaker --instances 8    # all, by eight machines of SageMaker
-  python -m data_prep all --source folder photos --counts 0-9
+All 535,234 photos of the public bucket, or your own photos:
 
-What there is, and whether it is whole:
+    python -m data_prep list > ids.txt && python -m data_prep all --list ids.txt
+    python -m data_prep all --sagemaker --instances 8    # on 8 machines
+    python -m data_prep all --source folder photos --counts 0-9
 
-  python -m data_prep stats
-  python -m data_prep verify
+To see what the photos are like, and to check the packed data set:
 
-Without any photos at hand:
+    python -m data_prep stats
+    python -m data_prep verify
 
-  python -m data_prep synthesize --out data --photos 600 --seed 0
-"""
+Without photos, draw synthetic ones:
+
+    python -m data_prep synthesize --out data --photos 600 --seed 0
+""",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one subcommand; returns the exit status. Errors of the user take one line."""
-    options = build_parser().parse_args(arguments)
-    run: Callable[[argparse.Namespace], None] = options.run
+    """Run a command; returns the exit status. A user's error is reported in one line."""
     try:
-        run(options)
+        run(app, arguments)
     except (DataError, NotDeployedError, Boto3Error, BotoCoreError, ClientError, OSError) as error:
         print(f"error: {in_one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
+        print("stopped; run the same command again to continue", file=sys.stderr)
         return 130
     return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+@app.command(name="all")
+def prepare(
+    *,
+    data: Data = DATA,
+    photos: PhotoOptions = PHOTOS,
+    dataset: DatasetOptions = DATASET,
+    bucket: OurBucket = None,
+    share: ShareOfWork = None,
+    job: JobOptions = JOB,
+) -> None:
+    """Download, split, pack and upload."""
+    bucket = chosen_bucket(bucket)  # fail before the long part
+    if job.sagemaker:
+        if share:
+            raise DataError("--sagemaker gives each machine its share: leave --share out")
+        _prepare_on_sagemaker(photos, dataset, bucket, job)
+        return
+    for option in fields(job):
+        if getattr(job, option.name) != option.default:
+            flag = option.name.replace("_", "-")
+            raise DataError(f"--{flag} is for a job on SageMaker: give --sagemaker as well")
+    if share:
+        if photos.source.kind != "public" or photos.list_file is None:
+            raise DataError("several machines share a list of public photos: give them --list FILE")
+        ids = _listed_ids(photos)[: photos.limit]
+        uri = shares.prepare_share(ids, share, dataset, photos, data, bucket)
+        print(f"share {share.number} of {share.of}: done, for {uri}")
+        return
+    download(data=data, counts=dataset.counts, photos=photos)
+    split(data=data, options=dataset)
+    pack(data=data, options=dataset)
+    upload_packed(data=data, name=dataset.name, bucket=bucket)
+
+
+def _prepare_on_sagemaker(
+    photos: PhotoOptions, dataset: DatasetOptions, bucket: str, job: JobOptions
+) -> None:
+    from data_prep.processing_job import Preparation, prepare_on_sagemaker  # slow: SageMaker's SDK
+
+    if photos.source.kind != "public":
+        raise DataError("a job cannot read your own photos: leave --source or --sagemaker out")
+    ids = _listed_ids(photos)[: photos.limit]
+    prepare_on_sagemaker(
+        Preparation(ids=ids, bucket=bucket, photos=photos, dataset=dataset, job=job)
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, (run, text, settings) in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(run=run)
-        for add in settings:
-            add(command)
-    return parser
 
 
-def run_list(options: argparse.Namespace) -> None:
-    sys.stdout.writelines(f"{photo_id}\n" for photo_id in source.list_bucket(options.source_bucket))
+def _listed_ids(photos: PhotoOptions) -> list[str]:
+    """Return the ids in the order to try them; with a limit, the first ones are a sample."""
+    ids = (
+        source.read_list(photos.list_file)
+        if photos.list_file
+        else list(source.list_bucket(photos.source_bucket))
+    )
+    return ids if photos.limit is None else source.spread(ids)
 
 
-def run_download(options: argparse.Namespace) -> None:
-    kind, path = options.source
-    if kind == "public":
-        photos, left_out = download(
-            _public_ids(options),
-            options.data,
-            options.counts,
-            bucket=options.source_bucket,
-            limit=options.limit,
-            requests=options.requests,
+@app.command(name="list")
+def list_ids(*, source_bucket: SourceBucket = PUBLIC_BUCKET) -> None:
+    """Print the ids of all photos in the public bucket, for `--list`."""
+    sys.stdout.writelines(f"{photo_id}\n" for photo_id in source.list_bucket(source_bucket))
+
+
+@app.command
+def download(
+    *, data: Data = DATA, counts: Counts = SPLIT.counts, photos: PhotoOptions = PHOTOS
+) -> None:
+    """Copy photos of the public bucket, or your own, to the working folder."""
+    if photos.source.kind == "public":
+        if photos.list_file is None and photos.limit is None:
+            raise DataError(
+                "say which photos to take: --list FILE, or --limit N (the bucket has "
+                f"{source.PUBLIC_PHOTOS:,})"
+            )
+        taken, left_out = downloading.download(
+            _listed_ids(photos),
+            data,
+            counts,
+            bucket=photos.source_bucket,
+            limit=photos.limit,
+            requests=photos.requests,
         )
     else:
-        read = own_photos.read_folder if kind == "folder" else own_photos.read_csv
-        photos, left_out = own_photos.take_in(
-            source.spread(read(path), lambda photo: photo.id)[: options.limit],
-            options.data,
-            options.counts,
-            requests=options.requests,
+        folder = photos.source.kind == "folder"
+        read = own_photos.read_folder if folder else own_photos.read_csv
+        found = source.spread(read(photos.source.path), lambda photo: photo.id)
+        taken, left_out = own_photos.take_in(
+            found[: photos.limit], data, counts, requests=photos.requests
         )
-    print(f"{len(photos):,} photos in {options.data}; {summarize(left_out)}")
+    print(f"{len(taken):,} photos in {data}; {summarize(left_out)}")
 
 
-def _public_ids(options: argparse.Namespace) -> list[str]:
-    """The ids to try, in this order: with --limit, that of a sample."""
-    if options.list is None and options.limit is None:
-        raise DataError(
-            f"say which photos: --list FILE, or --limit N (the bucket has {source.PUBLIC_PHOTOS:,})"
-        )
-    return _listed_ids(options)
-
-
-def _listed_ids(options: argparse.Namespace) -> list[str]:
-    ids = (
-        list(source.list_bucket(options.source_bucket))
-        if options.list is None
-        else source.read_list(options.list)
-    )
-    return ids if options.limit is None else source.spread(ids)
-
-
-def run_split(options: argparse.Namespace) -> None:
-    result = split.split_folder(
-        options.data,
+@app.command
+def split(*, data: Data = DATA, options: SplitOptions = SPLIT) -> None:
+    """Split the photos into train and test, with no product on both sides."""
+    result = splitting.split_folder(
+        data,
         options.counts,
-        method=options.split,
+        method=options.method,
         test_fraction=options.test_fraction,
         min_photos=options.min_photos,
     )
-    print(split.describe(result.photos))
+    print(splitting.describe(result.photos))
     print(summarize(result.left_out))
 
 
-def run_pack(options: argparse.Namespace) -> None:
+@app.command
+def pack(*, data: Data = DATA, options: PackOptions = PACK) -> None:
+    """Pack the split photos into WebDataset shards with a manifest."""
     manifest = packing.pack(
-        options.data,
+        data,
         options.name,
         size=options.size,
         shard_mb=options.shard_mb,
         workers=options.workers,
         min_photos=options.min_photos,
     )
-    shards = [shard for listed in manifest["shards"].values() for shard in listed]
+    shards = [shard for side in manifest["shards"].values() for shard in side]
     print(
         f"{sum(shard['photos'] for shard in shards):,} photos in {len(shards)} shards, "
         f"{sum(shard['bytes'] for shard in shards) / 1e6:.1f} MB; "
         f"{manifest['left_out']['total']:,} left out, listed in "
-        f"{dataset_path(options.data, options.name) / 'manifest.json'}"
+        f"{dataset_path(data, options.name) / 'manifest.json'}"
     )
 
 
-def run_upload(options: argparse.Namespace) -> None:
-    bucket = chosen_bucket(options.bucket)
-    print(upload.upload_dataset(options.data, options.name, bucket))
+@app.command(name="upload")
+def upload_packed(
+    *, data: Data = DATA, name: DatasetName = PACK.name, bucket: OurBucket = None
+) -> None:
+    """Upload a packed data set to our bucket."""
+    print(upload.upload_dataset(data, name, chosen_bucket(bucket)))
 
 
-def run_all(options: argparse.Namespace) -> None:
-    # Fail before the long part.
-    options.bucket = chosen_bucket(options.bucket)
-    if options.sagemaker and options.share:
-        raise DataError("--sagemaker gives each machine its share: leave --share out")
-    if options.sagemaker:
-        run_on_sagemaker(options)
-        return
-    for name, usual in flags.SAGEMAKER_DEFAULTS.items():
-        if getattr(options, name) != usual:
-            flag = name.replace("_", "-")
-            raise DataError(f"--{flag} is for a job: give --sagemaker as well")
-    if options.share:
-        run_share(options)
-        return
-    for step in (run_download, run_split, run_pack, run_upload):
-        step(options)
-
-
-def run_share(options: argparse.Namespace) -> None:
-    """Of `all`, what falls to this machine."""
-    if options.source[0] != "public" or options.list is None:
-        raise DataError("several machines share a list of public photos: give them --list FILE")
-    settings = shares.Settings(
-        name=options.name,
-        counts=options.counts,
-        method=options.split,
-        test_fraction=options.test_fraction,
-        size=options.size,
-        shard_mb=options.shard_mb,
-        min_photos=options.min_photos,
-    )
-    place = shares.prepare_share(
-        _listed_ids(options)[: options.limit],
-        options.share,
-        settings,
-        options.data,
-        options.bucket,
-        source_bucket=options.source_bucket,
-        requests=options.requests,
-        workers=options.workers,
-    )
-    print(f"share {options.share.number} of {options.share.of}: done, for {place}")
-
-
-def run_on_sagemaker(options: argparse.Namespace) -> None:
-    """The same by a job, whose machines share the work."""
-    from data_prep.processing_job import prepare_on_sagemaker  # SageMaker's SDK, which is slow
-
-    if options.source[0] != "public":
-        raise DataError("a job has no way to your own photos: leave --source or --sagemaker out")
-    prepare_on_sagemaker(_listed_ids(options)[: options.limit], options)
-
-
-def run_verify(options: argparse.Namespace) -> None:
-    if options.bucket:
-        problems, place = verify.verify_bucket(options.bucket, options.name), options.bucket
+@app.command(name="verify")
+def verify_packed(
+    *,
+    data: Data = DATA,
+    name: DatasetName = PACK.name,
+    bucket: Annotated[
+        str | None, Parameter(help="Check the hashes of the data set in this bucket instead.")
+    ] = None,
+    workers: Workers = None,
+) -> None:
+    """Compare a packed data set with its manifest: every byte, or the hashes in a bucket."""
+    if bucket:
+        problems, place = verify.verify_bucket(bucket, name), bucket
     else:
-        problems = verify.verify_folder(options.data, options.name, options.workers)
-        place = str(dataset_path(options.data, options.name))
+        problems = verify.verify_folder(data, name, workers)
+        place = str(dataset_path(data, name))
     for problem in problems:
         print(problem)
     if problems:
         raise DataError(f"{len(problems)} problems in {place}: pack and upload again")
-    print(f"{place}: whole")
+    print(f"{place}: no problems")
 
 
-def run_stats(options: argparse.Namespace) -> None:
-    print(
-        stats.write_page(
-            options.data, options.output or options.data / "stats.html", options.workers
-        )
-    )
+@app.command(name="stats")
+def show_stats(*, data: Data = DATA, output: Path | None = None, workers: Workers = None) -> None:
+    """Write a page about the split photos: counts, sizes, brightness, duplicates and leakage.
+
+    Parameters
+    ----------
+    output
+        File for the page [default: DATA/stats.html].
+    """
+    print(stats.write_page(data, output or data / "stats.html", workers))
 
 
-def run_weights(options: argparse.Namespace) -> None:
-    if options.local:
-        print(save_weights(options.arch, options.data / "weights"))
+@app.command
+def weights(
+    *, data: Data = DATA, arch: Arch = "resnet50", bucket: OurBucket = None, local: Switch = False
+) -> None:
+    """Save a pretrained backbone, and upload it to our bucket.
+
+    Parameters
+    ----------
+    arch
+        Backbone: resnet50 is downloaded from torchvision's server; the others come with installed
+        packages.
+    local
+        Leave the weights in DATA/weights and upload nothing.
+    """
+    if local:
+        print(save_weights(arch, data / "weights"))
         return
-    bucket = chosen_bucket(options.bucket)
-    file = save_weights(options.arch, options.data / "weights")
-    print(upload.upload_weights(file, bucket))
+    bucket = chosen_bucket(bucket)  # fail before the download
+    print(upload.upload_weights(save_weights(arch, data / "weights"), bucket))
 
 
-def run_synthesize(options: argparse.Namespace) -> None:
-    from data_prep.synthetic import synthesize
+@app.command
+def synthesize(
+    *,
+    out: Path = DATA,
+    photos: PositiveInt = 600,
+    seed: NonNegativeInt = 0,
+    side: WholeRange = range(300, 601),
+    workers: Workers = None,
+) -> None:
+    """Draw synthetic photos of bins, in the public bucket's format.
 
-    synthesize(
-        options.out, options.photos, options.seed, sides=options.side, workers=options.workers
-    )
-    print(f"{options.photos:,} synthetic photos in {options.out}")
+    Parameters
+    ----------
+    out
+        Working folder to fill.
+    photos
+        Number of photos.
+    seed
+        Random seed; the same seed gives the same bytes.
+    side
+        Smallest and largest side of a photo, in pixels; small photos are drawn faster.
+    """
+    from data_prep import synthetic
 
-
-Setting = Callable[[argparse.ArgumentParser], None]
-COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, tuple[Setting, ...]]] = {
-    "all": (
-        run_all,
-        "download, split, pack and upload",
-        (
-            flags.folder_setting,
-            flags.counts_setting,
-            flags.name_setting,
-            flags.download_settings,
-            flags.split_settings,
-            flags.min_photos_setting,
-            flags.pack_settings,
-            flags.bucket_setting,
-            flags.share_setting,
-            flags.sagemaker_settings,
-        ),
-    ),
-    "list": (
-        run_list,
-        "ids of the public bucket → standard output, for --list",
-        (flags.source_bucket_setting,),
-    ),
-    "download": (
-        run_download,
-        "public bucket, or your own photos → working folder",
-        (flags.folder_setting, flags.counts_setting, flags.download_settings),
-    ),
-    "split": (
-        run_split,
-        "train and test, no product on both sides",
-        (
-            flags.folder_setting,
-            flags.counts_setting,
-            flags.split_settings,
-            flags.min_photos_setting,
-        ),
-    ),
-    "pack": (
-        run_pack,
-        "split photos → WebDataset shards with a manifest",
-        (
-            flags.folder_setting,
-            flags.name_setting,
-            flags.pack_settings,
-            flags.min_photos_setting,
-        ),
-    ),
-    "upload": (
-        run_upload,
-        "packed dataset → our bucket",
-        (flags.folder_setting, flags.name_setting, flags.bucket_setting),
-    ),
-    "verify": (
-        run_verify,
-        "is a packed dataset what its manifest says? Here, or with --bucket in that bucket",
-        (
-            flags.folder_setting,
-            flags.name_setting,
-            flags.bucket_to_verify_setting,
-            flags.workers_setting,
-        ),
-    ),
-    "stats": (
-        run_stats,
-        "a page about the photos of the split: counts, sizes, light, doubles, leaks",
-        (flags.folder_setting, flags.page_setting, flags.workers_setting),
-    ),
-    "weights": (
-        run_weights,
-        "pretrained backbone → our bucket",
-        (flags.folder_setting, flags.weights_settings, flags.bucket_setting),
-    ),
-    "synthesize": (
-        run_synthesize,
-        "draw bins, in the public bucket's format",
-        (flags.synthesize_settings,),
-    ),
-}
+    synthetic.synthesize(out, photos, seed, sides=side, workers=workers)
+    print(f"{photos:,} synthetic photos in {out}")
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # being ended is a Ctrl-C, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # treat it like Ctrl-C
     exit_at_once(main())

@@ -1,4 +1,4 @@
-"""How the parts of a synthetic bin look: walls, tape, boxes, books, bottles, bags."""
+"""Draw the parts of a synthetic bin: walls, tape, boxes, books, bottles and bags."""
 
 import math
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def draw_bin(image: Image.Image, random: Generator) -> Box:
-    """Draw an empty bin, fabric or metal, with its label; returns where items can stand."""
+    """Draw an empty bin of fabric or metal, with its label; returns the space for items."""
     draw = ImageDraw.Draw(image)
     wide, high = image.size
     walls = FABRICS if random.random() < 0.75 else METALS
@@ -62,7 +62,7 @@ def draw_bin(image: Image.Image, random: Generator) -> Box:
 def _draw_label(
     draw: ImageDraw.ImageDraw, size: tuple[int, int], bottom: float, random: Generator
 ) -> None:
-    """The place's name and a square code on the rim below."""
+    """Draw the bin's name and a square code on the rim below."""
     wide, high = size
     x, label_width = wide * random.uniform(0.3, 0.55), wide * 0.24
     y, label_height = bottom + (high - bottom) * 0.25, (high - bottom) * 0.75
@@ -80,7 +80,7 @@ def _draw_label(
 
 
 def draw_tape(image: Image.Image, inside: Box, random: Generator) -> None:
-    """Elastic bands across the opening: fine bright threads that hide a part of the items."""
+    """Draw elastic bands across the opening: fine bright threads that hide part of the items."""
     _, top, _, bottom = inside
     wide = image.width
     for centre in sorted(random.uniform(0.15, 0.95, size=random.integers(1, 4))):
@@ -101,7 +101,7 @@ def draw_tape(image: Image.Image, inside: Box, random: Generator) -> None:
 
 
 def draw_item(image: Image.Image, kind: str, box: Box, seed: int) -> None:
-    """Draw one item into its box, with the shadow it throws; its looks follow from `seed`."""
+    """Draw an item into its box, with its shadow; its looks depend on `seed` alone."""
     left, _, right, bottom = box
     depth = max(2.0, (right - left) * 0.05)
     shadow = Image.new("L", image.size)
@@ -113,7 +113,7 @@ def draw_item(image: Image.Image, kind: str, box: Box, seed: int) -> None:
 
 
 def _colour(random: Generator) -> Colour:
-    """A package colour: mostly muted, sometimes loud."""
+    """Choose a colour for a package: mostly muted, sometimes bright."""
     base = random.integers(30, 226, size=3)
     if random.random() < 0.75:
         base = 0.4 * base + 0.6 * base.mean()
@@ -121,7 +121,7 @@ def _colour(random: Generator) -> Colour:
 
 
 def _draw_print(draw: ImageDraw.ImageDraw, box: Box, colour: Colour, random: Generator) -> None:
-    """A title, a picture and small print on a surface."""
+    """Draw a title, a picture and small print on a surface."""
     left, top, right, bottom = box
     wide, high = right - left, bottom - top
     ink = shade(colour, 0.35) if sum(colour) > 380 else (235, 230, 220)
@@ -141,7 +141,7 @@ def _draw_print(draw: ImageDraw.ImageDraw, box: Box, colour: Colour, random: Gen
 
 
 def _draw_carton(image: Image.Image, box: Box, random: Generator) -> None:
-    """A box seen a little from above: front, lid and one side."""
+    """Draw a box seen slightly from above: its front, its lid and one side."""
     draw = ImageDraw.Draw(image)
     left, top, right, bottom = box
     plain = random.random() < 0.4
@@ -163,7 +163,7 @@ def _draw_carton(image: Image.Image, box: Box, random: Generator) -> None:
 
 
 def _draw_book(image: Image.Image, box: Box, random: Generator) -> None:
-    """A book, leaning: its cover, the spine and the edge of the pages."""
+    """Draw a leaning book: its cover, its spine and the edge of its pages."""
     draw = ImageDraw.Draw(image)
     left, top, right, bottom = box
     wide, lean = right - left, (right - left) * random.uniform(0, 0.25)
@@ -184,7 +184,7 @@ def _draw_book(image: Image.Image, box: Box, random: Generator) -> None:
 
 
 def _draw_bottle(image: Image.Image, box: Box, random: Generator) -> None:
-    """A bottle: rounded body, neck, cap, label, and a streak of light."""
+    """Draw a bottle: a rounded body, neck, cap, label and a streak of light."""
     draw = ImageDraw.Draw(image)
     left, top, right, bottom = box
     wide, high = right - left, bottom - top
@@ -204,7 +204,7 @@ def _draw_bottle(image: Image.Image, box: Box, random: Generator) -> None:
 
 
 def _draw_bag(image: Image.Image, box: Box, random: Generator) -> None:
-    """A crumpled bag, half clear: what lies behind shines through."""
+    """Draw a crumpled, translucent bag."""
     left, top, right, bottom = box
     centre, radius = (
         ((left + right) / 2, (top + bottom) / 2),
@@ -212,7 +212,7 @@ def _draw_bag(image: Image.Image, box: Box, random: Generator) -> None:
     )
     angles = np.linspace(0, 2 * math.pi, 18, endpoint=False)
     bumps = random.uniform(0.78, 1.0, size=18)
-    # A superellipse: a pillow rather than a ball.
+    # A superellipse looks like a pillow rather than a ball.
     points = [
         (
             centre[0] + radius[0] * bump * math.copysign(abs(math.cos(a)) ** 0.6, math.cos(a)),

@@ -1,13 +1,13 @@
-"""The working folder: what every step agrees on.
+"""The working folder, through which the steps hand photos and records to each other.
 
     <folder>/bin-images/<id>.jpg      as in the public bucket
     <folder>/metadata/<id>.json       as in the public bucket
-    <folder>/selection.json           ids that are there, and those left out with the reason
+    <folder>/selection.json           ids of the downloaded photos, and why others were left out
     <folder>/split.csv                count, group and side of each photo
-    <folder>/split.json               how they were split, and what was left out
-    <folder>/datasets/<name>/         the packed dataset, as in our bucket
+    <folder>/split.json               settings of the split, and which photos were left out
+    <folder>/datasets/<name>/         the packed data set, as in our bucket
 
-An id is text: `00001` and `1` are two photos. It is never turned into a number.
+An id is text and never converted to a number: `00001` and `1` are two photos.
 """
 
 import hashlib
@@ -34,16 +34,16 @@ REASON_TESTED = "shares a product with a test photo"
 
 
 class DataError(ValueError):
-    """Data preparation cannot go on; the message is one line: what, where, what to do."""
+    """Data preparation cannot continue; the message is one line: what, where, what to do."""
 
 
-class MetadataError(ValueError):
-    """This photo's metadata gives no count; the message is the reason for leaving it out."""
+class UnusableError(ValueError):
+    """A photo cannot be part of the data set; the message is the reason for leaving it out."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class LeftOut:
-    """One photo that the dataset does without."""
+    """A photo that is not part of the data set."""
 
     id: str
     reason: str
@@ -51,7 +51,7 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """What the metadata says about one photo."""
+    """The count and the products of a photo, from its metadata."""
 
     count: int
     asins: tuple[str, ...]
@@ -72,18 +72,18 @@ def dataset_path(folder: Path, name: str) -> Path:
 def parse_metadata(text: bytes) -> Bin:
     """Read the count (EXPECTED_QUANTITY) and the products (ASINs in BIN_FCSKU_DATA).
 
-    A product's key there is its ASIN or a seller's number for it, which has the ASIN inside.
-    Raises MetadataError when there is no count to read.
+    The key of a product is its ASIN, or a seller's number whose entry contains the ASIN.
+    Raises UnusableError if there is no valid count.
     """
     try:
         metadata = json.loads(text)
     except ValueError as error:
-        raise MetadataError(REASON_NOT_JSON) from error
+        raise UnusableError(REASON_NOT_JSON) from error
     if not isinstance(metadata, dict) or "EXPECTED_QUANTITY" not in metadata:
-        raise MetadataError(REASON_NO_COUNT)
+        raise UnusableError(REASON_NO_COUNT)
     count = metadata["EXPECTED_QUANTITY"]
     if not isinstance(count, int) or isinstance(count, bool):
-        raise MetadataError(REASON_NOT_WHOLE)
+        raise UnusableError(REASON_NOT_WHOLE)
     products = metadata.get("BIN_FCSKU_DATA")
     if not isinstance(products, dict):
         return Bin(count, ())
@@ -96,20 +96,28 @@ def _asin(key: str, product: object) -> str:
     return asin if isinstance(asin, str) and asin else key
 
 
+def usable_bin(text: bytes, counts: range) -> Bin:
+    """Read a photo's metadata; raises UnusableError unless its count is one of `counts`."""
+    found = parse_metadata(text)
+    if found.count not in counts:
+        raise UnusableError(REASON_OUT_OF_RANGE)
+    return found
+
+
 def start_selection(folder: Path) -> None:
-    """Drop what earlier runs recorded: no later step may work on a half-filled folder."""
+    """Delete the records of earlier runs, so that no later step uses a half-filled folder."""
     for name in ("selection.json", "split.json", "split.csv"):
         (folder / name).unlink(missing_ok=True)
 
 
 def write_selection(folder: Path, photos: Iterable[str], left_out: Iterable[LeftOut]) -> None:
-    """Record what was asked for; older files in the folder stay out of the dataset."""
+    """Record the requested photos; other files in the folder stay out of the data set."""
     selection = {"photos": sorted(photos), "left_out": by_reason(left_out)}
     write_atomic(folder / "selection.json", to_json(selection))
 
 
 def by_reason(left_out: Iterable[LeftOut]) -> dict[str, Any]:
-    """Left-out photos as files hold them: how many, how many for each reason, and which."""
+    """Left-out photos as they are stored: the total, and the number and the ids by reason."""
     photos: dict[str, list[str]] = {}
     for one in sorted(left_out):
         photos.setdefault(one.reason, []).append(one.id)
@@ -122,30 +130,27 @@ def by_reason(left_out: Iterable[LeftOut]) -> dict[str, Any]:
 
 
 def read_left_out(content: Mapping[str, Any]) -> list[LeftOut]:
-    """What `by_reason` made, in the order of the ids."""
+    """Invert `by_reason`; the photos are sorted by id."""
     photos: Mapping[str, list[str]] = content["photos"]
     return sorted(LeftOut(photo_id, reason) for reason, ids in photos.items() for photo_id in ids)
 
 
 def summarize(left_out: Iterable[LeftOut]) -> str:
-    """One line: how many photos were left out, and why."""
+    """Say in one line how many photos were left out, and why."""
     reasons = Counter(one.reason for one in left_out)
     if not reasons:
         return "nothing left out"
-    listed = ", ".join(f"{number:,} {reason}" for reason, number in sorted(reasons.items()))
-    return f"{reasons.total():,} left out: {listed}"
+    listed = ", ".join(f"{reason}: {number:,}" for reason, number in sorted(reasons.items()))
+    return f"{reasons.total():,} left out ({listed})"
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:
-    """The same content gives the same bytes."""
+    """Encode `content` for a file; equal content gives equal bytes."""
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def read_json(path: Path, hint: str) -> Any:
-    """Read a file that an earlier step wrote; `hint` says which one to run.
-
-    Raises DataError when it is absent or not JSON.
-    """
+    """Read a file of an earlier step; raises DataError with `hint` if it is absent or not JSON."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
@@ -155,6 +160,6 @@ def read_json(path: Path, hint: str) -> Any:
 
 
 def sha256_of(file: Path) -> str:
-    """Of its bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

@@ -1,11 +1,11 @@
-"""Objects of S3, thousands a second: through obstore, which is Rust inside."""
+"""Read thousands of S3 objects per second, through obstore, which is written in Rust."""
 
 import asyncio
 import hashlib
 import os
 import re
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -16,16 +16,16 @@ from obstore.auth.boto3 import Boto3CredentialProvider
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from data_prep.folder import DataError
+from data_prep.folder import REASON_NOT_FETCHED, DataError, UnusableError
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig, RetryConfig, S3Config
+    from obstore.store import RetryConfig
 
 T = TypeVar("T")
 R = TypeVar("R")
 PUBLIC_BUCKET = "aft-vbi-pds"  # the Amazon Bin Image Dataset
 PUBLIC_REGION = "us-east-1"
-# Waits double, with jitter: with 503 Slow Down, S3 asks a client that is too fast to wait.
+# Waits double, with jitter: S3 answers 503 Slow Down to a client that asks too fast.
 RETRIES: "RetryConfig" = {
     "max_retries": 10,
     "backoff": {
@@ -36,58 +36,80 @@ RETRIES: "RetryConfig" = {
     "retry_timeout": timedelta(minutes=3),
 }
 MD5 = re.compile(r'"([0-9a-f]{32})"')  # ETag of an object that was uploaded in one part
+MOST_FAILURES = 100  # with more, the cause is not in the single objects
 
 
 class FetchError(DataError):
-    """An object could not be fetched, whether or not it is there; the message is one line."""
-
-
-MOST_FAILURES = 100  # with more, it is not the objects that are to blame
+    """An object could not be fetched, whether or not it exists; the message is one line."""
 
 
 class Failures:
-    """Objects that could not be fetched, after all retries. A few of many are left out, so that
-    none ends a long job; with more, the work ends."""
+    """Objects that could not be fetched, after all retries.
+
+    A few of many are left out, so that they do not stop a long job; more end it.
+    """
 
     def __init__(self) -> None:
         self._errors: list[FetchError] = []
 
-    def add(self, error: FetchError) -> None:
-        """Raises DataError once there are more than MOST_FAILURES."""
-        self._errors.append(error)
-        if len(self._errors) > MOST_FAILURES:
-            raise self._ended()
+    async def each(
+        self,
+        work: Callable[[T], Awaitable[R]],
+        items: Sequence[T],
+        *,
+        at_once: int,
+        done: Callable[[R | str], object] = lambda _: None,
+    ) -> list[R | str]:
+        """Return for each item what `work` returns, or the reason for leaving it out.
+
+        Calls `done` with each result. Raises DataError after more than MOST_FAILURES failures.
+        """
+
+        async def attempt(item: T) -> R | str:
+            result: R | str
+            try:
+                result = await work(item)
+            except UnusableError as error:
+                result = str(error)
+            except FetchError as error:
+                self._errors.append(error)
+                if len(self._errors) > MOST_FAILURES:
+                    raise self._too_many() from error
+                result = REASON_NOT_FETCHED
+            done(result)
+            return result
+
+        return await each(attempt, items, at_once=at_once)
 
     def check(self, asked: int) -> None:
-        """Say what there is, of so many; raises DataError when it is more than one in a hundred."""
+        """Print a warning about failures; raises DataError if over 1 % of `asked` failed."""
         if len(self._errors) > asked // 100:
-            raise self._ended()
+            raise self._too_many()
         if self._errors:
-            print(f"warning: left out, as it {self._told()}", file=sys.stderr)
+            print(f"warning: left out {self._summary()}", file=sys.stderr)
 
-    def _ended(self) -> DataError:
-        return DataError(f"{self._told()}: run the same command again")
+    def _too_many(self) -> DataError:
+        return DataError(f"there are {self._summary()}: run the same command again")
 
-    def _told(self) -> str:
-        return (
-            f"could not be fetched: {len(self._errors)} photos, the first because of "
-            f"{self._errors[0]}"
-        )
+    def _summary(self) -> str:
+        number, first = len(self._errors), self._errors[0]
+        return f"photos that could not be fetched ({number}), the first because of {first}"
 
 
 class Bucket:
-    """A bucket to read from, many objects at a time."""
+    """A bucket to read many objects from at the same time."""
 
     def __init__(
         self, name: str, store: S3Store, *, encrypted: Callable[[str], bool] = lambda _: False
     ) -> None:
-        """`encrypted`: whether the object of a key has an ETag that is no checksum."""
+        """`encrypted` tells for a key whether the ETag of its object is not a checksum."""
         self.name, self._store, self.encrypted = name, store, encrypted
 
     async def fetch(self, key: str) -> bytes | None:
-        """An object's bytes, compared with the checksum in its ETag; None without such a key.
+        """Return an object's bytes, or None if there is no such key.
 
-        Raises FetchError when S3 does not answer, refuses, or the bytes are not the object's.
+        Raises FetchError if S3 does not answer or refuses, or if the bytes do not match the
+        checksum in the ETag.
         """
         try:
             answer = await self._store.get_async(key)
@@ -104,7 +126,7 @@ class Bucket:
             and hashlib.md5(content, usedforsecurity=False).hexdigest() != checksum[1]
             and not await self._has_other_etag(key)
         ):
-            raise FetchError(f"s3://{self.name}/{key}: the bytes do not have its checksum")
+            raise FetchError(f"s3://{self.name}/{key}: the bytes do not match the checksum")
         return content
 
     async def _has_other_etag(self, key: str) -> bool:
@@ -115,7 +137,7 @@ class Bucket:
 
 
 def run(work: Coroutine[Any, Any, R]) -> R:
-    """The result of `work`; of several errors side by side, the first is raised."""
+    """Return the result of `work`; if several tasks fail, raise the first error."""
     try:
         return asyncio.run(work)
     except ExceptionGroup as group:
@@ -123,22 +145,22 @@ def run(work: Coroutine[Any, Any, R]) -> R:
 
 
 async def each(work: Callable[[T], Awaitable[R]], items: Sequence[T], *, at_once: int) -> list[R]:
-    """What `work` returns for each of the items, in their order, so many of them at once."""
-    found: dict[int, R] = {}
+    """Return what `work` returns for each item, in order; `at_once` of them run concurrently."""
+    results: dict[int, R] = {}
+    waiting = iter(range(len(items)))  # shared by the workers
 
-    async def worker(places: Iterator[int]) -> None:
-        for place in places:
-            found[place] = await work(items[place])
+    async def worker() -> None:
+        for index in waiting:
+            results[index] = await work(items[index])
 
-    places = iter(range(len(items)))
     async with asyncio.TaskGroup() as workers:
         for _ in range(min(at_once, len(items))):
-            workers.create_task(worker(places))
-    return [found[place] for place in range(len(items))]
+            workers.create_task(worker())
+    return [results[index] for index in range(len(items))]
 
 
 def exit_at_once(code: int) -> NoReturn:
-    """End the process with all that it printed, without Python's own shutdown.
+    """Flush the output and end the process, without Python's own shutdown.
 
     A thread of obstore may still wait for the interpreter when all work is done. If it gets it
     during the shutdown, Rust ends the process with SIGABRT:
@@ -151,35 +173,21 @@ def exit_at_once(code: int) -> NoReturn:
 
 
 def public_bucket(name: str = PUBLIC_BUCKET) -> Bucket:
-    """A bucket that anybody may read; AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL points elsewhere."""
-    store = S3Store(
-        name,
-        region=PUBLIC_REGION,
-        skip_signature=True,
-        retry_config=RETRIES,
-        client_options=_client_options(),
-        config=_config(),
-    )
-    return Bucket(name, store)
+    """Open a bucket that anybody may read."""
+    return Bucket(name, _open_store(name, PUBLIC_REGION, skip_signature=True))
 
 
 def own_bucket(name: str) -> Bucket:
-    """A bucket that is read with your own credentials. Raises NoCredentialsError without any."""
+    """Open a bucket with the user's credentials; raises NoCredentialsError without any."""
     session = boto3.Session()
     if session.get_credentials() is None:
         raise NoCredentialsError
-    store = S3Store(
-        name,
-        region=session.region_name or PUBLIC_REGION,
-        credential_provider=Boto3CredentialProvider(session),
-        retry_config=RETRIES,
-        client_options=_client_options(),
-        config=_config(),
-    )
+    region = session.region_name or PUBLIC_REGION
+    store = _open_store(name, region, credential_provider=Boto3CredentialProvider(session))
     s3 = session.client("s3")
 
     def encrypted(key: str) -> bool:
-        # With a key of KMS the ETag is of 32 digits, too, but not the MD5 (S3's API reference,
+        # With a KMS key the ETag has 32 digits as well, but is not the MD5 (S3's API reference,
         # "Object").
         found = s3.head_object(Bucket=name, Key=key).get("ServerSideEncryption", "AES256")
         return found != "AES256"
@@ -187,15 +195,19 @@ def own_bucket(name: str) -> Bucket:
     return Bucket(name, store, encrypted=encrypted)
 
 
-def _config() -> "S3Config":
+def _open_store(name: str, region: str, **access: Any) -> S3Store:
+    """Open a bucket, at AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL if one of them is set."""
     url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return {"endpoint": url} if url else {}
-
-
-def _client_options() -> "ClientConfig":
-    return {"allow_http": "endpoint" in _config(), "timeout": timedelta(minutes=1)}
+    return S3Store(
+        name,
+        region=region,
+        retry_config=RETRIES,
+        client_options={"allow_http": bool(url), "timeout": timedelta(minutes=1)},
+        config={"endpoint": url} if url else {},
+        **access,
+    )
 
 
 def _first_line(error: BaseException) -> str:
-    """obstore's errors go on with the whole of Rust's."""
+    """Drop the details of Rust's error, which obstore appends to its own."""
     return " ".join(str(error).split("\n\n")[0].split())

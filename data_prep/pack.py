@@ -1,7 +1,7 @@
-"""The split photos → WebDataset shards, lists and a manifest, the same bytes each time.
+"""Pack the split photos into WebDataset shards, lists and a manifest, reproducible to the byte.
 
-Which photos a shard holds is settled by the split, before any is read: shards can be packed in
-any order, by any number of processes, and one that is there already is not packed again.
+The split alone decides which photos a shard holds. So shards can be packed in any order and by any
+number of processes, and an existing shard is not packed again.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import io
 import json
 import platform
 import tarfile
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
@@ -22,6 +22,7 @@ import PIL
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
+from common.dataset import Side
 from common.files import write_atomic
 from data_prep.folder import (
     REASON_BROKEN_PHOTO,
@@ -34,17 +35,16 @@ from data_prep.folder import (
     to_json,
 )
 from data_prep.processes import process_pool
-from data_prep.split import SIDES, Photo, Side, Split, check_enough, read_split
+from data_prep.split import SIDES, Photo, Split, check_enough, read_split
 from serving.container.preprocess import PhotoError, to_pixels
 
 JPEG_QUALITY = 95
 FULL_COLOUR = 0  # no chroma subsampling, by Pillow's number; why: benchmarks/serving/README.md
-JPEG_BYTES_A_PIXEL = 0.5  # at that quality, about: only what a shard holds depends on it
+JPEG_BYTES_A_PIXEL = 0.5  # roughly, at that quality; decides how many photos a shard holds
 TAR_BYTES_A_SAMPLE = 2048  # two headers, the label, and padding
-PHOTOS_A_TASK = 32  # keeps the talk between the processes small beside the decoding
-AHEAD = 2  # shards whose photos are decoded at once, so that writing one keeps no core waiting
+PHOTOS_A_TASK = 32  # makes communication between the processes cheap compared to the decoding
+AHEAD = 2  # shards whose photos are decoded at the same time, so that writing one idles no core
 
-Sample = tuple[Photo, bytes]  # a photo and its JPEG
 Encoded = bytes | str  # a JPEG, or the reason for leaving the photo out
 VERSIONS = {
     "python": platform.python_version(),
@@ -55,16 +55,15 @@ VERSIONS = {
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """A shard to be: its file, and the photos it is to hold."""
+    """A shard's file, and the photos that it is to hold."""
 
     file: str
-    side: Side
     photos: Sequence[Photo]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file, as the manifest describes it."""
+    """A tar file, as the manifest describes it."""
 
     file: str
     photos: int
@@ -74,9 +73,9 @@ class Shard:
 
 @dataclass(frozen=True)
 class Part:
-    """`parts/<shard>.json`: a shard that is there, from which photos, and those left out."""
+    """An existing shard, as `parts/<shard>.json` describes it."""
 
-    inputs: str  # a hash of all that the bytes of the shard depend on
+    inputs: str  # a hash of everything that the bytes of the shard depend on
     shard: Shard
     broken: dict[str, str]  # id → reason
 
@@ -92,12 +91,12 @@ def pack(
 ) -> dict[str, Any]:
     """Pack the photos of `split.csv` into `<folder>/datasets/<name>/`; returns the manifest.
 
-    Photos that cannot be decoded are left out. Raises DataError when too little is left.
+    Photos that cannot be decoded are left out. Raises DataError if too few photos are left.
     """
     split = read_split(folder)
     dataset = dataset_path(folder, name)
     dataset.mkdir(parents=True, exist_ok=True)
-    # Without a manifest the folder is not complete: none may stand while shards change.
+    # A data set with a manifest is complete, so there must be none while shards change.
     (dataset / "manifest.json").unlink(missing_ok=True)
     plans = plan_shards(split, size, shard_mb)
     parts = pack_shards(plans, folder, dataset, size, workers)
@@ -106,22 +105,21 @@ def pack(
 
 
 def plan_shards(split: Split, size: int, shard_mb: float) -> list[ShardPlan]:
-    """Shards of about `shard_mb`, each side by itself, photos in the order of their ids."""
+    """Plan shards of about `shard_mb`, each of one side, with the photos in order of their ids."""
     photo_bytes = JPEG_BYTES_A_PIXEL * size * size + TAR_BYTES_A_SAMPLE
     length = max(1, round(shard_mb * 1e6 / photo_bytes))
     plans: list[ShardPlan] = []
     for side in SIDES:
         photos = [photo for photo in split.photos if photo.side == side]
         for number, start in enumerate(range(0, len(photos), length)):
-            file = f"{side}-{number:05d}.tar"
-            plans.append(ShardPlan(file, side, photos[start : start + length]))
+            plans.append(ShardPlan(f"{side}-{number:05d}.tar", photos[start : start + length]))
     return plans
 
 
 def pack_shards(
     plans: Sequence[ShardPlan], folder: Path, dataset: Path, size: int, workers: int | None
 ) -> list[Part]:
-    """Pack those shards that are not there yet; returns what is known of each, in their order."""
+    """Pack the shards that do not exist yet; returns the parts of all, in order."""
     inputs = {plan.file: _inputs(plan, folder, size) for plan in plans}
     parts = {plan.file: _find_part(dataset, plan, inputs[plan.file]) for plan in plans}
     missing = [plan for plan in plans if parts[plan.file] is None]
@@ -138,7 +136,7 @@ def pack_shards(
 def _encode_ahead(
     plans: Iterable[ShardPlan], folder: Path, size: int, pool: Executor
 ) -> Iterator[tuple[ShardPlan, Iterator[Encoded]]]:
-    """Each plan with its photos' JPEGs, which are made while the shard before is written."""
+    """Yield each plan with the JPEGs of its photos, encoded while the previous shard is written."""
     under_way: deque[tuple[ShardPlan, Iterator[Encoded]]] = deque()
     for plan in plans:
         under_way.append((plan, _encode(plan, folder, size, pool)))
@@ -159,20 +157,14 @@ def _counted(encoded: Iterable[Encoded], progress: "tqdm[Any]") -> Iterator[Enco
 
 
 def _inputs(plan: ShardPlan, folder: Path, size: int) -> str:
-    """A hash of what the bytes of a shard depend on; of a photo, its size stands for its bytes."""
+    """Hash what the bytes of a shard depend on; the size of a photo's file stands for its bytes."""
+    files = [photo_path(folder, photo.id) for photo in plan.photos]
     photos = [
-        (photo.id, photo.count, photo.group, _size_of(photo_path(folder, photo.id)))
-        for photo in plan.photos
+        (photo.id, photo.count, photo.group, file.stat().st_size if file.exists() else None)
+        for photo, file in zip(plan.photos, files, strict=True)
     ]
     settings = [size, JPEG_QUALITY, FULL_COLOUR, VERSIONS, photos]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-
-
-def _size_of(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return None
 
 
 def part_path(dataset: Path, file: str) -> Path:
@@ -180,7 +172,7 @@ def part_path(dataset: Path, file: str) -> Path:
 
 
 def _find_part(dataset: Path, plan: ShardPlan, inputs: str) -> Part | None:
-    """What is known of a shard that is there with the bytes that it should have, or None."""
+    """Return the part of a shard that exists with the right bytes, or else None."""
     try:
         part = read_part(part_path(dataset, plan.file).read_bytes())
         there = sha256_of(dataset / plan.file)
@@ -190,19 +182,19 @@ def _find_part(dataset: Path, plan: ShardPlan, inputs: str) -> Part | None:
 
 
 def read_part(content: bytes) -> Part:
-    """What `to_json` made of one."""
+    """Decode a part that `to_json` encoded."""
     found = json.loads(content)
     return Part(found["inputs"], Shard(**found["shard"]), found["broken"])
 
 
 def pack_shard(plan: ShardPlan, folder: Path, dataset: Path, size: int, pool: Executor) -> Part:
-    """Pack one shard of photos that are in the folder, whether or not it is there."""
+    """Pack one shard, even if it exists, of the photos that are in the folder."""
     encoded = _encode(plan, folder, size, pool)
     return _pack_shard(dataset, plan, encoded, _inputs(plan, folder, size))
 
 
 def _pack_shard(dataset: Path, plan: ShardPlan, encoded: Iterable[Encoded], inputs: str) -> Part:
-    samples: list[Sample] = []
+    samples: list[tuple[Photo, bytes]] = []
     broken: dict[str, str] = {}
     for photo, jpeg in zip(plan.photos, encoded, strict=True):
         if isinstance(jpeg, str):
@@ -223,22 +215,21 @@ def join(
     shard_mb: float,
     min_photos: int,
 ) -> dict[str, Any]:
-    """Write the lists and the manifest of shards that are all there; returns the manifest.
+    """Write the lists and the manifest once all shards exist; returns the manifest.
 
-    Raises DataError when too little is left.
+    Raises DataError if too few photos are left.
     """
     broken = {photo_id: why for part in parts for photo_id, why in part.broken.items()}
     packed = [photo for photo in split.photos if photo.id not in broken]
     check_enough(packed, split.counts, min_photos)
+    lists = {side: _list_names(packed, side, split.counts) for side in SIDES}
     for side in SIDES:
-        names = _list_names(packed, side, split.counts)
-        write_atomic(dataset / f"{side}_list.json", to_json(names))
+        write_atomic(dataset / f"{side}_list.json", to_json(lists[side]))
     left_out = [*split.left_out, *(LeftOut(*one) for one in broken.items())]
     shards = {
         side: [asdict(part.shard) for part in parts if part.shard.file.startswith(f"{side}-")]
         for side in SIDES
     }
-    there = Counter((photo.side, photo.count) for photo in packed)
     manifest = {
         "name": dataset.name,
         "size": size,
@@ -248,7 +239,7 @@ def join(
         "split": {"method": split.method, "test_fraction": split.test_fraction},
         "shards": shards,
         "photos": {
-            side: {str(count): there[side, count] for count in split.counts} for side in SIDES
+            side: {count: len(names) for count, names in lists[side].items()} for side in SIDES
         },
         "left_out": by_reason(left_out),
         "versions": VERSIONS,
@@ -258,9 +249,9 @@ def join(
 
 
 def encode(path: Path, size: int) -> Encoded:
-    """A photo as JPEG of `size` × `size`: as it is where it fits, else squashed once.
+    """Return a photo as a JPEG of `size` × `size` pixels, or the reason for leaving it out.
 
-    Or else the reason for leaving it out.
+    A JPEG that has this size already keeps its bytes; others are squashed and encoded once.
     """
     try:
         photo = path.read_bytes()
@@ -278,8 +269,8 @@ def encode(path: Path, size: int) -> Encoded:
     return squashed.getvalue()
 
 
-def _write_shard(path: Path, samples: list[Sample]) -> Shard:
-    """Write one tar file in the layout of WebDataset: `<id>.jpg`, then `<id>.json`."""
+def _write_shard(path: Path, samples: list[tuple[Photo, bytes]]) -> Shard:
+    """Write photos and their JPEGs in the layout of WebDataset: `<id>.jpg`, then `<id>.json`."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for photo, jpeg in samples:
@@ -294,16 +285,15 @@ def _write_shard(path: Path, samples: list[Sample]) -> Shard:
 
 
 def _remove_others(dataset: Path, current: set[str]) -> None:
-    """Remove the shards of an earlier packing that had more of them."""
-    for side in SIDES:
-        for file in dataset.glob(f"{side}-*.tar"):
-            if file.name not in current:
-                file.unlink()
-                part_path(dataset, file.name).unlink(missing_ok=True)
+    """Delete the shards of an earlier packing that the current one does not have."""
+    for file in dataset.glob("*.tar"):
+        if file.name not in current:
+            file.unlink()
+            part_path(dataset, file.name).unlink(missing_ok=True)
 
 
 def _list_names(photos: list[Photo], side: Side, counts: list[int]) -> dict[str, list[str]]:
-    """Count → names, built like the public `file_list.json`."""
+    """Return count → names, like the public bucket's `file_list.json`."""
     names: dict[str, list[str]] = {str(count): [] for count in counts}
     for photo in photos:
         if photo.side == side:

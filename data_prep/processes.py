@@ -1,4 +1,4 @@
-"""Work on every core."""
+"""Work on several cores."""
 
 import signal
 from collections.abc import Iterator
@@ -8,7 +8,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def process_pool(workers: int | None) -> Iterator[ProcessPoolExecutor]:
-    """Processes (None: one a core) that end with this one; what still waits is dropped then."""
+    """Start `workers` processes (None: one per core), and end them on leaving the block.
+
+    Tasks that have not started by then are dropped.
+    """
     pool = ProcessPoolExecutor(workers, initializer=_leave_signals_to_parent)
     try:
         yield pool

@@ -1,7 +1,8 @@
-"""What SageMaker's container starts on each machine of a processing job: it does its share.
+"""Do one machine's share of a processing job; SageMaker's container starts this file.
 
-Its arguments are flags of `python -m data_prep all`; beside it lie the code, its requirements and
-the list of photos. The standard library alone, until the requirements are installed.
+Its arguments are flags of `python -m data_prep all`. The code, its requirements and the list of
+photos are in the same folder. Only the standard library is imported, as the requirements are not
+installed yet.
 """
 
 import json
@@ -14,7 +15,7 @@ OPT_ML = Path("/opt/ml")
 
 
 def share_of_host(config: Path) -> str:
-    """Which of how many machines this is, such as 2/8, as SageMaker tells its container."""
+    """Return this machine's share, such as 2/8, from a file that SageMaker writes."""
     content = json.loads(config.read_bytes())
     hosts = sorted(content["hosts"])
     return f"{hosts.index(content['current_host']) + 1}/{len(hosts)}"
@@ -33,10 +34,10 @@ def main() -> int:
     with subprocess.Popen(command, cwd=work / "code", stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         last = ""
-        for line in process.stderr:  # into the log as it comes: the machine may be ended any time
+        for line in process.stderr:  # logged at once, as the machine may be stopped at any time
             print(line, end="", file=sys.stderr, flush=True)
             last = line.strip() or last
-    if process.returncode:  # SageMaker passes this on as the job's ExitMessage
+    if process.returncode:  # SageMaker shows this as the job's ExitMessage
         (OPT_ML / "output").mkdir(exist_ok=True)
         (OPT_ML / "output" / "message").write_text(last[:1000])
     return process.returncode

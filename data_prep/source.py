@@ -1,4 +1,4 @@
-"""Which photos of the public bucket: a list, what the bucket has, or a sample of either."""
+"""Select photos of the public bucket: a list, all of the bucket, or a sample of either."""
 
 import hashlib
 import json
@@ -19,10 +19,10 @@ PUBLIC_PHOTOS = 535_234  # https://registry.opendata.aws/amazon-bin-imagery/
 
 
 def read_list(path: Path) -> list[str]:
-    """Ids of a text file, one a line, or of JSON like `file_list.json`: count → list of
-    `data/metadata/<id>.json`. Each once, in their order.
+    """Read ids from a text file with one id per line, or from JSON: count → list of
+    `data/metadata/<id>.json`. Returns each id once, in the order of the file.
 
-    Raises DataError when the file is absent or built otherwise.
+    Raises DataError if the file is absent or has another format.
     """
     try:
         content = path.read_text()
@@ -51,9 +51,9 @@ def _ids_of_json(path: Path, content: str) -> list[str]:
 
 
 def list_bucket(bucket: str) -> Iterator[str]:
-    """Ids of all photos that have metadata in the bucket, in the order of S3, page by page.
+    """Yield the ids of all photos that have metadata in the bucket, in the order of S3.
 
-    Shows its progress: the public bucket has more than 500 pages, one request after the other.
+    Shows a progress bar: the public bucket takes more than 500 requests, one after the other.
     """
     config = Config(signature_version=UNSIGNED, retries={"mode": "standard", "max_attempts": 10})
     client = boto3.client("s3", region_name=PUBLIC_REGION, config=config)
@@ -70,12 +70,12 @@ def list_bucket(bucket: str) -> Iterator[str]:
 
 
 def spread(photos: Iterable[T], id_of: Callable[[T], str] = str) -> list[T]:
-    """The photos in the order of a hash of their ids, so that the first ones are a sample of all.
+    """Sort the photos by a hash of their ids, so that the first N are a sample.
 
-    Neighbours of the public bucket show the same products. A sample is the same each time, and a
-    larger one of the same photos has all of a smaller one.
+    Neighbours in the public bucket show the same products. Samples are reproducible, and a larger
+    sample contains a smaller one.
     """
-    # The prefix makes it another hash than the split's, which would put a sample on one side.
+    # Without the prefix it would be the split's hash, and a sample would be on one side.
     return sorted(
         photos, key=lambda photo: hashlib.sha256(f"sample-{id_of(photo)}".encode()).digest()
     )

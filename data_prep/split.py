@@ -1,15 +1,15 @@
-"""Photos → train and test, so that no product is seen on both sides.
+"""Split the photos into train and test, so that no product is on both sides.
 
-A bin is photographed again after one item goes in or out; a random split tests the
-network on bins that it was trained on. So photos that share a product (ASIN), directly
-or through other photos, form one group, and a group goes to one side as a whole. The
-side comes from a hash of the group's name alone, its smallest product: more photos later move no
-photo to the other side, unless they join its group and bring a smaller product, or another group.
-`split_folder` says when that has happened.
+A bin is photographed again whenever an item goes in or out, so a random split would test the
+network on bins that it was trained on. Photos that share a product (ASIN), directly or through
+other photos, therefore form a group, and each group goes to one side. A hash of the group's name,
+its smallest product, decides which side. Adding photos later moves no photo to the other side,
+unless they merge its group with another or add a smaller product to it; `split_folder` warns about
+that.
 
-Of very many photos most may hang together, and one group cannot be on two sides. Then `purge`:
-the side comes from the photo's first product alone, and photos that share any product with a test
-photo are left out of training. `random` draws photo by photo, for comparison.
+In a very large data set most photos may form a single group. `purge` is for this case: the photo's
+first product alone decides its side, and photos that share any product with a test photo are left
+out of training. `random` splits photo by photo, for comparison.
 """
 
 import csv
@@ -21,37 +21,35 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from sys import intern
-from typing import Literal, get_args
+from typing import Literal
 
 from tqdm import tqdm
 
+from common.dataset import Side
 from common.files import write_atomic
 from data_prep.folder import (
     REASON_NO_METADATA,
-    REASON_OUT_OF_RANGE,
     REASON_TESTED,
     Bin,
     DataError,
     LeftOut,
-    MetadataError,
+    UnusableError,
     by_reason,
     metadata_path,
-    parse_metadata,
     read_json,
     read_left_out,
     to_json,
+    usable_bin,
 )
 
-Side = Literal["train", "test"]
 SIDES: tuple[Side, ...] = ("train", "test")
 Method = Literal["group", "purge", "random"]
-LARGE_GROUP = 0.1  # share of the photos in one group, from which on it is worth a warning
-METHODS: tuple[Method, ...] = get_args(Method)
+LARGE_GROUP = 0.1  # a group with a larger share of the photos causes a warning
 
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """One photo of the dataset."""
+    """A photo of the data set."""
 
     id: str
     count: int
@@ -61,7 +59,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Split:
-    """What `split.json` and `split.csv` hold: every photo has a side or a reason."""
+    """The content of `split.json` and `split.csv`: each photo has a side or is left out."""
 
     counts: list[int]
     method: Method
@@ -78,27 +76,27 @@ def split_folder(
     test_fraction: float = 0.2,
     min_photos: int = 1,
 ) -> Split:
-    """Split the photos of a working folder; writes `split.json` and `split.csv`, returns both.
+    """Split the photos of a working folder, and write `split.json` and `split.csv`.
 
-    Raises DataError when too little is left.
+    Raises DataError if too few photos are left.
     """
     trained = _trained_before(folder, method, test_fraction)
-    (folder / "split.json").unlink(missing_ok=True)  # an older one, should this one fail
+    (folder / "split.json").unlink(missing_ok=True)  # no older split may stay if this one fails
     bins, left_out = read_bins(folder, counts)
     result = split_bins(bins, left_out, counts, method=method, test_fraction=test_fraction)
     check_enough(result.photos, counts, min_photos)
     write_split(folder, result)
     if moved := sum(photo.side == "test" and photo.id in trained for photo in result.photos):
         print(
-            f"warning: {moved:,} photos were in train and are in test now, as others joined their "
-            "groups: the test flatters models that were trained before",
+            f"warning: {moved:,} photos have moved from train to test, because others joined their "
+            "groups: models trained before have seen them, and would do too well in the test",
             file=sys.stderr,
         )
     return result
 
 
 def _trained_before(folder: Path, method: Method, test_fraction: float) -> set[str]:
-    """Ids of the training side of the split that is there, if it was made in the same way."""
+    """Return the ids on the training side of the existing split, if its settings are the same."""
     if not (folder / "split.json").exists():
         return set()
     earlier = read_split(folder)
@@ -115,12 +113,12 @@ def split_bins(
     method: Method,
     test_fraction: float,
 ) -> Split:
-    """Give each photo its group and its side; `purge` leaves some out."""
+    """Assign each photo to a group and a side; `purge` leaves some photos out."""
     asins = {photo_id: found.asins for photo_id, found in bins.items()}
     groups = group_by_first_asin(asins) if method == "purge" else group_by_asin(asins)
 
     def side(photo_id: str) -> Side:
-        # An id is no group's name, so that the methods draw from hashes of their own.
+        # No group has such a name, so that this hash is independent of the other methods'.
         name = f"id-{photo_id}" if method == "random" else groups[photo_id]
         return side_of(name, test_fraction)
 
@@ -140,7 +138,7 @@ def split_bins(
 
 
 def write_split(folder: Path, split: Split) -> None:
-    """`split.csv` has a line for each photo; `split.json`, written last, has all else."""
+    """Write `split.csv`, with a line for each photo, and then `split.json`, with all else."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["id", "count", "group", "side"])
@@ -156,7 +154,7 @@ def write_split(folder: Path, split: Split) -> None:
 
 
 def read_split(folder: Path) -> Split:
-    """Read what `split_folder` wrote; raises DataError when it is absent."""
+    """Read what `split_folder` wrote; raises DataError if it is absent."""
     content = read_json(folder / "split.json", "run `python -m data_prep split` first")
     with (folder / "split.csv").open(newline="") as table:
         rows = csv.reader(table)
@@ -175,37 +173,25 @@ def read_split(folder: Path) -> Split:
 
 
 def read_bins(folder: Path, counts: range) -> tuple[dict[str, Bin], list[LeftOut]]:
-    """Read the metadata of the selected ids; those without a usable one are left out."""
-    bins: dict[str, Bin] = {}
-    left_out: dict[str, str] = {}
-    for photo_id, known_reason in tqdm(_selected(folder).items(), desc="split", unit=" photos"):
-        try:
-            found = parse_metadata(metadata_path(folder, photo_id).read_bytes())
-        except FileNotFoundError:
-            left_out[photo_id] = known_reason or REASON_NO_METADATA  # removed by hand
-        except MetadataError as error:
-            left_out[photo_id] = str(error)
-        else:
-            if found.count not in counts:
-                left_out[photo_id] = REASON_OUT_OF_RANGE
-            else:
-                bins[photo_id] = found
-    return bins, sorted(LeftOut(photo_id, reason) for photo_id, reason in left_out.items())
-
-
-def _selected(folder: Path) -> dict[str, str | None]:
-    """Ids to look at → the reason for leaving one out, where it is known already."""
+    """Read the metadata of the selected photos; those that cannot be used are left out."""
     selection = read_json(folder / "selection.json", "run `python -m data_prep download` first")
-    known: dict[str, str | None] = {
-        one.id: one.reason for one in read_left_out(selection["left_out"])
-    }
-    return dict.fromkeys(selection["photos"]) | known
+    known = {one.id: one.reason for one in read_left_out(selection["left_out"])}
+    bins: dict[str, Bin] = {}
+    left_out: list[LeftOut] = []
+    for photo_id in tqdm([*selection["photos"], *known], desc="split", unit=" photos"):
+        try:
+            bins[photo_id] = usable_bin(metadata_path(folder, photo_id).read_bytes(), counts)
+        except FileNotFoundError:  # not fetched, or deleted by the user
+            left_out.append(LeftOut(photo_id, known.get(photo_id, REASON_NO_METADATA)))
+        except UnusableError as error:
+            left_out.append(LeftOut(photo_id, str(error)))
+    return bins, sorted(left_out)
 
 
 def group_by_asin(asins: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Photo id → name of its group: the connected components over shared ASINs.
+    """Find the connected components over shared ASINs; returns photo id → name of its group.
 
-    The name is the smallest ASIN of the component, or `photo-<id>` for one without any.
+    The name is the smallest ASIN of the component, or `photo-<id>` for a photo without ASINs.
     """
     parent: dict[str, str] = {}
 
@@ -219,7 +205,7 @@ def group_by_asin(asins: Mapping[str, Sequence[str]]) -> dict[str, str]:
         for asin in together:
             parent.setdefault(asin, asin)
             low, high = sorted((root(together[0]), root(asin)))
-            parent[high] = low  # so that a root is the smallest of its component
+            parent[high] = low  # so the root is the smallest ASIN of its component
     return {
         photo_id: root(together[0]) if together else f"photo-{photo_id}"
         for photo_id, together in asins.items()
@@ -227,7 +213,7 @@ def group_by_asin(asins: Mapping[str, Sequence[str]]) -> dict[str, str]:
 
 
 def group_by_first_asin(asins: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Photo id → its smallest ASIN, or `photo-<id>` for one without any."""
+    """Return photo id → its smallest ASIN, or `photo-<id>` for a photo without ASINs."""
     return {
         photo_id: min(together) if together else f"photo-{photo_id}"
         for photo_id, together in asins.items()
@@ -235,17 +221,17 @@ def group_by_first_asin(asins: Mapping[str, Sequence[str]]) -> dict[str, str]:
 
 
 def side_of(group: str, test_fraction: float) -> Side:
-    """The side of a group, fixed for ever by the SHA-256 of its name."""
+    """Return the side of a group, which the SHA-256 of its name fixes for good."""
     share = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) / 2**64
     return "test" if share < test_fraction else "train"
 
 
 def check_enough(photos: Iterable[Photo], counts: Iterable[int], min_photos: int) -> None:
-    """Raise DataError unless every count is on both sides, in `min_photos` photos or more."""
+    """Raise DataError unless each count is on both sides, and `min_photos` photos are left."""
     there = Counter((photo.side, photo.count) for photo in photos)
     if there.total() < min_photos:
         raise DataError(
-            f"only {there.total():,} photos are left, --min-photos asks for {min_photos:,}: "
+            f"only {there.total():,} photos are left, --min-photos requires {min_photos:,}: "
             "download more photos"
         )
     for count in counts:
@@ -258,18 +244,18 @@ def check_enough(photos: Iterable[Photo], counts: Iterable[int], min_photos: int
 
 
 def twins(photos: Sequence[Photo]) -> int:
-    """Number of test photos that share a product with a training photo, directly or not."""
+    """Count the test photos that share a product, directly or not, with a training photo."""
     trained = {photo.group for photo in photos if photo.side == "train"}
     return sum(photo.side == "test" and photo.group in trained for photo in photos)
 
 
 def largest_group(photos: Sequence[Photo]) -> int:
-    """Number of photos in the largest group."""
+    """Count the photos of the largest group."""
     return max(Counter(photo.group for photo in photos).values(), default=0)
 
 
 def describe(photos: Sequence[Photo]) -> str:
-    """A small table: photos of each side, and the share of each count, for the terminal."""
+    """Format the size of each side, and the share of each count, for the terminal."""
     lines = []
     for side in SIDES:
         counts = Counter(photo.count for photo in photos if photo.side == side)
@@ -283,19 +269,21 @@ def describe(photos: Sequence[Photo]) -> str:
 
 
 def _warnings(photos: Sequence[Photo]) -> list[str]:
-    """What may make the test say less than it seems to."""
+    """Say what may make the test less meaningful than it looks."""
     warnings = []
     tested = sum(photo.side == "test" for photo in photos)
-    if there := twins(photos):
+    if leaked := twins(photos):
         warnings.append(
-            f"warning: {there:,} of {tested:,} test photos ({there / tested:.0%}) show a product "
-            "that training sees: the test flatters the model; that of `--split group` does not"
+            f"warning: {leaked:,} of {tested:,} test photos ({leaked / tested:.0%}) show a product "
+            "that is in training as well, so test results will be too good; `--split group` "
+            "prevents this"
         )
     largest = largest_group(photos)
     if largest > LARGE_GROUP * len(photos):
         warnings.append(
-            f"warning: {largest:,} photos ({largest / len(photos):.0%}) hang together by their "
-            "products and go to one side: the sides' shares may be far from --test-fraction. "
-            "`--split purge --test-fraction 0.03` leaves out what ties training to the test"
+            f"warning: {largest:,} photos ({largest / len(photos):.0%}) are connected through "
+            "shared products and go to the same side, so the sides may be far from "
+            "--test-fraction; `--split purge --test-fraction 0.03` leaves out of training what "
+            "connects it with the test"
         )
     return warnings

@@ -1,4 +1,4 @@
-"""One HTML page about the photos of a split: what a person looks at before training on them."""
+"""Write an HTML page about the photos of a split, to look at before training on them."""
 
 import base64
 import hashlib
@@ -6,12 +6,12 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
@@ -20,43 +20,37 @@ from data_prep.folder import photo_path
 from data_prep.processes import process_pool
 from data_prep.split import SIDES, Photo, largest_group, read_split, twins
 
-LOOKED_AT = 256  # pixels of the longer side, so that sharpness does not depend on the photo's size
+MEASURED_SIDE = 256  # pixels of the longer side; sharpness must not depend on the photo's size
 HASH_SIDE = 8
 THUMBNAIL = 160  # pixels
-SAMPLES = 8  # photos a row
+SAMPLES = 8  # photos per row
 BARS = 20
 PHOTOS_A_TASK = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one photo is like."""
+    """The measurements of a photo."""
 
     width: int
     height: int
     size: int  # bytes
-    brightness: float  # mean of its grey, 0 black … 1 white
-    sharpness: float  # variance of the Laplacian of its grey; low where nothing is in focus
-    digest: bytes  # of its bytes
-    appearance: bytes  # 64 bits that photos have in common which look the same
+    brightness: float  # mean grey level, from 0 (black) to 1 (white)
+    sharpness: float  # variance of the Laplacian of the grey levels; low if nothing is in focus
+    digest: bytes  # SHA-256 of the file
+    appearance: bytes  # perceptual hash of 64 bits: equal for photos that look the same
 
 
 def write_page(folder: Path, page: Path, workers: int | None = None) -> Path:
-    """Look at each photo of `split.csv` and write the page; returns its path.
+    """Measure each photo of `split.csv` and write the page; returns its path.
 
     Raises DataError without a split.
     """
     split = read_split(folder)
     paths = [photo_path(folder, photo.id) for photo in split.photos]
     with process_pool(workers) as pool:
-        looks = list(
-            tqdm(
-                pool.map(look_at, paths, chunksize=PHOTOS_A_TASK),
-                total=len(paths),
-                desc="stats",
-                unit=" photos",
-            )
-        )
+        measured = pool.map(look_at, paths, chunksize=PHOTOS_A_TASK)
+        looks = list(tqdm(measured, total=len(paths), desc="stats", unit=" photos"))
     seen = [(photo, look) for photo, look in zip(split.photos, looks, strict=True) if look]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -84,17 +78,17 @@ def write_page(folder: Path, page: Path, workers: int | None = None) -> Path:
 
 
 def look_at(path: Path) -> Look | None:
-    """Measure one photo; None when it cannot be decoded."""
+    """Measure a photo; returns None if it cannot be decoded."""
     try:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
-            image.draft("L", (LOOKED_AT, LOOKED_AT))  # a JPEG is decoded smaller, which is faster
+            image.draft("L", (MEASURED_SIDE, MEASURED_SIDE))  # decodes a JPEG smaller, and faster
             grey = image.convert("L")
-    except Exception:  # for damaged files Pillow raises nearly anything, even asserts
+    except Exception:  # Pillow raises almost anything for a damaged file, even AssertionError
         return None
     tiny = grey.resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BILINEAR)
-    grey.thumbnail((LOOKED_AT, LOOKED_AT))
+    grey.thumbnail((MEASURED_SIDE, MEASURED_SIDE))
     pixels = np.asarray(grey, np.float32)
     return Look(
         width=width,
@@ -107,8 +101,11 @@ def look_at(path: Path) -> Look | None:
     )
 
 
-def _sharpness(pixels: "np.ndarray[Any, np.dtype[np.float32]]") -> float:
-    """Pech-Pacheco et al., Diatom autofocusing in brightfield microscopy, 2000."""
+def _sharpness(pixels: NDArray[np.float32]) -> float:
+    """Compute the variance of the Laplacian of `pixels` [height, width].
+
+    Pech-Pacheco et al., Diatom autofocusing in brightfield microscopy, 2000.
+    """
     inner = pixels[1:-1, 1:-1]
     if not inner.size:
         return 0.0
@@ -116,13 +113,14 @@ def _sharpness(pixels: "np.ndarray[Any, np.dtype[np.float32]]") -> float:
     return float((around - 4 * inner).var())
 
 
-def _difference_hash(pixels: "np.ndarray[Any, np.dtype[np.int16]]") -> bytes:
-    """Which of two neighbours is brighter, as bits."""
+def _difference_hash(pixels: NDArray[np.int16]) -> bytes:
+    """Tell in one bit for each pixel whether it is darker than its right neighbour."""
     return np.packbits(pixels[:, 1:] > pixels[:, :-1]).tobytes()
 
 
 def doubles(seen: Sequence[tuple[Photo, Look]], what: str) -> dict[str, int]:
-    """Photos that have `what` in common with another one, and test photos with a training one."""
+    """Count the photos that share `what` with another one, and the test photos that share it with
+    a training photo."""
     by_value: dict[bytes, Counter[str]] = {}
     for photo, look in seen:
         by_value.setdefault(getattr(look, what), Counter())[photo.side] += 1
@@ -134,12 +132,12 @@ def doubles(seen: Sequence[tuple[Photo, Look]], what: str) -> dict[str, int]:
 
 
 def _sides(photos: Sequence[Photo], counts: Iterable[int]) -> list[dict[str, Any]]:
-    """For each side and count: how many, and which share of the side."""
+    """For each side and count: the number of photos, and their share of the side."""
     rows = []
     for side in SIDES:
-        there = Counter(photo.count for photo in photos if photo.side == side)
-        shares = [(count, there[count], there[count] / max(there.total(), 1)) for count in counts]
-        rows.append({"name": side, "total": there.total(), "counts": shares})
+        found = Counter(photo.count for photo in photos if photo.side == side)
+        shares = [(count, found[count], found[count] / max(found.total(), 1)) for count in counts]
+        rows.append({"name": side, "total": found.total(), "counts": shares})
     return rows
 
 
@@ -155,7 +153,7 @@ def _histograms(looks: Sequence[Look]) -> list[dict[str, Any]]:
 
 
 def _histogram(name: str, values: Sequence[float]) -> dict[str, Any]:
-    """Bars from the least to the 99.5th percentile, the last with all beyond."""
+    """Make bars from the minimum to the 99.5th percentile; the last includes all values above."""
     top = max(float(np.percentile(values, 99.5)), min(values))
     numbers, edges = np.histogram(np.clip(values, None, top), bins=BARS)
     low, middle, high = np.percentile(values, [5, 50, 95])
@@ -164,36 +162,31 @@ def _histogram(name: str, values: Sequence[float]) -> dict[str, Any]:
         "bars": [int(number) / max(int(numbers.max()), 1) for number in numbers],
         "least": f"{edges[0]:.4g}",
         "most": f"{edges[-1]:.4g}",
-        "told": f"median {middle:.4g}, 90 % from {low:.4g} to {high:.4g}",
+        "summary": f"median {middle:.4g}, 90 % between {low:.4g} and {high:.4g}",
     }
 
 
 def _sheets(
     folder: Path, seen: Sequence[tuple[Photo, Look]], counts: Iterable[int]
 ) -> list[dict[str, Any]]:
-    """Rows of small photos: some of each count, the darkest and the least sharp."""
-    thumbnails = partial(_thumbnails, folder)
-    sheets = []
+    """Make rows of thumbnails: samples of each count, the darkest and the least sharp photos."""
+    sheets: dict[str, Sequence[tuple[Photo, Look]]] = {}
     for count in counts:
-        of_count = [photo for photo, _ in seen if photo.count == count]
-        step = max(1, len(of_count) // SAMPLES)
-        sheets.append({"name": f"Count {count}", "photos": thumbnails(of_count[::step][:SAMPLES])})
-    for name, what in (("The darkest", "brightness"), ("The least sharp", "sharpness")):
-        worst = sorted(seen, key=lambda one, what=what: getattr(one[1], what))[:SAMPLES]  # type: ignore[misc]
-        sheets.append({"name": name, "photos": thumbnails([photo for photo, _ in worst])})
-    return sheets
+        found = [one for one in seen if one[0].count == count]
+        sheets[f"Count {count}"] = found[:: max(1, len(found) // SAMPLES)]
+    sheets["The darkest photos"] = sorted(seen, key=lambda one: one[1].brightness)
+    sheets["The least sharp photos"] = sorted(seen, key=lambda one: one[1].sharpness)
+    return [
+        {"name": name, "photos": [_thumbnail(folder, photo) for photo, _ in found[:SAMPLES]]}
+        for name, found in sheets.items()
+    ]
 
 
-def _thumbnails(folder: Path, photos: Iterable[Photo]) -> list[dict[str, Any]]:
-    found = []
-    for photo in photos:
-        with Image.open(photo_path(folder, photo.id)) as image:
-            small = image.convert("RGB")
-            small.thumbnail((THUMBNAIL, THUMBNAIL))
-        content = io.BytesIO()
-        small.save(content, "JPEG", quality=80)
-        encoded = base64.b64encode(content.getvalue()).decode()
-        found.append(
-            {"id": photo.id, "count": photo.count, "uri": f"data:image/jpeg;base64,{encoded}"}
-        )
-    return found
+def _thumbnail(folder: Path, photo: Photo) -> dict[str, Any]:
+    with Image.open(photo_path(folder, photo.id)) as image:
+        small = image.convert("RGB")
+        small.thumbnail((THUMBNAIL, THUMBNAIL))
+    content = io.BytesIO()
+    small.save(content, "JPEG", quality=80)
+    encoded = base64.b64encode(content.getvalue()).decode()
+    return {"id": photo.id, "count": photo.count, "uri": f"data:image/jpeg;base64,{encoded}"}

@@ -1,15 +1,16 @@
-"""Bins drawn in the public bucket's format, for those who have no photos at hand.
+"""Draw synthetic photos of bins in the public bucket's format, for users without photos.
 
-A bin is planned once (walls, camera, light, items) and photographed one to four times,
-an item more or fewer each time, so that neighbouring ids share products, as in the real
+A bin is planned once (walls, camera, light, items) and photographed one to four times, with one
+item more or fewer each time, so that photos with neighbouring ids share products, as in the real
 data. The same seed gives the same bytes, whatever the number of processes.
 """
 
 import io
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -31,32 +32,25 @@ from data_prep.folder import (
 )
 from data_prep.processes import process_pool
 
-COUNT_SHARES = (0.03, 0.12, 0.21, 0.24, 0.20, 0.15, 0.04, 0.01)  # of 0 … 7, near the real ones
+COUNT_SHARES = (0.03, 0.12, 0.21, 0.24, 0.20, 0.15, 0.04, 0.01)  # of 0 … 7, close to reality
 SHOT_SHARES = (0.4, 0.3, 0.2, 0.1)  # of bins photographed 1 … 4 times
-LEAST_SIDE = 64  # pixels; below it nothing can be told apart
+LEAST_SIDE = 64  # pixels; items cannot be distinguished in smaller photos
 MOST_ITEMS = len(COUNT_SHARES) - 1
-TWIN_SHARE = 0.15  # of items that are one more piece of the product before
-CATALOGUE_SHARE = 0.02  # of items that are a product which other bins hold as well
-CATALOGUE = 200
-STACKED_SHARE = 0.5  # of items that could lie on a box and do
-SIZES = {  # least and most width, and height, as shares of the bin's
+TWIN_SHARE = 0.15  # probability that an item is another piece of the previous item's product
+CATALOGUE_SHARE = 0.02  # probability that an item is a product that other bins may have as well
+CATALOGUE = 200  # such products
+STACKED_SHARE = 0.5  # probability that an item lies on a box if it can
+SIZES = {  # ranges of width and height, as shares of the bin's
     "box": ((0.2, 0.5), (0.18, 0.65)),
     "book": ((0.22, 0.42), (0.25, 0.75)),
     "bottle": ((0.13, 0.2), (0.42, 0.8)),
     "bag": ((0.26, 0.5), (0.25, 0.5)),
 }
-ADJECTIVES = ("Classic", "Compact", "Deluxe", "Everyday", "Travel", "Ultra")
-NOUNS = {
-    "box": ("Oil Filter", "Board Game", "Phone Case", "Light Bulbs", "Building Set"),
-    "book": ("Cookbook", "Field Guide", "Novel", "Atlas", "Workbook"),
-    "bottle": ("Shampoo", "Vitamins", "Olive Oil", "Glass Cleaner", "Sun Lotion"),
-    "bag": ("Socks", "Cable Set", "Rice", "Party Balloons", "Cotton Pads"),
-}
 
 
 @dataclass(frozen=True)
 class Product:
-    """What is sold under one ASIN; its looks follow from `seed` alone."""
+    """A product; its looks depend on `seed` alone."""
 
     asin: str
     kind: str
@@ -65,7 +59,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Placed:
-    """One piece in the bin: centre, depth (0 back … 1 front), lift and size as shares."""
+    """An item in the bin: centre, depth (0 back … 1 front), lift and size, as shares."""
 
     product: Product
     across: float
@@ -77,7 +71,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class BinPlan:
-    """One bin; shot k shows the first `counts[k]` of `items`."""
+    """A bin; photo k of it shows the first `counts[k]` of `items`."""
 
     number: int
     items: tuple[Placed, ...]
@@ -92,9 +86,12 @@ def synthesize(
     sides: range = range(300, 601),
     workers: int | None = None,
 ) -> list[str]:
-    """Draw `photos` photos, `sides` pixels a side, with their metadata; returns the ids."""
+    """Draw `photos` photos with their metadata; returns their ids.
+
+    The width and the height of a photo, in pixels, are chosen from `sides`.
+    """
     if sides.start < LEAST_SIDE:
-        raise DataError(f"{sides.start} pixels a side are too few: draw at least {LEAST_SIDE}")
+        raise DataError(f"--side {sides.start}: photos need at least {LEAST_SIDE} pixels per side")
     start_selection(folder)
     shots = list(islice(_shots(seed), photos))
     ids = [_photo_id(number) for number in range(photos)]
@@ -108,28 +105,24 @@ def synthesize(
 
 
 def _photo_id(number: int) -> str:
-    """`1`, `00001`, `00002`, …: the first two are different photos, as in the public bucket."""
+    """Return `1`, `00001`, `00002`, …; the public bucket, too, has ids like the first two."""
     return f"{number:05d}" if number else "1"
 
 
 def _shots(seed: int) -> Iterator[tuple[BinPlan, int]]:
-    """Every photo in order: its bin, and which of the bin's shots it is."""
-    number = 0
-    while True:
+    """Yield the bin of each photo, in order, and the photo's number in that bin."""
+    for number in count():
         plan = plan_bin(seed, number)
         yield from ((plan, shot) for shot in range(len(plan.counts)))
-        number += 1
 
 
 def plan_bin(seed: int, number: int) -> BinPlan:
-    """Decide what lies in a bin and how many items each of its shots shows."""
+    """Decide what lies in a bin, and how many items each of its photos shows."""
     random = default_rng([seed, number])
-    count = int(random.choice(len(COUNT_SHARES), p=COUNT_SHARES))
-    counts = [count]
+    counts = [int(random.choice(len(COUNT_SHARES), p=COUNT_SHARES))]
     for _ in range(int(random.choice(len(SHOT_SHARES), p=SHOT_SHARES))):
-        step = 1 if count == 0 or (count < MOST_ITEMS and random.random() < 0.5) else -1
-        count += step
-        counts.append(count)
+        more = counts[-1] == 0 or (counts[-1] < MOST_ITEMS and random.random() < 0.5)
+        counts.append(counts[-1] + (1 if more else -1))
     items: list[Placed] = []
     for _ in range(max(counts)):
         items.append(_place(random, _product(random, items), items))
@@ -145,7 +138,7 @@ def _product(random: Generator, items: list[Placed]) -> Product:
 
 
 def _place(random: Generator, product: Product, items: list[Placed]) -> Placed:
-    """On top of a box, or on the floor: of a few random places the one that hides the least."""
+    """Place an item on top of a box, or on the floor where it hides the least of the others."""
     width, height = _size(product.kind, default_rng(product.seed))
     stackable = [
         item
@@ -163,7 +156,7 @@ def _place(random: Generator, product: Product, items: list[Placed]) -> Placed:
 
 
 def _size(kind: str, looks: Generator) -> tuple[float, float]:
-    """Width and height as shares of the bin's."""
+    """Choose a width and a height, as shares of the bin's."""
     widths, heights = SIZES[kind]
     return float(looks.uniform(*widths)), float(looks.uniform(*heights))
 
@@ -176,33 +169,19 @@ def _write_shot(
 
 
 def metadata_of(plan: BinPlan, shot: int) -> dict[str, Any]:
-    """The metadata of one shot, with the public bucket's fields."""
-    count = plan.counts[shot]
-    products: dict[str, Any] = {}
-    for item in plan.items[:count]:
-        product = item.product
-        if product.asin not in products:
-            looks = default_rng(product.seed)
-            name = f"{looks.choice(ADJECTIVES)} {looks.choice(NOUNS[product.kind])}"
-            inches = {
-                side: {"unit": "IN", "value": round(float(looks.uniform(1, 12)), 2)}
-                for side in ("height", "length", "width")
-            }
-            products[product.asin] = {
-                "asin": product.asin,
-                **inches,
-                "name": name,
-                "normalizedName": name,
-                "quantity": 0,
-                "weight": {"unit": "pounds", "value": round(float(looks.uniform(0.1, 5)), 2)},
-            }
-        products[product.asin]["quantity"] += 1
-    return {"BIN_FCSKU_DATA": products, "EXPECTED_QUANTITY": count}
+    """Make the metadata of a photo, with those fields of the public bucket that are read."""
+    pieces = Counter(item.product.asin for item in plan.items[: plan.counts[shot]])
+    return {
+        "BIN_FCSKU_DATA": {
+            asin: {"asin": asin, "quantity": quantity} for asin, quantity in pieces.items()
+        },
+        "EXPECTED_QUANTITY": pieces.total(),
+    }
 
 
 def draw_shot(seed: int, plan: BinPlan, shot: int, sides: range) -> bytes:
-    """Draw one photo of a bin; returns a JPEG."""
-    bin_random = default_rng([seed, plan.number, 1])  # walls, camera, light: the same each shot
+    """Draw a photo of a bin; returns a JPEG."""
+    bin_random = default_rng([seed, plan.number, 1])  # walls, camera, light: as in all its photos
     shot_random = default_rng([seed, plan.number, 2, shot])
     size = (int(bin_random.choice(sides)), int(bin_random.choice(sides)))
     image = Image.new("RGB", size)
@@ -217,10 +196,10 @@ def draw_shot(seed: int, plan: BinPlan, shot: int, sides: range) -> bytes:
 
 
 def _box(item: Placed, inside: Box, random: Generator) -> Box:
-    """Where an item stands in the picture; hands move the others a little between shots."""
+    """Compute an item's place in the picture; it moves a little from photo to photo."""
     left, top, right, bottom = inside
     wide, high = right - left, bottom - top
-    scale = 0.8 + 0.2 * item.depth  # nearer is larger and lower
+    scale = 0.8 + 0.2 * item.depth  # items in front look larger and stand lower
     width, height = item.width * wide * scale, item.height * high * scale
     centre = left + wide * (item.across + random.normal(0, 0.006))
     base = bottom - high * (0.14 * (1 - item.depth) + item.lift * scale)
@@ -230,7 +209,7 @@ def _box(item: Placed, inside: Box, random: Generator) -> Box:
 def _light(
     image: NDArray[np.uint8], bin_random: Generator, shot_random: Generator
 ) -> NDArray[np.uint8]:
-    """Dim yellow light from above, a vignette, and the noise of a small sensor."""
+    """Add dim yellow light from above, a vignette, and the noise of a small sensor."""
     height, width, _ = image.shape
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]

@@ -1,4 +1,4 @@
-"""Is a packed data set what its manifest says?"""
+"""Compare a packed data set with its manifest."""
 
 import hashlib
 import io
@@ -14,17 +14,18 @@ from typing import Any
 import boto3
 from tqdm import tqdm
 
+from common.dataset import Side, read_photos
 from common.outputs import check_region
 from data_prep.folder import dataset_path, read_json
 from data_prep.processes import process_pool
-from data_prep.split import SIDES, Side
+from data_prep.split import SIDES
 from data_prep.upload import stored
-from serving.container.preprocess import PhotoError, to_pixels
+from serving.container.preprocess import PhotoError, size_of, to_pixels
 
 
 @dataclass
 class Found:
-    """What a shard holds."""
+    """The content of a shard, and the problems with it."""
 
     file: str
     problems: list[str] = field(default_factory=list)
@@ -34,10 +35,10 @@ class Found:
 
 
 def verify_folder(folder: Path, name: str, workers: int | None = None) -> list[str]:
-    """Read every byte of `<folder>/datasets/<name>/`; returns the problems, a line each.
+    """Read every byte of `<folder>/datasets/<name>/`; returns the problems, one line each.
 
-    Hashes, counts per class, ids that are in it twice, photos that cannot be decoded or have
-    another size, groups on both sides, lists. Raises DataError without a manifest.
+    Checks hashes, the number of photos of each count, duplicate ids, photos that cannot be decoded
+    or have another size, groups on both sides, and the lists. Raises DataError without a manifest.
     """
     dataset = dataset_path(folder, name)
     manifest = read_json(
@@ -59,7 +60,7 @@ def verify_folder(folder: Path, name: str, workers: int | None = None) -> list[s
 
 
 def look_at_shard(dataset: Path, shard: dict[str, Any], size: int) -> Found:
-    """What is in one shard, and what is wrong with it."""
+    """Read one shard and check it by itself."""
     found = Found(shard["file"])
     try:
         content = (dataset / shard["file"]).read_bytes()
@@ -69,11 +70,12 @@ def look_at_shard(dataset: Path, shard: dict[str, Any], size: int) -> Found:
     if hashlib.sha256(content).hexdigest() != shard["sha256"]:
         found.problems.append(f"{shard['file']} does not have the hash in the manifest")
     try:
-        for photo_id, jpeg, label in read_samples(content):
-            found.ids.append(photo_id)
-            found.counts[label["count"]] += 1
-            found.groups.add(label["group"])
-            _look_at_photo(found, photo_id, jpeg, size)
+        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+            for photo in read_photos(tar):
+                found.ids.append(photo.id)
+                found.counts[photo.count] += 1
+                found.groups.add(photo.group)
+                found.problems += _look_at_photo(found.file, photo.id, photo.jpeg, size)
     except (tarfile.TarError, ValueError, KeyError) as error:
         found.problems.append(f"{shard['file']} cannot be read: {error}")
     if len(found.ids) != shard["photos"]:
@@ -83,41 +85,32 @@ def look_at_shard(dataset: Path, shard: dict[str, Any], size: int) -> Found:
     return found
 
 
-def _look_at_photo(found: Found, photo_id: str, jpeg: bytes, size: int) -> None:
+def _look_at_photo(file: str, photo_id: str, jpeg: bytes, size: int) -> Iterator[str]:
     try:
-        shape = to_pixels(jpeg, size).shape
+        to_pixels(jpeg, size)
+        if size_of(jpeg) != (size, size):
+            yield f"{file}: photo {photo_id} is not of {size} × {size} pixels"
     except PhotoError as error:
-        found.problems.append(f"{found.file}: photo {photo_id} cannot be decoded: {error}")
-    else:
-        if shape != (size, size, 3):
-            found.problems.append(f"{found.file}: photo {photo_id} has another size")
-
-
-def read_samples(shard: bytes) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
-    """Id, JPEG and label of each photo."""
-    with tarfile.open(fileobj=io.BytesIO(shard)) as tar:
-        members = iter(tar)
-        for photo, label in zip(members, members, strict=True):
-            jpeg, text = tar.extractfile(photo), tar.extractfile(label)
-            if jpeg is None or text is None:
-                raise ValueError(f"{photo.name} or {label.name} is no file")
-            yield photo.name.removesuffix(".jpg"), jpeg.read(), json.loads(text.read())
+        yield f"{file}: photo {photo_id} cannot be decoded: {error}"
 
 
 def _compare_sides(manifest: dict[str, Any], by_side: dict[Side, list[Found]]) -> Iterator[str]:
     for side, found in by_side.items():
-        there = sum((one.counts for one in found), Counter())
-        listed = {int(count): number for count, number in manifest["photos"][side].items()}
-        if {count: there[count] for count in listed} != listed or set(there) - set(listed):
-            yield f"{side}: {dict(sorted(there.items()))} by count, the manifest says {listed}"
+        counts = sum((one.counts for one in found), Counter())
+        listed = Counter({int(count): n for count, n in manifest["photos"][side].items()})
+        if counts != listed:
+            yield (
+                f"{side}: the photos by count are {dict(sorted(counts.items()))}, the manifest "
+                f"says {dict(listed)}"
+            )
     ids = Counter(photo_id for found in by_side.values() for one in found for photo_id in one.ids)
     for photo_id, times in ids.items():
         if times > 1:
-            yield f"photo {photo_id} is in it {times} times"
+            yield f"photo {photo_id} is in the data set {times} times"
     if manifest["split"]["method"] == "group":
         train, test = (set().union(*(one.groups for one in by_side[side])) for side in SIDES)
         if both := train & test:
-            yield f"{len(both)} groups are on both sides, such as {min(both)}"
+            yield f"groups on both sides: {len(both)}, such as {min(both)}"
 
 
 def _compare_lists(dataset: Path, by_side: dict[Side, list[Found]]) -> Iterator[str]:
@@ -126,13 +119,15 @@ def _compare_lists(dataset: Path, by_side: dict[Side, list[Found]]) -> Iterator[
         names = read_json(file, "run `python -m data_prep pack` again")
         listed = sorted(Path(name).stem for listed in names.values() for name in listed)
         if listed != sorted(photo_id for one in found for photo_id in one.ids):
-            yield f"{file.name} lists other photos than the shards hold"
+            yield f"{file.name} does not list the photos that the shards hold"
 
 
 def verify_bucket(bucket: str, name: str) -> list[str]:
-    """Compare the objects under `datasets/<name>/` with the manifest there, without their bytes:
-    sizes, and the hashes that `upload` left. Returns the problems, a line each.
-    Raises RegionsDifferError."""
+    """Compare the sizes and the hashes of the objects under `datasets/<name>/` with the manifest.
+
+    The hashes are those that `upload` stored with the objects. Returns the problems, one line
+    each. Raises RegionsDifferError.
+    """
     check_region()
     client, prefix = boto3.client("s3"), f"datasets/{name}"
     manifest = json.loads(
@@ -142,9 +137,9 @@ def verify_bucket(bucket: str, name: str) -> list[str]:
     for side in SIDES:
         for shard in tqdm(manifest["shards"][side], desc=f"verify {side}", unit=" shards"):
             key = f"{prefix}/{shard['file']}"
-            there = stored(client, bucket, key)
-            if there is None:
+            found = stored(client, bucket, key)
+            if found is None:
                 problems.append(f"s3://{bucket}/{key} is missing, or you may not read it")
-            elif there != (shard["bytes"], shard["sha256"]):
+            elif found != (shard["bytes"], shard["sha256"]):
                 problems.append(f"s3://{bucket}/{key} is not the shard that the manifest describes")
     return problems

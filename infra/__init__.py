@@ -1,1 +1,1 @@
-"""The AWS resources of the project, one stack or construct a file."""
+"""The AWS resources of the project, one stack or construct in each file."""

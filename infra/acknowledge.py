@@ -7,15 +7,16 @@ from aws_cdk import Acknowledgment, CfnResource, Stack, Validations
 from aws_cdk import aws_s3 as s3
 from constructs import Construct, IConstruct
 
-AWS_KEY = "AWS's own key encrypts it and costs nothing; kms=customer makes one of yours do it."
+AWS_KEY = "AWS's own key encrypts it and costs nothing; with kms=customer, one of yours does."
+INLINE = "The policy belongs to this role alone and is deleted with it."  # for IAMNoInlinePolicy
 
 
 def acknowledge(scope: IConstruct, findings: str | Sequence[str], reason: str) -> None:
-    """Accept one finding, or several that `reason` answers alike, on what is in `scope`.
+    """Accept one finding, or several with the same `reason`, in `scope`.
 
-    `VPC7` and `IAM5[Resource::*]` are of cdk-nag's AwsSolutions, `VPCFlowLogsEnabled` is of its
-    NIST 800-53; both hold for everything in `scope`. `CKV_AWS_18` is of checkov and `W3005` of
-    cfn-lint; these hold for the one resource that `scope` stands for.
+    `VPC7` and `IAM5[Resource::*]` are rules of cdk-nag's AwsSolutions, `VPCFlowLogsEnabled` is one
+    of its NIST 800-53; these are accepted for everything in `scope`. `CKV_AWS_18` is a rule of
+    checkov and `W3005` one of cfn-lint; these are accepted for the resource of `scope` alone.
     """
     for finding in [findings] if isinstance(findings, str) else findings:
         if finding.startswith("CKV"):
@@ -34,15 +35,15 @@ def acknowledge(scope: IConstruct, findings: str | Sequence[str], reason: str) -
 def acknowledge_objects(
     scope: Construct, bucket: s3.IBucket, keys: Sequence[str], reason: str
 ) -> None:
-    """Accept that policies in `scope` name objects of another stack's `bucket` by wildcard."""
-    # cdk-nag writes the bucket's ARN as the name of the export that carries it between stacks.
+    """Accept wildcards for objects of another stack's `bucket` in the policies of `scope`."""
+    # In place of the bucket's ARN, cdk-nag has the name of the export that passes it on.
     imported = Stack.of(scope).resolve(Stack.of(bucket).export_value(bucket.bucket_arn))
     for key in keys:
         acknowledge(scope, f"IAM5[Resource::{imported['Fn::ImportValue']}/{key}]", reason)
 
 
 def _resource(scope: IConstruct) -> CfnResource:
-    """The resource that `scope` stands for; checkov and cfn-lint look into its metadata."""
+    """The resource of `scope`, whose metadata checkov and cfn-lint read."""
     resource = scope if isinstance(scope, CfnResource) else scope.node.default_child
-    assert isinstance(resource, CfnResource), f"{scope.node.path} stands for no resource"
+    assert isinstance(resource, CfnResource), f"{scope.node.path} is not one resource"
     return resource

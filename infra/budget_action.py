@@ -1,28 +1,31 @@
-"""What happens above the budget with over_budget=deny: the launcher starts nothing any more."""
+"""With over_budget=deny, new runs are blocked once the monthly budget is spent."""
 
 from collections.abc import Sequence
 
 from aws_cdk import CfnOutput, Stack
 from aws_cdk import aws_budgets as budgets
 from aws_cdk import aws_iam as iam
+from aws_cdk import aws_s3 as s3
 from aws_cdk import aws_sns as sns
 from constructs import Construct
 
-from infra.acknowledge import acknowledge
+from infra.acknowledge import INLINE, acknowledge
 from infra.config import Config
+from infra.launcher_role import REQUEST
 from infra.monthly_budget import MonthlyBudget
+from infra.statements import allow, group_arns
 
 
 class BudgetAction(Construct):
     """Attaches a deny to the launcher's role once the account's monthly budget is spent.
 
-    IAM cannot tell a capacity of 1 from 0, and going to 0 must stay possible. So the deny is on
-    what a start needs besides: booking the groups' return to 0, without which the launcher never
-    raises it, and writing `requests`, without which a machine does no work. A run under way goes
-    on to its end. Billing data lag 8 to 12 hours, and so does this.
+    IAM cannot distinguish a capacity of 1 from 0, and setting 0 must remain possible. So the deny
+    is on what else a start needs: booking the groups' return to 0, without which the launcher
+    never raises the capacity, and writing a run's request, without which a machine does no work. A
+    running machine continues to its end. Billing data, and so the deny, lag 8 to 12 hours.
 
-    The budget is one of its own: a budget with alerts is replaced when they change, and AWS
-    deletes a budget's actions with it.
+    The budget is a separate one: a budget with alerts is replaced when they change, and AWS then
+    deletes its actions.
     """
 
     def __init__(
@@ -32,18 +35,19 @@ class BudgetAction(Construct):
         *,
         config: Config,
         launcher: iam.Role,
-        group_arns: Sequence[str],
-        requests: Sequence[str],
+        bucket: s3.IBucket,
         alerts: sns.ITopic,
     ) -> None:
         super().__init__(scope, id)
+        groups = group_arns(Stack.of(self), config.group_names)
+        requests = [bucket.arn_for_objects(f"runs/*/{name}") for name in REQUEST]
         budget = MonthlyBudget(self, "Total", limit_usd=config.monthly_budget_usd)
         deny = iam.ManagedPolicy(
             self,
             "Deny",
-            description="Bin counter: over budget, start nothing",
+            description="Bin counter: over budget, no new runs",
             statements=[
-                _deny("NoBooking", ["autoscaling:PutScheduledUpdateGroupAction"], group_arns),
+                _deny("NoBooking", ["autoscaling:PutScheduledUpdateGroupAction"], groups),
                 _deny("NoRequest", ["s3:PutObject"], requests),
                 _deny("NothingOnSageMaker", ["sagemaker:Create*"], ["*"]),
             ],
@@ -76,11 +80,11 @@ class BudgetAction(Construct):
                 f"--budget-name {budget.name} --action-id {action.attr_action_id} "
                 "--execution-type REVERSE_BUDGET_ACTION"
             ),
-            description="Takes the deny off; the same with RESET_BUDGET_ACTION arms it again",
+            description="Removes the deny; with RESET_BUDGET_ACTION instead, it is armed again",
         ).override_logical_id("LiftDeny")
 
     def _executor(self, launcher: iam.Role, deny: iam.ManagedPolicy) -> iam.Role:
-        """What Budgets acts as: may attach this policy to this role, and take it off."""
+        """The role that Budgets assumes: it may attach this policy to this role, and detach it."""
         stack = Stack.of(self)
         role = iam.Role(
             self,
@@ -95,21 +99,21 @@ class BudgetAction(Construct):
                     },
                 },
             ),
-            # Inline, so that it is there when Budgets tries the role on a new action.
+            # Inline, so that it exists when Budgets tests the role for a new action.
             inline_policies={
                 "Attach": iam.PolicyDocument(
                     statements=[
-                        iam.PolicyStatement(
-                            sid="AttachTheDeny",
-                            actions=["iam:AttachRolePolicy", "iam:DetachRolePolicy"],
-                            resources=[launcher.role_arn],
-                            conditions={"ArnEquals": {"iam:PolicyARN": deny.managed_policy_arn}},
+                        allow(
+                            "AttachTheDeny",
+                            ["iam:AttachRolePolicy", "iam:DetachRolePolicy"],
+                            [launcher.role_arn],
+                            {"ArnEquals": {"iam:PolicyARN": deny.managed_policy_arn}},
                         )
                     ]
                 )
             },
         )
-        acknowledge(role, "IAMNoInlinePolicy", "The policy is this role's alone and goes with it.")
+        acknowledge(role, "IAMNoInlinePolicy", INLINE)
         return role
 
 

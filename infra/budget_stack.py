@@ -1,9 +1,8 @@
-"""BudgetStack: the topic for alerts, the budgets that raise them, and what has been spent."""
+"""BudgetStack: the alert topic, the budgets that alert, and a dashboard of what was spent."""
 
 from collections.abc import Mapping, Sequence
 
 from aws_cdk import CfnOutput, Stack
-from aws_cdk import aws_iam as iam
 from aws_cdk import aws_kms as kms
 from aws_cdk import aws_sns as sns
 from aws_cdk import aws_sns_subscriptions as subscriptions
@@ -15,12 +14,13 @@ from infra.acknowledge import acknowledge
 from infra.config import Config
 from infra.cost_dashboard import EC2, SAGEMAKER, CostDashboard
 from infra.monthly_budget import MonthlyBudget
+from infra.statements import by_alerting_services
 
 
 class BudgetStack(Stack):
     """Monthly budgets of the account, of spot machines and of SageMaker; alerts to one topic.
 
-    Budgets lag by half a day: they warn, they stop nothing.
+    Budgets lag by half a day; they warn but stop nothing.
     """
 
     def __init__(self, scope: Construct, id: str, *, config: Config, key: kms.IKey | None) -> None:
@@ -35,23 +35,19 @@ class BudgetStack(Stack):
             acknowledge(
                 self.topic,
                 ["SNSEncryptedKMS", "CKV_AWS_26"],
-                "AWS's own key lets no budget publish; the one of kms=customer does.",
+                "Budgets cannot publish with AWS's own key; with that of kms=customer, they can.",
             )
         policy = sns.TopicPolicy(self, "AlertsPolicy", topics=[self.topic], enforce_ssl=True)
-        # Roles publish by their own policies, Auto Scaling's among them; these two have no role.
+        # All others, including Auto Scaling, have a role whose own policy lets it publish.
         policy.document.add_statements(
-            self._may_publish("budgets", f"arn:{self.partition}:budgets::{self.account}:*"),
-            self._may_publish(
-                "cloudwatch",
-                f"arn:{self.partition}:cloudwatch:{self.region}:{self.account}:alarm:*",
-            ),
+            *by_alerting_services(self, ["sns:Publish"], self.topic.topic_arn)
         )
         if config.alert_email:
             self.topic.add_subscription(subscriptions.EmailSubscription(config.alert_email))
 
         budgets = self._budgets(config) if config.budgets == "yes" else []
         for budget in budgets:
-            # Creating a budget fails while its topic refuses it.
+            # Creating a budget fails if it may not publish to its topic.
             budget.node.add_dependency(policy)
         if config.cost_dashboard == "yes":
             CostDashboard(self, "CostDashboard", name=config.name)
@@ -65,45 +61,27 @@ class BudgetStack(Stack):
         )
 
     def _budgets(self, config: Config) -> list[MonthlyBudget]:
+        limits: dict[str, tuple[float, Mapping[str, Sequence[str]] | None]] = {
+            "Total": (config.monthly_budget_usd, None),
+            "Training": (config.training_budget_usd, machines(config)),
+            "SageMaker": (config.sagemaker_budget_usd, {"Service": SAGEMAKER}),
+        }
         return [
-            self._budget("Total", config, config.monthly_budget_usd),
-            self._budget("Training", config, config.training_budget_usd, machines(config)),
-            self._budget("SageMaker", config, config.sagemaker_budget_usd, {"Service": SAGEMAKER}),
+            MonthlyBudget(
+                self,
+                id,
+                limit_usd=limit,
+                filters=filters,
+                percentages=config.alert_percentages,
+                topic=self.topic,
+                email=config.alert_email,
+            )
+            for id, (limit, filters) in limits.items()
         ]
-
-    def _budget(
-        self,
-        id: str,
-        config: Config,
-        limit_usd: float,
-        filters: Mapping[str, Sequence[str]] | None = None,
-    ) -> MonthlyBudget:
-        return MonthlyBudget(
-            self,
-            id,
-            limit_usd=limit_usd,
-            filters=filters,
-            percentages=config.alert_percentages,
-            topic=self.topic,
-            email=config.alert_email,
-        )
-
-    def _may_publish(self, service: str, sources: str) -> iam.PolicyStatement:
-        """Let `service` publish in the name of `sources`, which are this account's."""
-        return iam.PolicyStatement(
-            sid=f"{service.capitalize()}MayPublish",
-            principals=[iam.ServicePrincipal(f"{service}.amazonaws.com")],
-            actions=["sns:Publish"],
-            resources=[self.topic.topic_arn],
-            conditions={
-                "StringEquals": {"aws:SourceAccount": self.account},
-                "ArnLike": {"aws:SourceArn": sources},
-            },
-        )
 
 
 def machines(config: Config) -> dict[str, list[str]]:
-    """What Billing calls the machines that train, all of the account's: tags come a day late."""
+    """Cost filters for training machines, those of the whole account, as tags lag by a day."""
     if config.purchase == "spot":
         return {"Service": EC2, "PurchaseType": ["Spot Instances"]}
     return {"Service": EC2}

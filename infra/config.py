@@ -1,6 +1,6 @@
 """Every setting of the stacks: read once from cdk.json's context, validated.
 
-`-c name=value` sets one for a single command: the next deploy without it takes it back.
+`-c name=value` sets one for a single command: the next deploy without it reverts it.
 """
 
 import os
@@ -14,8 +14,8 @@ from common.names import DEFAULT_NAME, NAME_VARIABLE, fallback_group_name, group
 # Context keys of the CDK command line itself; its other keys contain ":" or start with "@".
 CDK_KEYS = {"cli-telemetry", "acknowledged-issue-numbers"}
 
-# Defaults that follow from the kind of machine. CPU types have 2 vCPUs, none burstable: a new
-# account may run 5 spot vCPUs, and none of a GPU type.
+# Defaults that depend on the kind of machine. CPU types have 2 vCPUs and are not burstable. The
+# quotas of a new account allow 5 spot vCPUs of these, and none of GPU types.
 MACHINE_DEFAULTS: dict[object, dict[str, object]] = {
     "cpu": {
         "instance_types": (
@@ -39,146 +39,98 @@ MACHINE_DEFAULTS: dict[object, dict[str, object]] = {
 
 
 class SettingError(ValueError):
-    """A wrong setting; the message names it, its value and what is allowed, a line for each."""
+    """Wrong settings; the message has a line for each, with its value and what is allowed."""
 
 
 def _split_commas(value: object) -> object:
-    """Let `-c SETTING=a,b` give a list, since the command line knows only strings."""
+    """Split the value of `-c SETTING=a,b`, as the command line passes only strings."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
 CommaSeparated = BeforeValidator(_split_commas)
 InstanceType = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*\.[a-z0-9-]+$")]
 Percentage = Annotated[int, Field(ge=1, le=100)]
+Dollars = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
-    """The settings; `Config.from_context` is the way to make one."""
+    """The settings, as `Config.from_context` reads them."""
 
     name: str = Field(
         default_factory=lambda: os.environ.get(NAME_VARIABLE) or DEFAULT_NAME,
         validate_default=True,
-        # A search on SageMaker has 32 characters for its name.
+        # SageMaker allows 32 characters for the name of a search, which begins with this.
         pattern=r"^[a-z][a-z0-9-]{1,16}[a-z0-9]$",
         examples=["bins-dev"],
-        description="How all that is deployed is called; another name makes another copy.",
     )
+    """Prefix of all names; another name deploys another copy."""
     alert_email: str | None = Field(
-        default=None,
-        pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$",
-        examples=["you@example.com"],
-        description="Where budget alerts and notices about training go, besides the SNS topic.",
+        default=None, pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$", examples=["you@example.com"]
     )
-    budgets: Literal["yes", "no"] = Field(
-        default="yes",
-        description="no: leave the budgets out, in an account that cannot create any yet.",
-    )
-    monthly_budget_usd: float = Field(
-        default=20,
-        gt=0,
-        allow_inf_nan=False,
-        description="Monthly budget of the account in US dollars.",
-    )
-    training_budget_usd: float = Field(
-        default=10,
-        gt=0,
-        allow_inf_nan=False,
-        description="Monthly budget of EC2 machines in US dollars.",
-    )
-    sagemaker_budget_usd: float = Field(
-        default=10,
-        gt=0,
-        allow_inf_nan=False,
-        description="Monthly budget of SageMaker in US dollars.",
-    )
+    """Address for budget alerts and training notices, besides the SNS topic."""
+    budgets: Literal["yes", "no"] = "yes"
+    """no: leave out the budgets, in an account that cannot create any yet."""
+    monthly_budget_usd: Dollars = 20
+    """Monthly budget of the account in US dollars."""
+    training_budget_usd: Dollars = 10
+    """Monthly budget of EC2 machines in US dollars."""
+    sagemaker_budget_usd: Dollars = 10
+    """Monthly budget of SageMaker in US dollars."""
     alert_percentages: Annotated[tuple[Percentage, ...], CommaSeparated] = Field(
-        default=(50, 80, 100),
-        min_length=1,
-        max_length=5,
-        examples=["50,80,100"],
-        description="Shares of a budget, in percent, that raise an alert: spent and forecast.",
+        default=(50, 80, 100), min_length=1, max_length=5, examples=["50,80,100"]
     )
-    over_budget: Literal["alert", "deny"] = Field(
-        default="alert",
-        description="deny: above the monthly budget, the launcher may start nothing any more.",
-    )
-    cost_dashboard: Literal["no", "yes"] = Field(
-        default="no",
-        description="A Billing and Cost Management dashboard, EC2 beside SageMaker; us-east-1.",
-    )
-    kms: Literal["aws", "customer"] = Field(
-        default="aws",
-        description="Keys that encrypt what is stored: AWS's own, or one of yours ($1 a month).",
-    )
-    on_destroy: Literal["keep", "delete"] = Field(
-        default="keep", description="What `cdk destroy` does with the data bucket and its logs."
-    )
-    machine: Literal["cpu", "gpu"] = Field(
-        default="cpu", description="What trains; picks the next three settings' defaults."
-    )
+    """Percentages of a budget that raise an alert, when spent and when forecast."""
+    over_budget: Literal["alert", "deny"] = "alert"
+    """deny: new runs are blocked once the monthly budget is spent."""
+    cost_dashboard: Literal["no", "yes"] = "no"
+    """A Billing and Cost Management dashboard that compares EC2 and SageMaker; us-east-1 only."""
+    kms: Literal["aws", "customer"] = "aws"
+    """Key that encrypts stored data: AWS's own, or one of yours ($1 a month)."""
+    on_destroy: Literal["keep", "delete"] = "keep"
+    """What `cdk destroy` does with the data bucket and its logs."""
+    machine: Literal["cpu", "gpu"] = "cpu"
+    """Kind of training machine; sets the defaults of the next three settings."""
     instance_types: Annotated[tuple[InstanceType, ...], CommaSeparated] = Field(
-        min_length=1,
-        max_length=40,
-        examples=["c7i.large,m7i.large"],
-        description="EC2 types (x86_64) that a training machine may have.",
+        min_length=1, max_length=40, examples=["c7i.large,m7i.large"]
     )
+    """EC2 types (x86_64) for training machines."""
     ami_parameter: str = Field(
-        pattern=r"^/[\w./-]+$",
-        examples=[MACHINE_DEFAULTS["cpu"]["ami_parameter"]],
-        description="SSM parameter that holds the image; Amazon Linux 2023 or made from it.",
+        pattern=r"^/[\w./-]+$", examples=[MACHINE_DEFAULTS["cpu"]["ami_parameter"]]
     )
-    volume_gib: int = Field(
-        ge=8, le=1000, description="Disk of a training machine in GiB, at least the image's."
-    )
-    purchase: Literal["spot_first", "spot", "on_demand"] = Field(
-        default="spot_first",
-        description="How training machines are bought; spot_first: on demand where no spot "
-        "machine begins within `launch --fallback-minutes`.",
-    )
-    endpoint: Literal["serverless", "realtime"] = Field(
-        default="serverless", description="serverless costs nothing while idle; realtime does."
-    )
-    endpoint_memory_mb: int = Field(
-        default=2048,
-        ge=1024,
-        le=6144,
-        multiple_of=1024,
-        description="Memory of the serverless endpoint in MB.",
-    )
-    endpoint_max_concurrency: int = Field(
-        default=5,
-        ge=1,
-        le=5,
-        description="Calls at once of the serverless endpoint; a new account has 10 in all.",
-    )
-    endpoint_instance_type: Annotated[str, Field(pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9]+$")] = Field(
+    """SSM parameter with the image's id; Amazon Linux 2023 or derived from it."""
+    volume_gib: int = Field(ge=8, le=1000)
+    """Disk of a training machine in GiB, at least the size of the image."""
+    purchase: Literal["spot_first", "spot", "on_demand"] = "spot_first"
+    """How training machines are bought; spot_first: on demand if no spot machine works on the run
+    within `launch --fallback-minutes`."""
+    endpoint: Literal["serverless", "realtime"] = "serverless"
+    """serverless costs nothing while idle; realtime costs by the hour."""
+    endpoint_memory_mb: int = Field(default=2048, ge=1024, le=6144, multiple_of=1024)
+    """Memory of the serverless endpoint in MB."""
+    endpoint_max_concurrency: int = Field(default=5, ge=1, le=5)
+    """Concurrent calls of the serverless endpoint; a new account has 10 in total."""
+    endpoint_instance_type: str = Field(
         default="ml.m5.large",
+        pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9]+$",
         examples=["ml.m5.large"],
-        description="Machine of the real-time endpoint; it costs by the hour.",
     )
-    endpoint_instances: int = Field(
-        default=1, ge=1, le=4, description="Machines of the real-time endpoint, at least."
-    )
-    endpoint_max_instances: int = Field(
-        default=2, ge=1, le=8, description="Machines of the real-time endpoint under load, at most."
-    )
-    endpoint_traffic: Literal["all_at_once", "canary", "linear"] = Field(
-        default="all_at_once",
-        description="How a new model takes over a real-time endpoint; the others need 2 machines.",
-    )
-    endpoint_capture_percentage: int = Field(
-        default=10,
-        ge=0,
-        le=100,
-        description="Share of a real-time endpoint's calls that is kept in the bucket, 30 days.",
-    )
+    """Machine of the real-time endpoint."""
+    endpoint_instances: int = Field(default=1, ge=1, le=4)
+    """Minimum number of machines of the real-time endpoint."""
+    endpoint_max_instances: int = Field(default=2, ge=1, le=8)
+    """Maximum number of machines of the real-time endpoint, under load."""
+    endpoint_traffic: Literal["all_at_once", "canary", "linear"] = "all_at_once"
+    """How traffic shifts to a new model of a real-time endpoint; canary and linear need 2
+    machines."""
+    endpoint_capture_percentage: int = Field(default=10, ge=0, le=100)
+    """Percentage of a real-time endpoint's calls that is stored in the bucket for 30 days."""
     serving_image: str | None = Field(
         default=None,
         pattern=r"^\d{12}\.dkr\.ecr\.[a-z0-9-]+\.amazonaws\.com(\.cn)?/[a-z0-9._/-]+[:@][\w.:-]+$",
         examples=["123456789012.dkr.ecr.us-east-1.amazonaws.com/bin-counter:1.0"],
-        description="ECR image of the endpoint, in Docker's format (SageMaker refuses OCI's); "
-        "without it Docker builds one from serving/.",
     )
+    """ECR image of the endpoint, in Docker's format (SageMaker refuses OCI's); by default, Docker
+    builds one from serving/container/."""
 
     @model_validator(mode="before")
     @classmethod
@@ -188,10 +140,10 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _check_name(self) -> "Config":
         if self.name.startswith(("aws", "ssm")):  # refused by Parameter Store
-            raise ValueError(f"name={self.name}: begin it otherwise than with aws or ssm")
+            raise ValueError(f"name={self.name}: must not begin with aws or ssm")
         said = os.environ.get(NAME_VARIABLE)
         if said and said != self.name:
-            raise ValueError(f"name is {self.name}, and {NAME_VARIABLE} is {said}: unset one")
+            raise ValueError(f"name is {self.name}, but {NAME_VARIABLE} is {said}: unset one")
         return self
 
     @model_validator(mode="after")
@@ -205,18 +157,18 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _check_budgets(self) -> "Config":
         if self.over_budget == "deny" and self.budgets == "no":
-            raise ValueError("over_budget=deny needs a budget: leave budgets=no out")
+            raise ValueError("over_budget=deny needs a budget: remove budgets=no")
         return self
 
     @property
     def group_names(self) -> list[str]:
-        """The group that a launch starts and, with spot_first, that of on-demand machines."""
+        """The group that a launch starts and, with spot_first, the one of on-demand machines."""
         fallback = [fallback_group_name(self.name)] if self.purchase == "spot_first" else []
         return [group_name(self.name), *fallback]
 
     @classmethod
     def from_context(cls, context: Mapping[str, object]) -> "Config":
-        """Take the settings out of a CDK app's context.
+        """Read the settings from a CDK app's context.
 
         Raises:
             SettingError: a setting is unknown or has a value that is not allowed.
@@ -233,17 +185,17 @@ class Config(BaseModel, frozen=True, extra="forbid"):
 
 
 def _explain(error: ValidationError) -> list[str]:
-    """One line for each setting of `error`."""
+    """One line for each setting in `error`."""
     lines: dict[str, str] = {}
     for problem in error.errors():
-        if not problem["loc"]:  # two settings that do not go together
+        if not problem["loc"]:  # two settings that contradict each other
             lines.setdefault("", f"settings: {problem['msg'].removeprefix('Value error, ')}")
             continue
         name = str(problem["loc"][0])
         if problem["type"] == "extra_forbidden":
             allowed = f"no such setting; there are {', '.join(Config.model_fields)}"
         elif problem["type"] == "missing":
-            continue  # has a default by machine, and machine's own line says what is wrong
+            continue  # its default depends on machine, for which there is a line
         else:
             examples = Config.model_fields[name].examples
             allowed = problem["msg"] + (f", for example {examples[0]}" if examples else "")

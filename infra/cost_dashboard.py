@@ -7,7 +7,7 @@ from constructs import Construct
 
 from common.names import PART_KEY, PROJECT_KEY
 
-# As Cost Explorer and Budgets write them.
+# Service names in Cost Explorer and Budgets.
 EC2 = ["Amazon Elastic Compute Cloud - Compute"]
 DISKS = ["EC2 - Other"]
 SAGEMAKER = ["Amazon SageMaker"]
@@ -16,10 +16,10 @@ Json = dict[str, Any]
 
 
 class CostDashboard(Construct):
-    """What machines on EC2, by how they are bought, and SageMaker cost, day by day.
+    """Daily costs of EC2, by purchase option, and of SageMaker; free of charge.
 
-    Free of charge. It is one of the whole account, kept in us-east-1 wherever it is deployed from,
-    so its name is taken once it exists. aws-cdk-lib has no class for it.
+    It belongs to the whole account and is stored in us-east-1, from wherever it is deployed, so
+    its name must be unique in the account. aws-cdk-lib has no class for it.
     """
 
     def __init__(self, scope: Construct, id: str, *, name: str) -> None:
@@ -49,7 +49,7 @@ class CostDashboard(Construct):
                     _widget(
                         "This project by part",
                         _daily(_tagged(PROJECT_KEY, name), {"Type": "TAG", "Key": PART_KEY}),
-                        description=f"Needs the tags {PROJECT_KEY} and {PART_KEY} to be activated.",
+                        description=f"Requires the active tags {PROJECT_KEY} and {PART_KEY}.",
                     ),
                     _widget(
                         "Account by service - last 6 months",
@@ -92,7 +92,7 @@ def _daily(chosen: Json, group: Json) -> Json:
 
 
 def _query(granularity: str, start: str, chosen: list[Json], group: Json) -> Json:
-    """Unblended cost from `start`, an ISO 8601 duration, until now, of what is `chosen`."""
+    """Unblended cost of what matches `chosen`, from `start`, an ISO 8601 duration, until now."""
     credits: Json = {"Dimensions": {"Key": "RECORD_TYPE", "Values": ["Credit", "Refund"]}}
     without_credits: Json = {"Not": credits}
     return {

@@ -6,16 +6,17 @@ from aws_cdk import aws_kms as kms
 from constructs import Construct
 
 from infra.acknowledge import acknowledge
+from infra.statements import by_alerting_services
 
-# What EBS and CloudWatch Logs need, as the guides of Auto Scaling and CloudWatch Logs say.
+# Required by EBS and CloudWatch Logs, according to the guides of Auto Scaling and Logs.
 USE = ["kms:Decrypt", "kms:Encrypt", "kms:GenerateDataKey*", "kms:ReEncrypt*"]
 
 
 class CustomerKey(Construct):
-    """A key that rotates yearly and is deleted, if ever, after 30 days to change one's mind.
+    """A key that rotates yearly; its deletion can be cancelled for 30 days.
 
-    AWS services that act in no role of ours are let in here, each for this account alone. Roles
-    have their rights in their own policies.
+    AWS services that use no role of ours are allowed here, each for this account alone. Roles have
+    their permissions in their own policies.
     """
 
     def __init__(
@@ -30,11 +31,9 @@ class CustomerKey(Construct):
             pending_window=Duration.days(30),
             removal_policy=removal_policy,
         )
-        stack = Stack.of(self)
-        arn, account = f"arn:{stack.partition}", stack.account
+        publish = ["kms:Decrypt", "kms:GenerateDataKey*"]
         for statement in (
-            self._may_publish("budgets", f"{arn}:budgets::{account}:*"),
-            self._may_publish("cloudwatch", f"{arn}:cloudwatch:{stack.region}:{account}:alarm:*"),
+            *by_alerting_services(Stack.of(self), publish, "*"),
             self._may_keep_logs(log_group),
             self._may_start_machines("UseDisks", ["kms:DescribeKey", *USE], {}),
             self._may_start_machines(
@@ -45,26 +44,13 @@ class CustomerKey(Construct):
         acknowledge(
             self.key,
             "CKV_AWS_33",
-            "The condition names two roles of AWS; as principals, roles that are not there fail.",
-        )
-
-    def _may_publish(self, service: str, sources: str) -> iam.PolicyStatement:
-        """Let `service` write to an encrypted topic in the name of `sources`."""
-        return iam.PolicyStatement(
-            sid=f"{service.capitalize()}MayPublish",
-            principals=[iam.ServicePrincipal(f"{service}.amazonaws.com")],
-            actions=["kms:Decrypt", "kms:GenerateDataKey*"],
-            resources=["*"],
-            conditions={
-                "StringEquals": {"aws:SourceAccount": Stack.of(self).account},
-                "ArnLike": {"aws:SourceArn": sources},
-            },
+            "The condition names two of AWS's roles, which fail as principals until they exist.",
         )
 
     def _may_keep_logs(self, log_group: str) -> iam.PolicyStatement:
         stack = Stack.of(self)
         arn = f"arn:{stack.partition}:logs:{stack.region}:{stack.account}:log-group:{log_group}"
-        # The guide lists kms:Describe* here as well, to which the condition can never apply.
+        # The guide also lists kms:Describe*, which never meets the condition.
         return iam.PolicyStatement(
             sid="LogsMayKeep",
             principals=[iam.ServicePrincipal(f"logs.{stack.region}.amazonaws.com")],
@@ -76,9 +62,9 @@ class CustomerKey(Construct):
     def _may_start_machines(
         self, sid: str, actions: list[str], conditions: dict[str, object]
     ) -> iam.PolicyStatement:
-        """Let the roles of Auto Scaling and EC2 Spot encrypt disks, and the first publish.
+        """Let the roles of Auto Scaling and EC2 Spot encrypt disks, and the first one publish.
 
-        AWS makes these roles when a group first needs them, so they cannot be principals here.
+        AWS creates these roles when a group first needs them, so they cannot be principals here.
         """
         stack = Stack.of(self)
         roles = [

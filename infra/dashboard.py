@@ -1,4 +1,4 @@
-"""The CloudWatch dashboard: how far training is, how the endpoint is, what AWS charges."""
+"""The CloudWatch dashboard: progress of the training, state of the endpoint, charges."""
 
 from collections.abc import Sequence
 
@@ -8,17 +8,18 @@ from aws_cdk import aws_logs as logs
 from constructs import Construct
 
 from infra.config import Config
-from infra.model_endpoint import VARIANT, endpoint_name
+from infra.endpoint_alarms import endpoint_metric
+from infra.model_endpoint import endpoint_name
 
 NOTES = """\
-**Training**: empty until the first run; then a minute behind it. \
+**Training**: empty until the first run, then about a minute behind. \
 **Endpoint**: empty until it is called. \
-**Charges**: this month's, of the whole account, a few times a day; \
-in us-east-1 alone, and only once "Receive CloudWatch billing alerts" is on under \
+**Charges**: those of the whole account this month, updated a few times a day; \
+only in us-east-1, and only if "Receive CloudWatch billing alerts" is on in the \
 [Billing preferences](https://console.aws.amazon.com/billing/home#/preferences) \
 of the account that pays."""
 
-# Lines of training.train's progress bars, as training.machine.attempt passes them on.
+# Lines of training.train's progress bars, as training.machine logs them.
 PROGRESS = [
     "filter @message like /train: (features|head)/",
     r"parse @message /features train: +(?<train>\d+)%/",
@@ -38,9 +39,9 @@ FULL, HALF, THIRD = 24, 12, 8
 
 
 class Dashboard(Construct):
-    """One page, of metrics that AWS keeps anyway and of the log: no custom metric is paid for.
+    """One page of the log and of metrics that AWS records anyway; custom metrics would cost.
 
-    An account has three dashboards free of charge; each further one is $3 a month.
+    Three dashboards in an account are free; each further one costs $3 a month.
     """
 
     def __init__(
@@ -56,14 +57,14 @@ class Dashboard(Construct):
                 [cloudwatch.TextWidget(markdown=NOTES, width=FULL, height=2)],
                 [
                     cloudwatch.LogQueryWidget(
-                        title="Training: % of photos, of epochs, accuracy on validation photos",
+                        title="Training: % of photos, % of epochs, accuracy on validation photos",
                         log_group_names=[log_group.log_group_name],
                         query_lines=PROGRESS,
                         view=cloudwatch.LogQueryVisualizationType.LINE,
                         width=HALF,
                     ),
                     _graph(
-                        "Training machines: wanted and there",
+                        "Training machines: desired and in service",
                         [
                             group_metric(name, group)
                             for group in config.group_names
@@ -74,7 +75,7 @@ class Dashboard(Construct):
                 ],
                 [
                     cloudwatch.LogQueryWidget(
-                        title="Training: last lines of the log",
+                        title="Training: newest lines of the log",
                         log_group_names=[log_group.log_group_name],
                         query_lines=LAST_LINES,
                         view=cloudwatch.LogQueryVisualizationType.TABLE,
@@ -84,7 +85,7 @@ class Dashboard(Construct):
                 _endpoint_widgets(config),
                 [
                     _graph(
-                        "Estimated charges this month: EC2, SageMaker, all",
+                        "Estimated charges this month: EC2, SageMaker, total",
                         [_charges("AmazonEC2"), _charges("AmazonSageMaker"), _charges(None)],
                         width=FULL,
                         start="-P30D",
@@ -95,7 +96,7 @@ class Dashboard(Construct):
 
 
 def _endpoint_widgets(config: Config) -> list[cloudwatch.IWidget]:
-    """Calls, latency, and what the kind of endpoint is short of: a warm start, or its machine."""
+    """Calls, latency, and the bottleneck of the kind of endpoint: cold starts, or its machine."""
     endpoint = endpoint_name(config)
     calls = [
         _endpoint_metric(name, endpoint, "Sum")
@@ -147,24 +148,18 @@ def group_metric(name: str, group: str) -> cloudwatch.Metric:
 def _endpoint_metric(
     name: str, endpoint: str, statistic: str, namespace: str = "AWS/SageMaker"
 ) -> cloudwatch.Metric:
-    return cloudwatch.Metric(
-        namespace=namespace,
-        metric_name=name,
-        dimensions_map={"EndpointName": endpoint, "VariantName": VARIANT},
-        statistic=statistic,
-        label=f"{name} ({statistic.lower()})",
-        period=Duration.minutes(5),
-    )
+    label = f"{name} ({statistic.lower()})"
+    return endpoint_metric(name, endpoint, statistic, Duration.minutes(5), namespace, label)
 
 
 def _charges(service: str | None) -> cloudwatch.Metric:
-    """Dollars since the month began, of one service or of all."""
+    """Dollars since the beginning of the month, for one service or in total."""
     return cloudwatch.Metric(
         namespace="AWS/Billing",
         metric_name="EstimatedCharges",
         dimensions_map={"Currency": "USD", **({"ServiceName": service} if service else {})},
-        label=service or "all",
-        region="us-east-1",  # the only one that has it
+        label=service or "total",
+        region="us-east-1",  # the only region with this metric
         statistic="Maximum",
         period=Duration.hours(6),
     )

@@ -1,5 +1,7 @@
 """The bucket that holds data sets, weights, runs and models, and the bucket of its access logs."""
 
+from typing import Any
+
 from aws_cdk import Duration, RemovalPolicy, Stack
 from aws_cdk import aws_kms as kms
 from aws_cdk import aws_s3 as s3
@@ -15,8 +17,29 @@ LEFTOVERS = s3.LifecycleRule(
 )
 
 
+def _expiring(id: str, prefix: str, days: int | None) -> s3.LifecycleRule:
+    """Delete objects under `prefix` after `days`, if given, and earlier versions after one."""
+    return s3.LifecycleRule(
+        id=id,
+        prefix=prefix,
+        expiration=Duration.days(days) if days else None,
+        noncurrent_version_expiration=Duration.days(1),
+    )
+
+
+RULES = [
+    LEFTOVERS,
+    _expiring("Checkpoints", "checkpoints/", 14),
+    _expiring("Preparations", "preparing/", 14),
+    _expiring("Jobs", "jobs/", 14),
+    _expiring("Captures", "captured/", 30),
+    # A running machine renews its lease every few seconds, each time as a new version.
+    _expiring("Leases", "control/", None),
+]
+
+
 class DataBucket(Construct):
-    """A private, versioned bucket; of what is current, what is only needed for a time expires.
+    """A private, versioned bucket in which temporary objects expire.
 
     With RemovalPolicy.DESTROY, both buckets are emptied and deleted with the stack.
     """
@@ -31,72 +54,42 @@ class DataBucket(Construct):
     ) -> None:
         super().__init__(scope, id)
         delete = removal_policy == RemovalPolicy.DESTROY
+        private: dict[str, Any] = {
+            "block_public_access": s3.BlockPublicAccess.BLOCK_ALL,
+            "enforce_ssl": True,
+            "versioned": True,
+            "removal_policy": removal_policy,
+            "auto_delete_objects": delete,
+        }
+        old_logs = s3.LifecycleRule(id="OldLogs", expiration=Duration.days(90))
         logs = s3.Bucket(
             self,
             "AccessLogs",
-            block_public_access=s3.BlockPublicAccess.BLOCK_ALL,
+            **private,
             encryption=s3.BucketEncryption.S3_MANAGED,
-            enforce_ssl=True,
-            versioned=True,
-            lifecycle_rules=[
-                LEFTOVERS,
-                s3.LifecycleRule(id="OldLogs", expiration=Duration.days(90)),
-            ],
-            removal_policy=removal_policy,
-            auto_delete_objects=delete,
+            lifecycle_rules=[LEFTOVERS, old_logs],
         )
         self.bucket = s3.Bucket(
             self,
             "Bucket",
-            block_public_access=s3.BlockPublicAccess.BLOCK_ALL,
+            **private,
             encryption=s3.BucketEncryption.KMS if key else s3.BucketEncryption.S3_MANAGED,
             encryption_key=key,
-            bucket_key_enabled=True if key else None,  # one call to KMS for many objects
-            enforce_ssl=True,
-            versioned=True,
+            bucket_key_enabled=True if key else None,  # one KMS request for many objects
             server_access_logs_bucket=logs,
             server_access_logs_prefix="data/",
-            lifecycle_rules=[
-                LEFTOVERS,
-                s3.LifecycleRule(
-                    id="Checkpoints",
-                    prefix="checkpoints/",
-                    expiration=Duration.days(14),
-                    noncurrent_version_expiration=Duration.days(1),
-                ),
-                *(
-                    s3.LifecycleRule(
-                        id=id,
-                        prefix=prefix,
-                        expiration=Duration.days(14),
-                        noncurrent_version_expiration=Duration.days(1),
-                    )
-                    for id, prefix in (("Preparations", "preparing/"), ("Jobs", "jobs/"))
-                ),
-                s3.LifecycleRule(
-                    id="Captures",
-                    prefix="captured/",
-                    expiration=Duration.days(30),
-                    noncurrent_version_expiration=Duration.days(1),
-                ),
-                # A running machine renews its lease every few seconds: each leaves a version.
-                s3.LifecycleRule(
-                    id="Leases",
-                    prefix="control/",
-                    noncurrent_version_expiration=Duration.days(1),
-                ),
-            ],
-            removal_policy=removal_policy,
-            auto_delete_objects=delete,
+            lifecycle_rules=RULES,
         )
         acknowledge(
             self,
             "S3BucketReplicationEnabled",
-            "A copy in another region doubles the cost of what can be downloaded or trained again.",
+            "A copy in another region would double the cost; the contents can be created again.",
         )
-        acknowledge(logs, "CKV_AWS_18", "Logging access to the logs would log itself for ever.")
+        acknowledge(logs, "CKV_AWS_18", "Logging access to the logs would never end.")
         acknowledge(
-            logs, "S3DefaultEncryptionKMS", "S3 writes access logs only where its own key encrypts."
+            logs,
+            "S3DefaultEncryptionKMS",
+            "S3 delivers access logs only to buckets that its own key encrypts.",
         )
         if not key:
             acknowledge(self.bucket, "S3DefaultEncryptionKMS", AWS_KEY)
@@ -107,5 +100,5 @@ class DataBucket(Construct):
             acknowledge(
                 emptying.node.find_child("Handler"),
                 ["CKV_AWS_115", "CKV_AWS_116", "CKV_AWS_117", "W3005"],
-                "The CDK writes it; CloudFormation calls it once and waits for the answer.",
+                "The CDK generates it; CloudFormation calls it once and waits for the answer.",
             )

@@ -1,4 +1,4 @@
-"""DataStack: the bucket that everything reads from and writes to, and the customer key, if any."""
+"""DataStack: the data bucket, and the customer key, if any."""
 
 from aws_cdk import CfnOutput, RemovalPolicy, Stack
 from aws_cdk import aws_kms as kms
@@ -11,9 +11,9 @@ from infra.data_bucket import DataBucket
 
 
 class DataStack(Stack):
-    """The data bucket; `key` is None where AWS's own keys encrypt.
+    """The data bucket; `key` is None if AWS's own keys encrypt.
 
-    Both stay when the stack is destroyed, unless the setting `on_destroy` says `delete`.
+    Both are retained when the stack is destroyed, unless the setting `on_destroy` is `delete`.
     """
 
     def __init__(self, scope: Construct, id: str, *, config: Config) -> None:

@@ -1,4 +1,4 @@
-"""Alarms of a real-time endpoint, told to the topic of alerts."""
+"""Alarms of a real-time endpoint, sent to the alert topic."""
 
 from aws_cdk import Duration, Stack
 from aws_cdk import aws_cloudwatch as cloudwatch
@@ -6,102 +6,103 @@ from aws_cdk import aws_cloudwatch_actions as actions
 from aws_cdk import aws_sns as sns
 from constructs import Construct
 
-# ResNet50 answers in about 0.05 s on an ml.m5.large, and decoding the largest photo that is read
-# takes half a second: slower than this at p99, three minutes in a row, is overload or a bad model.
+VARIANT = "AllTraffic"
+# ResNet50 answers in about 0.05 s on an ml.m5.large, and decoding the largest accepted photo takes
+# half a second: if p99 is above this for three minutes, the machine is overloaded or the model bad.
 SLOW_SECONDS = 1.0
 ROLLBACK = ("errors", "latency")
 
 
 def rollback_alarms(endpoint: str) -> list[str]:
-    """Names of the alarms that take a new model back."""
+    """Names of the alarms that roll back a new model."""
     return [f"{endpoint}-{kind}" for kind in ROLLBACK]
 
 
-class EndpointAlarms(Construct):
-    """Errors, slow answers, and a day without a call.
+def endpoint_metric(
+    name: str,
+    endpoint: str,
+    statistic: str,
+    period: Duration,
+    namespace: str = "AWS/SageMaker",
+    label: str | None = None,
+) -> cloudwatch.Metric:
+    return cloudwatch.Metric(
+        namespace=namespace,
+        metric_name=name,
+        dimensions_map={"EndpointName": endpoint, "VariantName": VARIANT},
+        statistic=statistic,
+        label=label,
+        period=period,
+    )
 
-    The first two also roll a new model back. For them no data is fine: a quiet endpoint would
-    always roll back. `endpoint` and `variant` are the names that CloudWatch knows.
+
+class EndpointAlarms(Construct):
+    """Errors, high latency, and a day without a call.
+
+    The first two also roll back a new model. They treat missing data as fine; otherwise, an
+    endpoint without calls would always roll back.
     """
 
-    def __init__(
-        self, scope: Construct, id: str, *, endpoint: str, variant: str, alerts: sns.ITopic
-    ) -> None:
+    def __init__(self, scope: Construct, id: str, *, endpoint: str, alerts: sns.ITopic) -> None:
         super().__init__(scope, id)
-        self._endpoint = endpoint
-        self._dimensions = {"EndpointName": endpoint, "VariantName": variant}
-        self._topic = actions.SnsAction(alerts)
-        minute = Duration.minutes(1)
+        self._endpoint, self._topic = endpoint, actions.SnsAction(alerts)
+        minute, hour = Duration.minutes(1), Duration.hours(1)
         self._alarm(
             "errors",
-            "The endpoint answered with 5xx. A bad photo is a 4xx: this is a bug, or no memory.",
-            self._metric("Invocation5XXErrors", "Sum", minute),
+            "The endpoint answered 5xx: a bug, or too little memory. A bad photo is answered 4xx.",
+            endpoint_metric("Invocation5XXErrors", endpoint, "Sum", minute),
             above=0,
             periods=1,
         )
         self._alarm(
             "latency",
-            f"1 % of the answers took more than {SLOW_SECONDS:g} s, for three minutes.",
-            self._metric("ModelLatency", "p99", minute),
+            f"1 % of the answers took more than {SLOW_SECONDS:g} s for three minutes.",
+            endpoint_metric("ModelLatency", endpoint, "p99", minute),
             above=SLOW_SECONDS * 1e6,  # the metric is in microseconds
             periods=3,
         )
-        self._idle_alarm()
-
-    def _metric(self, name: str, statistic: str, period: Duration) -> cloudwatch.Metric:
-        return cloudwatch.Metric(
-            namespace="AWS/SageMaker",
-            metric_name=name,
-            dimensions_map=self._dimensions,
-            statistic=statistic,
-            period=period,
+        machines = ("CPUUtilization", endpoint, "SampleCount", hour, "/aws/sagemaker/Endpoints")
+        self._alarm(
+            "idle",
+            "No call for a day, and the endpoint costs by the hour: "
+            f"delete it with `cdk destroy {Stack.of(self).stack_name}`, or make it serverless.",
+            # Without calls, there is no metric of calls. In a sum, CloudWatch counts a missing
+            # value as 0 if the other term has data: so each hour in which a machine is up has 0
+            # calls. Treating missing data as breaching would fire right after a deployment.
+            cloudwatch.MathExpression(
+                expression="calls + 0 * machines",
+                using_metrics={
+                    "calls": endpoint_metric("Invocations", endpoint, "Sum", hour),
+                    "machines": endpoint_metric(*machines),
+                },
+                period=hour,
+                label="calls an hour",
+            ),
+            below=1,
+            periods=24,
         )
 
     def _alarm(
-        self, kind: str, description: str, metric: cloudwatch.Metric, *, above: float, periods: int
+        self,
+        kind: str,
+        description: str,
+        metric: cloudwatch.IMetric,
+        *,
+        above: float = 0,
+        below: float | None = None,
+        periods: int,
     ) -> None:
+        operator = cloudwatch.ComparisonOperator
         cloudwatch.Alarm(
             self,
             kind.capitalize(),
             alarm_name=f"{self._endpoint}-{kind}",
             alarm_description=description,
             metric=metric,
-            comparison_operator=cloudwatch.ComparisonOperator.GREATER_THAN_THRESHOLD,
-            threshold=above,
-            evaluation_periods=periods,
-            treat_missing_data=cloudwatch.TreatMissingData.NOT_BREACHING,
-        ).add_alarm_action(self._topic)
-
-    def _idle_alarm(self) -> None:
-        """24 hours in a row in which machines were up and nobody called."""
-        hour = Duration.hours(1)
-        machines = cloudwatch.Metric(
-            namespace="/aws/sagemaker/Endpoints",
-            metric_name="CPUUtilization",
-            dimensions_map=self._dimensions,
-            statistic="SampleCount",
-            period=hour,
-        )
-        cloudwatch.Alarm(
-            self,
-            "Idle",
-            alarm_name=f"{self._endpoint}-idle",
-            alarm_description="No call for a day, and the endpoint costs by the hour: "
-            f"delete it with `cdk destroy {Stack.of(self).stack_name}`, or make it serverless.",
-            # Without calls there is no metric of calls. In a sum, CloudWatch takes what is missing
-            # as 0 where the other term has data: hours of zero calls, from when machines are up. To
-            # treat missing data as breaching would ring at once for an endpoint just deployed.
-            metric=cloudwatch.MathExpression(
-                expression="calls + 0 * machines",
-                using_metrics={
-                    "calls": self._metric("Invocations", "Sum", hour),
-                    "machines": machines,
-                },
-                period=hour,
-                label="calls an hour",
+            comparison_operator=(
+                operator.GREATER_THAN_THRESHOLD if below is None else operator.LESS_THAN_THRESHOLD
             ),
-            comparison_operator=cloudwatch.ComparisonOperator.LESS_THAN_THRESHOLD,
-            threshold=1,
-            evaluation_periods=24,
+            threshold=above if below is None else below,
+            evaluation_periods=periods,
             treat_missing_data=cloudwatch.TreatMissingData.NOT_BREACHING,
         ).add_alarm_action(self._topic)

@@ -1,18 +1,21 @@
-"""More machines behind a real-time endpoint while it gets more calls than one can answer."""
+"""Scaling of a real-time endpoint by the number of calls."""
 
 from aws_cdk import aws_applicationautoscaling as scaling
 from aws_cdk import aws_sagemaker as sagemaker
 from constructs import Construct
 
-# ResNet50 in ONNX Runtime: 47 photos/s on two cores (measured, November 2026). A vCPU is half a
-# core of such a machine; half of the rate is headroom while the next machine starts.
+from infra.config import Config
+from infra.endpoint_alarms import VARIANT
+
+# ResNet50 in ONNX Runtime: 47 photos/s on two cores (measured in November 2026). A vCPU is half a
+# core; half of the rate is headroom until the next machine has started.
 CALLS_PER_SECOND_AND_VCPU = 47 / 2 / 2 * 0.5
 
 
 class EndpointScaling(Construct):
-    """Target tracking on the calls a minute that each machine gets.
+    """Target tracking on the calls that each machine receives in a minute.
 
-    Application Auto Scaling acts by its service-linked role, which it makes with the first target.
+    Application Auto Scaling uses its service-linked role, which it creates with the first target.
     """
 
     def __init__(
@@ -21,10 +24,7 @@ class EndpointScaling(Construct):
         id: str,
         *,
         endpoint: sagemaker.CfnEndpoint,
-        variant: str,
-        instance_type: str,
-        least: int,
-        most: int,
+        config: Config,
     ) -> None:
         super().__init__(scope, id)
         dimension = "sagemaker:variant:DesiredInstanceCount"
@@ -34,9 +34,9 @@ class EndpointScaling(Construct):
             service_namespace="sagemaker",
             scalable_dimension=dimension,
             # By the endpoint's attribute: registering fails until the endpoint is in service.
-            resource_id=f"endpoint/{endpoint.attr_endpoint_name}/variant/{variant}",
-            min_capacity=least,
-            max_capacity=most,
+            resource_id=f"endpoint/{endpoint.attr_endpoint_name}/variant/{VARIANT}",
+            min_capacity=config.endpoint_instances,
+            max_capacity=config.endpoint_max_instances,
         )
         scaling.CfnScalingPolicy(
             self,
@@ -46,7 +46,7 @@ class EndpointScaling(Construct):
             scaling_target_id=target.ref,
             target_tracking_scaling_policy_configuration=(
                 scaling.CfnScalingPolicy.TargetTrackingScalingPolicyConfigurationProperty(
-                    target_value=calls_per_minute(instance_type),
+                    target_value=calls_per_minute(config.endpoint_instance_type),
                     predefined_metric_specification=(
                         scaling.CfnScalingPolicy.PredefinedMetricSpecificationProperty(
                             predefined_metric_type="SageMakerVariantInvocationsPerInstance"
@@ -58,7 +58,7 @@ class EndpointScaling(Construct):
 
 
 def calls_per_minute(instance_type: str) -> int:
-    """How many photos a minute one machine such as `ml.m5.large` is to answer."""
+    """Target of one machine, such as `ml.m5.large`, in photos a minute."""
     size = instance_type.rsplit(".", 1)[1]
     times, xlarge, _ = size.partition("xlarge")
     vcpus = 4 * int(times or 1) if xlarge else 2  # "12xlarge" has 12 times 4

@@ -1,4 +1,4 @@
-"""EndpointStack: the newest model behind a SageMaker endpoint."""
+"""EndpointStack: a model behind a SageMaker endpoint."""
 
 from aws_cdk import (
     CfnOutput,
@@ -18,10 +18,11 @@ from constructs import Construct
 from common.files import ROOT
 from common.names import model_parameter, stack_name
 from common.run_record import MODEL
-from infra.acknowledge import acknowledge, acknowledge_objects
+from infra.acknowledge import acknowledge_objects
 from infra.config import Config
 from infra.endpoint_alarms import rollback_alarms
 from infra.model_endpoint import CAPTURED, ModelEndpoint, captures, endpoint_name
+from infra.sagemaker_container import acknowledge_container, run_container, sagemaker
 from infra.statements import allow, on_objects, use_key
 from infra.train_stack import NO_MODEL
 
@@ -30,7 +31,7 @@ SERVING = ROOT / "serving" / "container"
 
 
 class EndpointStack(Stack):
-    """The endpoint of the model that the model parameter points at when this is deployed."""
+    """The endpoint of the model that the model parameter names at the time of the deploy."""
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class EndpointStack(Stack):
         CfnOutput(self, "EndpointName", value=endpoint.attr_endpoint_name)
 
     def _image(self, uri: str | None) -> tuple[str, str]:
-        """URI and repository ARN of the image: the one at `uri`, or one built from serving/."""
+        """URI and repository ARN of the image: the one at `uri`, or one that Docker builds."""
         if uri:
             return uri, _repository_arn(uri)
         asset = ecr_assets.DockerImageAsset(
@@ -89,7 +90,7 @@ class EndpointStack(Stack):
             directory=str(SERVING),
             platform=ecr_assets.Platform.LINUX_AMD64,
             # SageMaker refuses OCI manifests (github.com/aws/amazon-sagemaker-feedback/issues/180),
-            # to which type=docker alone defaults in Docker 29.6 and with some builders before.
+            # the default of type=docker since Docker 29.6, and of some builders before.
             outputs=["type=docker,oci-mediatypes=false"],
         )
         return asset.image_uri, asset.repository.repository_arn
@@ -99,80 +100,41 @@ class EndpointStack(Stack):
     ) -> iam.Role:
         """What SageMaker needs to create and run the endpoint, and nothing else.
 
-        The policy is inline, so that it is there when SageMaker tries the role on a new model.
+        The policy is inline, so that it exists when SageMaker tests the role for a new model.
         """
         name = endpoint_name(config)
-        log_group = f"log-group:/aws/sagemaker/Endpoints/{name}:*"
-        measure = allow("Measure", ["cloudwatch:PutMetricData"], ["*"])
-        measure.add_condition("StringEquals", {"cloudwatch:namespace": "/aws/sagemaker/Endpoints"})
+        namespace = "/aws/sagemaker/Endpoints"
+        log_group = f"{namespace}/{name}"
         statements = [
             on_objects("ReadModel", "s3:GetObject", bucket, [MODELS]),
-            allow(
-                "PullImage",
-                [
-                    "ecr:BatchCheckLayerAvailability",
-                    "ecr:BatchGetImage",
-                    "ecr:GetDownloadUrlForLayer",
-                ],
-                [repository_arn],
-            ),
-            allow("LogIn", ["ecr:GetAuthorizationToken"], ["*"]),
-            allow(
-                "Log",
-                [
-                    "logs:CreateLogGroup",
-                    "logs:CreateLogStream",
-                    "logs:DescribeLogStreams",
-                    "logs:PutLogEvents",
-                ],
-                [f"arn:{self.partition}:logs:{self.region}:{self.account}:{log_group}"],
-            ),
-            measure,
+            *run_container(self, repository_arn, namespace, log_group),
         ]
         if config.endpoint == "realtime":
             alarms = f"arn:{self.partition}:cloudwatch:{self.region}:{self.account}:alarm"
-            statements.append(
-                allow(
-                    "WatchRollout",
-                    ["cloudwatch:DescribeAlarms"],
-                    [f"{alarms}:{alarm}" for alarm in rollback_alarms(name)],
-                )
-            )
+            watched = [f"{alarms}:{alarm}" for alarm in rollback_alarms(name)]
+            statements.append(allow("WatchRollout", ["cloudwatch:DescribeAlarms"], watched))
         captured = [f"{CAPTURED}/{name}/*"] if captures(config) else []
         if captured:
             statements.append(on_objects("Capture", "s3:PutObject", bucket, captured))
         if key:
-            statements += [use_key(key, ["s3"]), _lend_key(key)]
+            # For the disks of the endpoint's machines, or the image of a serverless one.
+            grants = {"Bool": {"kms:GrantIsForAWSResource": "true"}}
+            lend = allow("LendKey", ["kms:CreateGrant"], [key.key_arn], grants)
+            statements += [use_key(key, ["s3"]), lend]
         role = iam.Role(
             self,
             "ExecutionRole",
-            assumed_by=iam.ServicePrincipal(
-                "sagemaker.amazonaws.com",
-                conditions={"StringEquals": {"aws:SourceAccount": self.account}},
-            ),
+            assumed_by=sagemaker(self),
             inline_policies={"Endpoint": iam.PolicyDocument(statements=statements)},
         )
-        acknowledge_objects(role, bucket, [MODELS], "The newest run's id is known at deploy time.")
-        acknowledge_objects(role, bucket, captured, "SageMaker names what it keeps by date.")
-        acknowledge(
-            role,
-            f"IAM5[Resource::arn:<AWS::Partition>:logs:<AWS::Region>:<AWS::AccountId>:{log_group}]",
-            "SageMaker names the log streams.",
-        )
-        acknowledge(role, "IAM5[Resource::*]", "Login to ECR and PutMetricData know no resource.")
-        acknowledge(role, "IAMNoInlinePolicy", "The policy is this role's alone and goes with it.")
+        acknowledge_objects(role, bucket, [MODELS], "The run's id is not known before it starts.")
+        acknowledge_objects(role, bucket, captured, "SageMaker names captured calls by date.")
+        acknowledge_container(role, log_group)
         return role
 
 
-def _lend_key(key: kms.IKey) -> iam.PolicyStatement:
-    """Let SageMaker have `key` encrypt what the endpoint's machines keep: disk, or image."""
-    statement = allow("LendKey", ["kms:CreateGrant"], [key.key_arn])
-    statement.add_condition("Bool", {"kms:GrantIsForAWSResource": "true"})
-    return statement
-
-
 def _repository_arn(image_uri: str) -> str:
-    """ARN of the ECR repository of an image, whose URI says all that an ARN needs."""
+    """ARN of the ECR repository of an image, from the image's URI."""
     registry, path = image_uri.split("/", 1)
     account, _, _, region, domain = registry.split(".", 4)
     partition = "aws-cn" if domain.endswith(".cn") else "aws"

@@ -1,4 +1,4 @@
-"""The roles that SageMaker takes for jobs: training and the trials of a search, and preparation."""
+"""The roles of SageMaker jobs: for training, including the trials of a search, and preparation."""
 
 from dataclasses import dataclass
 
@@ -8,14 +8,15 @@ from aws_cdk import aws_kms as kms
 from aws_cdk import aws_s3 as s3
 from constructs import Construct
 
-from infra.acknowledge import acknowledge, acknowledge_objects
-from infra.statements import allow, list_prefixes, on_objects, use_key
+from infra.acknowledge import acknowledge_objects
+from infra.sagemaker_container import acknowledge_container, run_container, sagemaker
+from infra.statements import list_prefixes, on_objects, use_key
 from infra.training_image import REPOSITORY, image_accounts
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobAccess:
-    """What jobs of one kind do in the data bucket, by keys that may end in `*`."""
+    """Permissions of one kind of jobs in the data bucket, as keys that may end in `*`."""
 
     kind: str  # of SageMaker's log group and metrics
     description: str
@@ -27,7 +28,7 @@ class JobAccess:
 
 TRAINING = JobAccess(
     kind="TrainingJobs",
-    description="SageMaker's, for training jobs",
+    description="For training jobs on SageMaker",
     lists=["checkpoints/*", "datasets/*", "runs/*", "weights/*"],
     reads=[
         "checkpoints/*",
@@ -41,7 +42,7 @@ TRAINING = JobAccess(
 )
 PREPARATION = JobAccess(
     kind="ProcessingJobs",
-    description="SageMaker's, for jobs that prepare data sets",
+    description="For SageMaker jobs that prepare data sets",
     lists=["jobs/*", "preparing/*"],
     reads=["datasets/*", "jobs/*", "preparing/*"],
     writes=["datasets/*", "preparing/*"],
@@ -50,7 +51,7 @@ PREPARATION = JobAccess(
 
 
 class JobRole(Construct):
-    """`role` may pull AWS's image, log and measure, and has `access` to the data bucket."""
+    """`role` may pull AWS's image, write logs and metrics, and has `access` to the data bucket."""
 
     def __init__(
         self,
@@ -62,22 +63,19 @@ class JobRole(Construct):
         key: kms.IKey | None,
     ) -> None:
         super().__init__(scope, id)
-        self._access = access
+        stack = Stack.of(self)
         self.role = iam.Role(
-            self,
-            "Role",
-            assumed_by=iam.ServicePrincipal(
-                "sagemaker.amazonaws.com",
-                conditions={"StringEquals": {"aws:SourceAccount": Stack.of(self).account}},
-            ),
-            description=access.description,
+            self, "Role", assumed_by=sagemaker(stack), description=access.description
         )
+        account = self._image_account()
+        image = f"arn:{stack.partition}:ecr:{stack.region}:{account}:repository/{REPOSITORY}"
+        logs = f"/aws/sagemaker/{access.kind}"
         statements = [
             list_prefixes(bucket, access.lists),
             on_objects("Read", "s3:GetObject", bucket, access.reads),
             on_objects("Write", "s3:PutObject", bucket, access.writes),
             on_objects("BreakOff", "s3:AbortMultipartUpload", bucket, access.writes),
-            *self._of_the_container(),
+            *run_container(stack, image, namespace=logs, log_group=logs),
         ]
         if access.deletes:
             statements.append(on_objects("Delete", "s3:DeleteObject", bucket, access.deletes))
@@ -85,59 +83,13 @@ class JobRole(Construct):
             statements.append(use_key(key, ["s3"]))
         for statement in statements:
             self.role.add_to_policy(statement)
-        self._acknowledge(bucket)
-
-    def _of_the_container(self) -> list[iam.PolicyStatement]:
-        stack = Stack.of(self)
-        measure = allow("Measure", ["cloudwatch:PutMetricData"], ["*"])
-        namespace = f"/aws/sagemaker/{self._access.kind}"
-        measure.add_condition("StringEquals", {"cloudwatch:namespace": namespace})
-        pull = [
-            "ecr:BatchCheckLayerAvailability",
-            "ecr:BatchGetImage",
-            "ecr:GetDownloadUrlForLayer",
-        ]
-        log = [
-            "logs:CreateLogGroup",
-            "logs:CreateLogStream",
-            "logs:DescribeLogStreams",
-            "logs:PutLogEvents",
-        ]
-        image = (
-            f"arn:{stack.partition}:ecr:{stack.region}:{self._image_account()}:"
-            f"repository/{REPOSITORY}"
-        )
-        group = f"arn:{stack.partition}:logs:{stack.region}:{stack.account}:{self._log_group}"
-        return [
-            allow("LogIn", ["ecr:GetAuthorizationToken"], ["*"]),
-            allow("PullImage", pull, [image]),
-            allow("Log", log, [group]),
-            measure,
-        ]
-
-    @property
-    def _log_group(self) -> str:
-        return f"log-group:/aws/sagemaker/{self._access.kind}:*"
+        keys = [*access.reads, *access.writes, *access.deletes]
+        reason = "Run ids, job names and data sets are not known before they are created."
+        acknowledge_objects(self.role, bucket, keys, reason)
+        acknowledge_container(self.role, logs)
 
     def _image_account(self) -> str:
-        """AWS's, which differs by region."""
+        """The AWS account that has the image, which depends on the region."""
         accounts = {region: {"account": account} for region, account in image_accounts().items()}
         mapping = CfnMapping(self, "ImageAccounts", mapping=accounts)
         return mapping.find_in_map(Aws.REGION, "account")
-
-    def _acknowledge(self, bucket: s3.IBucket) -> None:
-        role, access = self.role, self._access
-        acknowledge_objects(
-            role,
-            bucket,
-            [*access.reads, *access.writes, *access.deletes],
-            "Run ids, job names and data sets are made later.",
-        )
-        acknowledge(
-            role,
-            "IAM5[Resource::arn:<AWS::Partition>:logs:<AWS::Region>:<AWS::AccountId>:"
-            f"{self._log_group}]",
-            "SageMaker names the log streams.",
-        )
-        acknowledge(role, "IAM5[Resource::*]", "Login to ECR and PutMetricData know no resource.")
-        acknowledge(role, "IAMNoInlinePolicy", "The policy is this role's alone, goes with it.")

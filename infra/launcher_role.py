@@ -1,4 +1,4 @@
-"""The role that training.launch and training.sagemaker take: starts runs, and watches them."""
+"""The role of training.launch and training.sagemaker: it starts runs and watches them."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,20 @@ from constructs import Construct
 
 from common.names import job_name_prefix
 from common.run_record import MODEL, RESULTS
-from infra.acknowledge import acknowledge, acknowledge_objects
-from infra.statements import allow, book, cancel_bookings, list_prefixes, on_objects, use_key
+from infra.acknowledge import INLINE, acknowledge, acknowledge_objects
+from infra.config import Config
+from infra.statements import (
+    acknowledge_groups,
+    allow,
+    book,
+    cancel_bookings,
+    group_arns,
+    list_prefixes,
+    on_objects,
+    use_key,
+)
 
-# Keys in the bucket, no more than are used: tests/infra/test_permissions.py tells of one too many.
+# Keys in the bucket, only those in use: tests/infra/test_permissions.py reports any others.
 LISTS = ["checkpoints/*", "control/*", "datasets/*", "runs/*", "runtime/*", "weights/*"]
 RECORD = ("logs/*", "metrics.json", "metrics.jsonl", "request.json", "status.json")
 READS = [
@@ -24,34 +34,33 @@ READS = [
     *(f"runs/*/{name}" for name in (*RECORD, "output/output.tar.gz")),
 ]
 REQUEST = ("code.tar.gz", "request.json")
-# What a training job left: its model stays where SageMaker wrote it.
+# Imported from a training job; its model stays where SageMaker wrote it.
 TAKEN_UP = [name for name in RESULTS if name != MODEL]
 WRITES = [
     "control/current.json",
     *(f"runs/*/{name}" for name in (*REQUEST, "status.json", "input/sm_drivers/*", *TAKEN_UP)),
 ]
+LATER = "Run ids and data sets are not known before they are created."
 LONGEST_SECONDS = 7 * 24 * 3600  # of a training job; training.launcher.arguments has it in hours
 
 
 class LauncherRole(Construct):
-    """`role` may steer one group, and ask SageMaker for jobs of ours in one role."""
+    """`role` may control the groups, and create SageMaker jobs that use one role."""
 
     def __init__(
         self,
         scope: Construct,
         id: str,
         *,
+        config: Config,
         bucket: s3.IBucket,
         key: kms.IKey | None,
-        group_arns: Sequence[str],
-        group_wildcards: Sequence[str],
         training_job_role: iam.IRole,
         model: ssm.IStringParameter,
         alerts: sns.ITopic,
-        name: str,
     ) -> None:
         super().__init__(scope, id)
-        self._jobs = f"{job_name_prefix(name)}*"
+        self._jobs = f"{job_name_prefix(config.name)}*"
         self.role = iam.Role(
             self,
             "Role",
@@ -60,7 +69,7 @@ class LauncherRole(Construct):
         )
         for statement in (
             *_on_the_bucket(bucket),
-            *_on_the_groups(group_arns),
+            *_on_the_groups(group_arns(Stack.of(self), config.group_names)),
             *self._on_sagemaker(training_job_role),
             *self._on_the_account(),
             allow("SeeWhoIsTold", ["sns:ListSubscriptionsByTopic"], [alerts.topic_arn]),
@@ -69,20 +78,13 @@ class LauncherRole(Construct):
             *([use_key(key, ["s3"])] if key else []),
         ):
             self.role.add_to_policy(statement)
-        self._acknowledge(bucket, group_wildcards)
+        self._acknowledge(bucket, config)
 
     def _on_sagemaker(self, training_job_role: iam.IRole) -> list[iam.PolicyStatement]:
         job, search = self._arn("training-job"), self._arn("hyper-parameter-tuning-job")
-        ask = allow(
-            "AskForJobs",
-            ["sagemaker:CreateHyperParameterTuningJob", "sagemaker:CreateTrainingJob"],
-            [job, search],
-        )
-        ask.add_condition(
-            "NumericLessThanEquals", {"sagemaker:MaxRuntimeInSeconds": str(LONGEST_SECONDS)}
-        )
-        lend = allow("LendTheRole", ["iam:PassRole"], [training_job_role.role_arn])
-        lend.add_condition("StringEquals", {"iam:PassedToService": "sagemaker.amazonaws.com"})
+        create = ["sagemaker:CreateHyperParameterTuningJob", "sagemaker:CreateTrainingJob"]
+        longest = {"NumericLessThanEquals": {"sagemaker:MaxRuntimeInSeconds": str(LONGEST_SECONDS)}}
+        to_sagemaker = {"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}}
         look_after = [
             "sagemaker:AddTags",
             "sagemaker:DescribeHyperParameterTuningJob",
@@ -91,7 +93,11 @@ class LauncherRole(Construct):
             "sagemaker:StopHyperParameterTuningJob",
             "sagemaker:StopTrainingJob",
         ]
-        return [ask, lend, allow("LookAfterJobs", look_after, [job, search])]
+        return [
+            allow("AskForJobs", create, [job, search], longest),
+            allow("LendTheRole", ["iam:PassRole"], [training_job_role.role_arn], to_sagemaker),
+            allow("LookAfterJobs", look_after, [job, search]),
+        ]
 
     def _on_the_account(self) -> list[iam.PolicyStatement]:
         checks = [
@@ -108,24 +114,23 @@ class LauncherRole(Construct):
             allow("CheckBudgets", ["budgets:ViewBudget"], [budgets]),
         ]
 
-    def _acknowledge(self, bucket: s3.IBucket, group_wildcards: Sequence[str]) -> None:
+    def _acknowledge(self, bucket: s3.IBucket, config: Config) -> None:
         role = self.role
-        acknowledge_objects(role, bucket, READS + WRITES, "Runs and data sets are made later.")
-        acknowledge(role, group_wildcards, "AWS makes up the middle of the ARN; the name is fixed.")
-        acknowledge(role, "IAM5[Resource::*]", "Actions that describe know no resource.")
+        acknowledge_objects(role, bucket, READS + WRITES, LATER)
+        acknowledge_groups(role, config.group_names)
+        acknowledge(
+            role, "IAM5[Resource::*]", "Actions that describe cannot be limited to a resource."
+        )
         acknowledge(
             role,
             "IAM5[Resource::arn:<AWS::Partition>:budgets::<AWS::AccountId>:budget/*]",
-            "AWS makes up the names of the budgets; there is nothing in them but sums.",
+            "AWS generates the names of the budgets, which contain nothing but sums.",
         )
+        jobs = "arn:<AWS::Partition>:sagemaker:<AWS::Region>:<AWS::AccountId>"
         for kind in ("training-job", "hyper-parameter-tuning-job"):
-            acknowledge(
-                role,
-                "IAM5[Resource::arn:<AWS::Partition>:sagemaker:<AWS::Region>:<AWS::AccountId>:"
-                f"{kind}/{self._jobs}]",
-                "Each run gives its job a name; all begin alike.",
-            )
-        acknowledge(role, "IAMNoInlinePolicy", "The policy is only this role's, goes with it.")
+            finding = f"IAM5[Resource::{jobs}:{kind}/{self._jobs}]"
+            acknowledge(role, finding, "Each run names its job; all names have the same prefix.")
+        acknowledge(role, "IAMNoInlinePolicy", INLINE)
 
     def _arn(self, kind: str) -> str:
         return Stack.of(self).format_arn(
@@ -145,17 +150,17 @@ def _on_the_bucket(bucket: s3.IBucket) -> list[iam.PolicyStatement]:
     ]
 
 
-def _on_the_groups(group_arns: Sequence[str]) -> list[iam.PolicyStatement]:
+def _on_the_groups(arns: Sequence[str]) -> list[iam.PolicyStatement]:
     steer = ["autoscaling:SetDesiredCapacity", "autoscaling:SuspendProcesses"]
     watch = [
         "autoscaling:DescribeAutoScalingGroups",
         "autoscaling:DescribeScalingActivities",
         "autoscaling:DescribeScheduledActions",
     ]
-    fallback = group_arns[1:]
+    fallback = arns[1:]
     return [
-        allow("Steer", steer, group_arns),
-        book("BookEndAndFallback", group_arns),
+        allow("Steer", steer, arns),
+        book("BookEndAndFallback", arns),
         *([cancel_bookings("CancelTheFallback", fallback)] if fallback else []),
         allow("Watch", watch, ["*"]),
     ]

@@ -1,4 +1,4 @@
-"""A monthly budget with alerts on what is spent and on what is forecast."""
+"""A monthly budget with alerts on actual and forecast spending."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,11 +8,11 @@ from constructs import Construct
 
 
 class MonthlyBudget(Construct):
-    """A monthly cost budget of the account, or of what `filters` leave of it.
+    """A monthly cost budget of the account, or of the part of it that matches `filters`.
 
-    `filters` maps a dimension, such as Service, to its values; all dimensions have to match.
-    It has no name of ours: with other alerts it is replaced, and a name would clash with the old
-    one. `name` is the one that AWS makes up.
+    `filters` maps a dimension, such as Service, to its values; all dimensions have to match. AWS
+    generates the `name`: changing the alerts replaces the budget, and a fixed name would then
+    conflict with the old one.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class MonthlyBudget(Construct):
                 time_unit="MONTHLY",
                 budget_limit=budgets.CfnBudget.SpendProperty(amount=limit_usd, unit="USD"),
                 cost_filters=filters,
-                # Credits would hide the spending until the day they run out.
+                # Credits would hide the spending until they run out.
                 cost_types=budgets.CfnBudget.CostTypesProperty(
                     include_credit=False, include_refund=False
                 ),
@@ -54,7 +54,7 @@ def _alerts(
             budgets.CfnBudget.SubscriberProperty(subscription_type="SNS", address=topic.topic_arn)
         )
     if email:
-        # Besides the topic's own e-mail, which says nothing until somebody confirms it.
+        # As well as by the topic, whose e-mail subscription has to be confirmed first.
         subscribers.append(
             budgets.CfnBudget.SubscriberProperty(subscription_type="EMAIL", address=email)
         )

@@ -1,4 +1,4 @@
-"""The network of training machines: public subnets, nothing may connect to them."""
+"""The network of training machines: public subnets without inbound connections."""
 
 import os
 import re
@@ -9,15 +9,15 @@ from constructs import Construct
 
 from infra.acknowledge import acknowledge
 
-SUBNET_BITS = 20  # the same for any number of zones: one more moves none of the others
+SUBNET_BITS = 20  # for any number of zones, so that another zone does not move the existing subnets
 
 
 class TrainingNetwork(Construct):
-    """A VPC in all zones of the region, as each has spot machines of its own, and a security group
-    that lets HTTPS out and nothing in.
+    """A VPC in all zones of the region, as each has its own spot machines, and a security group
+    that allows HTTPS out and nothing in.
 
-    There is no NAT gateway, which would cost more than the training; traffic to S3 takes a
-    gateway endpoint, which is free.
+    There is no NAT gateway, which would cost more than the training; traffic to S3 uses a gateway
+    endpoint, which is free.
     """
 
     def __init__(self, scope: Construct, id: str) -> None:
@@ -34,7 +34,7 @@ class TrainingNetwork(Construct):
                     name="Public",
                     subnet_type=ec2.SubnetType.PUBLIC,
                     cidr_mask=SUBNET_BITS,
-                    map_public_ip_on_launch=False,  # the launch template asks for an address
+                    map_public_ip_on_launch=False,  # the launch template requests an address
                 )
             ],
             gateway_endpoints={
@@ -45,17 +45,17 @@ class TrainingNetwork(Construct):
         acknowledge(
             self.vpc,
             ["VPC7", "VPCFlowLogsEnabled"],
-            "Flow logs would cost more than they tell: one machine, hours a month, nothing in.",
+            "Flow logs are not worth their cost: one machine, hours a month, nothing inbound.",
         )
         acknowledge(
             self.vpc,
             "VPCNoUnrestrictedRouteToIGW",
-            "The route is the way to AWS's APIs; the security group lets nothing in.",
+            "The route leads to AWS's APIs; the security group allows nothing in.",
         )
         acknowledge(
             self.vpc,
             "VPCDefaultSecurityGroupClosed",
-            "Emptying the default group takes a Lambda function; no machine is ever in it.",
+            "Emptying the default group takes a Lambda function, and no machine uses the group.",
         )
         self.security_group = ec2.SecurityGroup(
             self,
@@ -70,20 +70,20 @@ class TrainingNetwork(Construct):
 
 
 def find_zones(scope: Construct) -> list[str] | None:
-    """The zones of the region, or None where the CDK's command line knows no account.
+    """The zones of the region, or None if the CDK's command line knows no account.
 
-    It looks them up with the user's credentials and keeps them in cdk.context.json, so that a zone
-    that opens later moves nothing. The stacks stay free of account and region.
+    The command line looks them up with the user's credentials and stores them in cdk.context.json,
+    so that a new zone changes nothing. The stacks remain independent of account and region.
     """
     account, region = os.environ.get("CDK_DEFAULT_ACCOUNT"), os.environ.get("CDK_DEFAULT_REGION")
     if not account or not region:
         return None
     found = scope.node.try_get_context(f"availability-zones:account={account}:region={region}")
     if found is None:
-        # Only a stack that is made for one account can ask. Once the command line has looked the
-        # zones up it runs the app again, which then has no such stack.
+        # Only a stack with an account can request the lookup. The command line then runs the app
+        # again, with the zones and without this stack.
         here = Environment(account=account, region=region)
         _ = Stack(scope, "Zones", env=here).availability_zones
         return None
-    # Zones of other kinds, which an account may have joined, have longer names.
+    # Local and Wavelength Zones, which an account may have enabled, have longer names.
     return [zone for zone in found if re.fullmatch(rf"{re.escape(region)}[a-z]", zone)]

@@ -9,18 +9,18 @@ from constructs import Construct
 from infra.config import Config
 from infra.dashboard import group_metric
 
-WAIT_MINUTES = 30  # longer than the fallback takes, unless it was given more
+WAIT_MINUTES = 30  # longer than the default of `launch --fallback-minutes`
 ADVICE = {
-    "spot_first": "no machine came",
-    "spot": "no spot machine came; `purchase` spot_first in cdk.json falls back on demand",
-    "on_demand": "no on-demand machine came",
+    "spot_first": "no machine has started",
+    "spot": "no spot machine has started; with `purchase` spot_first, an on-demand one would",
+    "on_demand": "no on-demand machine has started",
 }
 
 
 class NoMachineAlarm(Construct):
-    """One mail for a wait of half an hour, however often the groups try meanwhile.
+    """One e-mail when a run has waited for half an hour.
 
-    A group announces each launch that fails, and tries again every few minutes.
+    A group's own notifications would send one for each failed launch, every few minutes.
     """
 
     def __init__(self, scope: Construct, id: str, *, config: Config, alerts: sns.ITopic) -> None:
@@ -39,9 +39,9 @@ class NoMachineAlarm(Construct):
             alarm_name=f"{config.name}-no-machine",
             alarm_description=(
                 f"A run has waited {WAIT_MINUTES} minutes: {ADVICE[config.purchase]}. The group "
-                "goes on trying until the run's end. See `python -m training.launch status` for "
-                "what AWS says; more instance_types in cdk.json, or another region, may help; "
-                "`python -m training.launch stop` ends it."
+                "keeps trying until the run's deadline. `python -m training.launch status` shows "
+                "AWS's reasons; more instance_types in cdk.json, or another region, may help; "
+                "`python -m training.launch stop` ends the run."
             ),
             metric=cloudwatch.MathExpression(
                 expression=waits,

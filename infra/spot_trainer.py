@@ -1,4 +1,4 @@
-"""The groups that start a training machine, replace a lost one, and rest at zero."""
+"""The Auto Scaling groups that start a training machine and replace a lost one."""
 
 from aws_cdk import aws_autoscaling as autoscaling
 from aws_cdk import aws_ec2 as ec2
@@ -12,12 +12,12 @@ from infra.network import TrainingNetwork
 
 
 class SpotTrainer(Construct):
-    """Auto Scaling groups of no or one machine, which runs `user_data` at boot.
+    """Auto Scaling groups of at most one machine, which runs `user_data` at boot.
 
-    With spot_first there are two: a group buys either spot or on demand, and only a group can be
-    told ahead of time to start a machine. No desired capacity is set, so that a deploy neither
-    starts nor ends a machine. CloudFormation cannot suspend the zone rebalancing of a group;
-    `training.launch` does that.
+    With spot_first there are two: each group buys either spot or on demand, and only the start of
+    a group can be scheduled. No desired capacity is set, so that a deploy neither starts nor ends
+    a machine. CloudFormation cannot suspend the zone rebalancing of a group; `training.launch`
+    does that.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class SpotTrainer(Construct):
         acknowledge(
             template,
             "CKV_AWS_88",
-            "A public address costs $0.005 an hour, a NAT gateway $32 a month; nothing gets in.",
+            "A public address costs $0.005 an hour, a NAT gateway $32 a month; inbound is closed.",
         )
         return template
 
@@ -100,7 +100,7 @@ class SpotTrainer(Construct):
                     ),
                 ),
             ),
-            # Free, but off unless asked for; the dashboard shows them, the alarm reads them.
+            # Free, but off by default; the dashboard and the alarm use them.
             group_metrics=[
                 autoscaling.GroupMetrics(
                     autoscaling.GroupMetric.DESIRED_CAPACITY,
@@ -108,9 +108,9 @@ class SpotTrainer(Construct):
                 )
             ],
         )
-        acknowledge(group, "AS3", "An alarm tells of a machine that does not come, once.")
+        acknowledge(group, "AS3", "NoMachineAlarm notifies once when no machine starts.")
         acknowledge(
             group,
             ["EC26", "EC2IMDSv2Enabled"],
-            "The rule fails on a mixed instances policy; the template has encryption and IMDSv2.",
+            "The rule does not support mixed instances; the template has encryption and IMDSv2.",
         )

@@ -1,19 +1,19 @@
-"""AWS's PyTorch image that training on SageMaker runs in, by the SDK's own tables."""
+"""AWS's PyTorch image for training on SageMaker, from the tables in SageMaker's SDK."""
 
 import json
 from importlib.metadata import distribution
 from pathlib import Path
 
-FRAMEWORK, VERSION = "pytorch-amzn2023", "2.14"  # the newest that the SDK knows
+FRAMEWORK, VERSION = "pytorch-amzn2023", "2.14"  # the newest in the SDK
 REPOSITORY = "pytorch"
 
 
 def training_image(instance_type: str, region: str) -> str:
-    """URI of the image for training on such a machine; nobody is asked.
+    """URI of the image for training on such a machine, found without a request to AWS.
 
-    Raises ValueError where there is none.
+    Raises ValueError if there is none.
     """
-    from sagemaker.core import image_uris  # 5 seconds, which image_accounts and the stacks save
+    from sagemaker.core import image_uris  # takes 5 seconds, which the stacks do not need
 
     uri: str = image_uris.retrieve(
         FRAMEWORK, region, version=VERSION, instance_type=instance_type, image_scope="training"
@@ -22,7 +22,7 @@ def training_image(instance_type: str, region: str) -> str:
 
 
 def image_accounts() -> dict[str, str]:
-    """AWS's account that has the image, by region."""
+    """The AWS account that has the image, by region."""
     table = distribution("sagemaker-core").locate_file(
         f"sagemaker/core/image_uri_config/{FRAMEWORK}.json"
     )

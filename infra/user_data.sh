@@ -1,12 +1,12 @@
 #!/bin/bash
 # What a training machine does at boot, started once by cloud-init as root.
-# TrainStack puts the exports of BUCKET, GROUP_NAMES, … in front. Everything with logic is
-# in training/machine/attempt.py; here is only what has to work before, and when, Python does not.
+# TrainStack prepends the exports of BUCKET, GROUP_NAMES, … All other logic is in
+# training/machine; this is only what has to work before Python does, or when it does not.
 set -euo pipefail # no -E: the trap below is for this shell alone, not for its $(…)
-# A shutdown sends SIGTERM to cloud-init alone (KillMode=process in its cloud-final.service); in a
-# unit of its own everything here gets it, before the network goes. systemd would end all of the
-# unit when the kernel kills one process for want of memory, hence OOMPolicy. Should systemd refuse,
-# cloud-init's child does the work.
+# A shutdown sends SIGTERM only to cloud-init itself (KillMode=process in its cloud-final.service). In
+# a unit of its own, every process here receives it before the network stops. OOMPolicy keeps systemd
+# from stopping the whole unit when the kernel kills one process that is out of memory. If systemd
+# refuses, the child of cloud-init does the work.
 if [ "${1:-}" != in-unit ] && systemd-run --unit=bin-counter --service-type=exec \
   --property=After=network.target --property=TimeoutStopSec=100 --property=OOMPolicy=continue \
   --property=StandardOutput=journal+console "$BASH" "$0" in-unit; then
@@ -15,21 +15,21 @@ fi
 work="${WORK:-/opt/bin-counter}"
 instance_id="${INSTANCE_ID:-$(cat /var/lib/cloud/data/instance-id || echo unknown)}"
 BOOT_STARTED="$(date -u +%FT%TZ)"
-export BOOT_STARTED       # from here on the machine is paid for
-export TMPDIR="$work/tmp" # /tmp is in memory, too small for pip
-# botocore asks once, for a second, and otherwise takes it that there are no credentials.
+export BOOT_STARTED       # from here on the machine is billed
+export TMPDIR="$work/tmp" # /tmp is in memory and too small for pip
+# By default, botocore asks for credentials once, for one second, and then assumes there are none.
 export AWS_METADATA_SERVICE_NUM_ATTEMPTS=5 AWS_METADATA_SERVICE_TIMEOUT=5
 
-# Powering off alone does not stop the spending: a group would start the next machine.
-# When the call is refused, keep asking; the booked action of the launcher ends it otherwise.
+# Powering off alone does not stop the spending, as a group would start another machine.
+# If a call is refused, repeat it; otherwise the action that the launcher has scheduled ends it.
 stop_spending() {
   local terminated=
-  # Setting its own group to 0 ends this machine, perhaps before the other group is: a shutdown sends
-  # SIGTERM to everything here.
+  # Setting its own group to 0 ends this machine, possibly before the other group is at 0: the
+  # shutdown sends SIGTERM to every process here.
   trap 'terminated=yes' TERM
   aws() { (trap "" TERM && exec aws "$@"); }
   echo "boot: nothing more to do here, groups to 0"
-  if [ "$1" = broken ]; then # a run that ended in order has told by itself
+  if [ "$1" = broken ]; then # a run that ended normally has reported its end itself
     log_to_cloudwatch || true
     aws sns publish --topic-arn "$TOPIC_ARN" --subject "Training machine broke" \
       --message "See s3://$BUCKET/runs/${run_id:-none}/logs/$instance_id.log" > /dev/null || true
@@ -60,16 +60,16 @@ store_log() {
   aws s3 cp --only-show-errors machine.log "s3://$BUCKET/runs/${run_id:-none}/logs/$instance_id.log" || true
 }
 
-# The end of the log; training.machine.attempt, if it came that far, has sent the rest.
+# Send the end of the log; training.machine, if it was started, has sent the rest.
 log_to_cloudwatch() {
   local stream=(--log-group-name "$LOG_GROUP" --log-stream-name "${run_id:-none}/$instance_id")
-  aws logs create-log-stream "${stream[@]}" 2> /dev/null || true # it may be there already
+  aws logs create-log-stream "${stream[@]}" 2> /dev/null || true # it may exist already
   aws logs put-log-events "${stream[@]}" --log-events "$(tail -n 100 machine.log | python3 -c '
 import json, sys, time
 print(json.dumps([{"timestamp": int(time.time() * 1000), "message": sys.stdin.read()}]))')" > /dev/null
 }
 
-# At boot a service may not answer yet, and the update of the SSM agent may hold rpm's lock
+# At boot, a service may not answer yet, and the update of the SSM agent may hold rpm's lock
 # (github.com/amazonlinux/amazon-linux-2023/issues/397).
 retry() {
   local tries=4
@@ -82,7 +82,7 @@ retry() {
 
 mkdir -p "$work/code" "$work/wheels" "$TMPDIR"
 cd "$work"
-exec > >(trap "" TERM && exec tee -a machine.log) 2>&1 # last words come after SIGTERM
+exec > >(trap "" TERM && exec tee -a machine.log) 2>&1 # to log what happens after SIGTERM
 echo "boot: $BOOT_STARTED"
 retry aws s3 cp --only-show-errors "s3://$BUCKET/control/current.json" current.json
 field() { python3 -c 'import json, sys; print(json.load(open("current.json"))[sys.argv[1]])' "$1"; }
@@ -98,15 +98,15 @@ python3.11 -m pip install --quiet --disable-pip-version-check --no-index --no-de
   --find-links wheels --target runtime --requirement wheels/requirements.txt
 
 echo "boot: training"
-# Not exported: the wheels would shadow the packages of the machine's own `aws`.
-PYTHONPATH="$work/runtime:$work/code" python3.11 -m training.machine.attempt --work "$work" &
+# Not exported: our packages would shadow those of the system's `aws`.
+PYTHONPATH="$work/runtime:$work/code" python3.11 -m training.machine --work "$work" &
 spot=$!
-trap 'kill -TERM "$spot" || true' TERM # which bash would not hear while it waits in the foreground
+trap 'kill -TERM "$spot" || true' TERM # bash handles no signal while a foreground child runs
 while kill -0 "$spot" 2> /dev/null; do wait "$spot" || true; done
 code=0
 wait "$spot" || code=$?
 trap - TERM
-# EX_TEMPFAIL, or SIGTERM before training.machine.attempt could listen: another machine continues.
+# EX_TEMPFAIL, or SIGTERM before training.machine handled it: another machine continues.
 if [ "$code" -eq 75 ] || [ "$code" -eq 143 ]; then
   echo "boot: leaving the run to the next machine"
   store_log

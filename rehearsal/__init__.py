@@ -1,3 +1,3 @@
-"""AWS on this machine: the demo and the notebook, against the stand-in in `aws/`."""
+"""AWS on this machine: the demo and the notebook, run against the stand-in in `aws/`."""
 
-import serving.container  # noqa: F401 - switches the telemetry of ONNX Runtime off
+import serving.container  # noqa: F401 - switches off the telemetry of ONNX Runtime

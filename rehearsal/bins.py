@@ -1,4 +1,4 @@
-"""The demo's photos: a few in the public bucket, to be downloaded; the others already there."""
+"""The demo's photos: a few in the public bucket, to be downloaded, the others in place."""
 
 import json
 import tarfile
@@ -8,15 +8,15 @@ from pathlib import Path
 from common.files import write_atomic
 from data_prep.folder import metadata_path, photo_path
 
-DOWNLOADED = 100  # proves the download; all of 6,749 would take moto one to three minutes
+DOWNLOADED = 100  # enough to test the download; with all 6,749 moto takes one to three minutes
 
 
 def lay_out(bins: Path, photos: int, *, public: Path, data: Path) -> list[str]:
-    """Choose `photos` photos with 1 to 5 items, and put each where the demo finds it.
+    """Choose `photos` photos with 1 to 5 items, and put them where the demo finds them.
 
     `bins` is a folder or a tar laid out as the public bucket. The first DOWNLOADED go to `public`,
-    of which the stand-in makes the public bucket, and the others to `data`, where data_prep finds
-    them as after a download. Returns the ids; they are in ids.txt of `public`, too.
+    from which the stand-in fills the public bucket, and the others to `data`, as if they had been
+    downloaded. Returns the ids, which are also written to ids.txt in `public`.
     """
     metadata = dict(read_objects(bins, "metadata"))
     counts = {
@@ -35,7 +35,7 @@ def lay_out(bins: Path, photos: int, *, public: Path, data: Path) -> list[str]:
 
 
 def read_objects(bins: Path, folder: str) -> Iterator[tuple[str, bytes]]:
-    """Key and content of each file of one folder of `bins`, itself a folder or a tar."""
+    """Key and content of each file in one folder of `bins`, which is itself a folder or a tar."""
     if bins.is_dir():
         for file in sorted((bins / folder).iterdir()):
             yield f"{folder}/{file.name}", file.read_bytes()

@@ -1,13 +1,13 @@
 """Run the notebook from top to bottom against the stand-in for AWS.
 
-    python -m rehearsal.notebook            does it run? What comes out is in .demo/notebook.ipynb
-    python -m rehearsal.notebook --write    and keep its outputs in notebooks/
+It sees what it would see on AWS: the stacks are deployed, SageMaker runs its jobs, a spot machine
+starts when the group is set to 1 and is interrupted once, and the endpoint answers. The executed
+notebook is written to .demo/notebook.ipynb.
 
-It meets what it would on AWS: the stacks are deployed, SageMaker runs its jobs, a spot machine
-starts when the group is set to 1 and is taken back once, and the endpoint answers.
+    python -m rehearsal.notebook
+    python -m rehearsal.notebook --write    # keep the outputs in notebooks/ instead
 """
 
-import argparse
 import os
 import re
 import shutil
@@ -18,33 +18,42 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Annotated
 
 import nbformat
 from botocore.exceptions import ClientError
+from cyclopts import Parameter
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
 
+from common.command import interruptible
 from common.files import ROOT
+from common.flags import Switch, command_line
 from common.outputs import NotDeployedError, stack_output
 from data_prep.synthetic import synthesize
-from rehearsal.aws.endpoint import HostedEndpoint
+from rehearsal.aws.endpoint import hosted_endpoint
 from rehearsal.aws.group import RehearsedGroups
 from rehearsal.aws.ports import free_port
 from rehearsal.aws.processes import CommandError, Processes
-from rehearsal.aws.stand_in import CDK, StandIn, StandInError
+from rehearsal.aws.stand_in import CDK, StandIn
+from rehearsal.aws.waiting import NotReadyError
 from rehearsal.aws.wheels import pack_installed
 
 NOTEBOOK = ROOT / "notebooks" / "inventory_monitoring.ipynb"
 PHOTOS = 150
 LOOK_SECONDS = 0.5
 INTERRUPTED_AT = ["epoch:2"]
+FOLDER = ROOT / ".demo"
+Folder = Annotated[Path, Parameter(show_default=False)]
+
+APP = command_line("python -m rehearsal.notebook", __doc__)
 
 
 class Cloud:
-    """What happens at AWS while the notebook runs: a thread each for the group and the endpoint.
+    """What AWS does while the notebook runs: a thread for the group and one for the endpoint.
 
-    `deployed` is a file that grows with each deploy: outputs are asked for when they may be new.
+    `deployed` is a file that grows with each deployment; stack outputs are read again only then.
     """
 
     def __init__(
@@ -68,7 +77,7 @@ class Cloud:
             thread.join()
 
     def _train(self) -> None:
-        """Machines, whenever the group is set to 1."""
+        """Run machines whenever the group is set to 1."""
         names = self._output("TrainStack", "GroupNames")
         if not names:
             return
@@ -84,20 +93,16 @@ class Cloud:
                 group.run(interruptions=INTERRUPTED_AT)
 
     def _serve(self) -> None:
-        """The endpoint, once it is deployed."""
+        """Host the endpoint once it is deployed."""
         name = self._output("EndpointStack", "EndpointName")
         if not name:
             return
-        with HostedEndpoint(
-            processes=self._processes,
-            name=name,
-            disk=self._folder / "endpoint",
-            runtime_port=self._port,
-        ):
+        disk = self._folder / "endpoint"
+        with hosted_endpoint(self._processes, name, disk, runtime_port=self._port):
             self._over.wait()
 
     def _output(self, stack: str, key: str) -> str | None:
-        """What a stack says once it is deployed; None when all is over before."""
+        """An output of a stack once it is deployed; None if the notebook ends before."""
         deploys = 0
         while not self._over.wait(LOOK_SECONDS):
             if self._deployed.stat().st_size > deploys:
@@ -109,7 +114,7 @@ class Cloud:
 
 @contextmanager
 def rehearsed_account(folder: Path) -> Iterator[None]:
-    """The environment of this process is that of a user of an empty account, with a stand-in."""
+    """Give this process the environment of a user with an empty account, the stand-in."""
     work = folder / "notebook"
     shutil.rmtree(work, ignore_errors=True)
     (work / "bin").mkdir(parents=True)
@@ -125,7 +130,7 @@ def rehearsed_account(folder: Path) -> Iterator[None]:
                 "SPOT_FOLLOW_SECONDS": "1",
                 "WHEELS": str(pack_installed("tqdm", work / "wheels").parent),
                 "DATA": str(work / "data"),
-                "TQDM_DISABLE": "1",  # the outputs are kept
+                "TQDM_DISABLE": "1",  # no progress bars in the outputs that are kept
             }
         )
         synthesize(work / "public", PHOTOS, 0, sides=range(96, 129))
@@ -143,7 +148,7 @@ def rehearsed_account(folder: Path) -> Iterator[None]:
 
 
 def run_notebook(notebook: nbformat.NotebookNode) -> None:
-    """Execute all cells in place. Raises CellExecutionError for the first one that fails."""
+    """Execute all cells in place. Raises CellExecutionError at the first one that fails."""
     client = NotebookClient(
         notebook,
         timeout=None,
@@ -157,7 +162,7 @@ def run_notebook(notebook: nbformat.NotebookNode) -> None:
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Make what is kept the same on every machine, as far as it can be: no times, no paths."""
+    """Remove what differs between machines, such as times and paths, as far as possible."""
     for cell in notebook.cells:
         cell.metadata = {}
         cell.id = f"cell-{notebook.cells.index(cell)}"
@@ -170,7 +175,7 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
 
 
 def _joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
-    """Each stream as one text: a shell's comes in pieces."""
+    """Join the pieces of each stream into one text."""
     streams: dict[str, nbformat.NotebookNode] = {}
     kept = []
     for output in outputs:
@@ -187,42 +192,47 @@ def _joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]
 
 
 def _plain(text: str) -> str:
-    """Without colours, what a terminal writes over, and the folders of this machine."""
+    """Without colours, text that a terminal overwrites, and the folders of this machine."""
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     text = re.sub(r"[^\n]*\r(?!\n)", "", text)
     return text.replace(os.environ["DATA"], "data").replace(str(ROOT), ".")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m rehearsal.notebook",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--write", action="store_true", help="keep the outputs in the notebook")
-    parser.add_argument(
-        "--folder", type=Path, default=ROOT / ".demo", help="all it writes (default: .demo)"
-    )
-    args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+@APP.default
+def rehearse(*, write: Switch = False, folder: Folder = FOLDER) -> None:
+    """Run the notebook.
+
+    Parameters
+    ----------
+    write
+        Keep the outputs in the notebook itself.
+    folder
+        Folder for everything that is written [default: .demo].
+    """
     notebook = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
     begun = time.monotonic()
-    args.folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     failed = None
-    try:
-        with rehearsed_account(args.folder.resolve()):
-            try:
-                run_notebook(notebook)
-            except CellExecutionError as error:
-                failed = error
-            tidy(notebook)
-    except (CommandError, StandInError) as error:
-        sys.exit(f"error: {error}")
-    kept = NOTEBOOK if args.write and not failed else args.folder / "notebook.ipynb"
+    with rehearsed_account(folder.resolve()):
+        try:
+            run_notebook(notebook)
+        except CellExecutionError as error:
+            failed = error
+        tidy(notebook)
+    kept = NOTEBOOK if write and not failed else folder / "notebook.ipynb"
     nbformat.write(notebook, kept)  # type: ignore[no-untyped-call]
     if failed:
         sys.exit(f"error: a cell failed, see {kept}:\n{str(failed)[-2000:]}")
     print(f"{kept} in {time.monotonic() - begun:.0f} s")
+
+
+@interruptible()
+def main(arguments: list[str] | None = None) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        APP(arguments)
+    except (CommandError, NotReadyError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

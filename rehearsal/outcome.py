@@ -1,4 +1,4 @@
-"""What a rehearsed run has to leave, and what the demo says of it at its end."""
+"""Checks of a rehearsed run, and the demo's summary."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,14 @@ from rehearsal.aws.group import RehearsedGroups
 
 
 class DemoError(RuntimeError):
-    """Something did not come out as it has to; the message is one line."""
+    """The demo did not end as it must; the message is one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came out of the demo."""
+    """The results of the demo."""
 
     page: Path
-    picture: Path
     log: Path
     proven: Sequence[str]
     test: Mapping[str, Any]  # of metrics.json
@@ -33,7 +32,7 @@ class Outcome:
 
     @property
     def summary(self) -> str:
-        """A few lines: numbers, what was proven, files, what to do next."""
+        """The results in a few lines: numbers, what was proven, files, and the next step."""
         exact, majority = self.test["accuracy"], self.test["majority"]
         dollars = {row.where: row.dollars for row in self.costs}
         return "\n".join(
@@ -42,17 +41,16 @@ class Outcome:
                 f"  {exact['value']:7.1%}  exact counts on {self.test['photos']:,} test photos "
                 f"({exact['low']:.1%} to {exact['high']:.1%}, 95 %)",
                 f"  {majority['value']:7.1%}  for always answering {majority['count']}",
-                f"  ${dollars['EC2 spot']:.4f}  for the training on EC2 spot; on SageMaker it is "
+                f"  ${dollars['EC2 spot']:.4f}  for the training on EC2 spot; on SageMaker "
                 f"${dollars['SageMaker training']:.4f}",
                 f"  {self.seconds:5.0f} s  from an empty account to an answer",
                 "",
                 "Proven on this machine:",
                 *(f"  - {each}" for each in self.proven),
                 "",
-                f"Picture:  {self.picture}",
                 f"Page:     {self.page}",
                 f"Log:      {self.log}",
-                "Next:     make test; or README.md, “On your AWS account”",
+                "Next:     make test, or “On your AWS account” in README.md",
             ]
         )
 
@@ -60,7 +58,7 @@ class Outcome:
 def check_run(record: RunRecord, group: RehearsedGroups, *, machines: int) -> list[str]:
     """What the run has proven.
 
-    Raises DemoError unless it succeeded, did no work twice, and left nothing running.
+    Raises DemoError unless it succeeded, repeated no work, and left nothing running.
     """
     status = record.status()
     outcomes = [attempt.get("outcome", "none") for attempt in status["attempts"]]
@@ -85,29 +83,29 @@ def check_run(record: RunRecord, group: RehearsedGroups, *, machines: int) -> li
     name = stack_output("TrainStack", "ModelParameterName")
     model = boto3.client("ssm").get_parameter(Name=name)["Parameter"]["Value"]
     if model != record.uri("model.tar.gz"):
-        raise DemoError(f"{name} points at {model}")
+        raise DemoError(f"{name} points to {model}")
     states = group.states()
     if states != {"desired": 0, "instances": 0}:
-        raise DemoError(f"the group is not at rest: {states}")
+        raise DemoError(f"the groups still run: {states}")
     return [
         "the stacks deploy, and the launcher starts, stops and resumes a run",
         f"machines that worked on it: {', '.join(outcomes)}; {_resumed(group)}",
         f"{len(chunks)} chunks of features were computed, none twice",
-        "the group is at 0, and no machine is left",
-        "the endpoint answers a test photo as the model does on this machine",
+        "the groups are at 0, and no machine is left",
+        "the endpoint gives the same answer for a test photo as the model on this machine",
     ]
 
 
 def check_requests(violations: Path) -> str:
-    """What all requests have proven. Raises DemoError when AWS would have refused one."""
+    """What the requests have proven. Raises DemoError when AWS would have refused one."""
     refused = violations.read_text().splitlines()
     if refused:
         raise DemoError(f"AWS would refuse {refused[0]}; all of them: {violations}")
-    return "every request keeps to AWS's own models, with patterns and ranges; of S3's, the headers"
+    return "every request conforms to AWS's own models, patterns and ranges (S3: the headers)"
 
 
 def _resumed(group: RehearsedGroups) -> str:
-    """What the last machine said of where it went on."""
+    """Where the last machine continued, by its own console."""
     console = list(group.machines.values())[-1].console.read_text()
-    said = re.search(r"going on after epoch \d+", console)
-    return f"the last one was {said.group()}" if said else "the head was trained on one machine"
+    said = re.search(r"resuming (after epoch \d+)", console)
+    return f"the last one resumed {said[1]}" if said else "the head was trained on one machine"

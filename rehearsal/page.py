@@ -1,4 +1,4 @@
-"""The demo's page: pictures, plots and tables of one run in one HTML file."""
+"""The demo's report: photos, plots and tables of one run in one HTML file."""
 
 import base64
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def write_page(
     real: bool,
     seconds: float,
 ) -> Path:
-    """Write the page of a finished run to `file` and return its path."""
+    """Write the report of a finished run to `file`, and return its path."""
     cost = record.read("cost.json")
     plot = file.with_suffix(".png")
     record.download("loss.png", plot)

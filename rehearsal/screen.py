@@ -1,4 +1,4 @@
-"""What the demo shows: a line for each step, with a bar while it goes on."""
+"""The demo's output: a line for each step, with a progress bar while it runs."""
 
 import threading
 import time
@@ -11,11 +11,11 @@ from rich.progress import Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-NEARLY = 0.97  # a bar is full when its step is over, not when it should have been
+NEARLY = 0.97  # a bar is full only when its step is over, even if that takes longer
 
 
 class Screen:
-    """Lines on the terminal, and everything else in `log`; steps may go on side by side."""
+    """Lines on the terminal, and everything else in `log`; steps may run at the same time."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
@@ -40,22 +40,22 @@ class Screen:
 
     @property
     def seconds(self) -> float:
-        """Since the screen was made."""
+        """Seconds since the start."""
         return time.monotonic() - self._begun
 
     def say(self, text: str) -> None:
-        """A line on the terminal, and in the log."""
+        """Print a line on the terminal, and log it."""
         self.note(text)
         self._console.print(text, markup=False)
 
     def note(self, text: str) -> None:
-        """A line in the log alone."""
+        """Log a line."""
         with self._lock, self.log.open("a") as log:
             log.write(f"{self.seconds:6.0f} s  {text}\n")
 
     @contextmanager
     def step(self, description: str, seconds: float) -> Iterator[TaskID]:
-        """A step that should take so many seconds here."""
+        """A step that is expected to take `seconds` on this machine."""
         task = self._progress.add_task(description, total=seconds)
         self.note(description)
         yield task
@@ -67,12 +67,12 @@ class Screen:
             self._console.print(f"  {last:<58} {took:4.0f} s", markup=False)
 
     def describe(self, task: TaskID, description: str) -> None:
-        """What a step is doing now."""
+        """Say what a step is doing now."""
         self._progress.update(task, description=description)
 
 
 class _ExpectedBar(ProgressColumn):
-    """As full as the time that a step has taken is of what it should take."""
+    """A bar that shows elapsed time as a share of the expected time."""
 
     def render(self, task: Task) -> ProgressBar:
         share = (task.elapsed or 0.0) / (task.total or 1.0)

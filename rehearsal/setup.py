@@ -2,12 +2,12 @@
 
     python3 rehearsal/setup.py
 
-Every version and its hash comes from requirements.txt and package-lock.json. uv installs the
-Python packages: the one on the PATH, or one that pip puts into .venv. What is in the caches of uv
-and npm is not downloaded again, so that a second checkout needs no network.
+Every version and hash comes from requirements.txt and package-lock.json. The Python packages are
+installed by uv, either the one on the PATH or one that pip puts into .venv. What is in the caches
+of uv and npm is not downloaded again, so a second checkout needs no network.
 
-Runs before anything is installed, under whatever python3 there is: the standard library
-only, and nothing newer than Python 3.8, so that an old one can still say what is missing.
+This file runs before anything is installed, on any python3. It uses only the standard library and
+nothing newer than Python 3.8, so that an old Python can still say what is missing.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV_PYTHON = ROOT / ".venv/bin/python"
 PYTHON = "3.11"
 NODE = 20
-FREE_GB = 10  # 7 GB stay; uv's cache shares them, where it is on the same disk
-OLDEST_UV = (0, 8)  # an older one on the PATH is not used
-INPUTS = {  # folder, which holds a stamp once it is complete, to what decides its contents
+FREE_GB = 10  # 7 GB remain in use, shared with uv's cache if it is on the same disk
+OLDEST_UV = (0, 8)  # an older uv on the PATH is not used
+INPUTS = {  # folder, which has a stamp once it is complete → files that determine its contents
     ".venv": ("requirements.txt",),
     ".venv/checkov": (".ci/checkov.txt",),
     "node_modules": ("package.json", "package-lock.json"),
 }
-# Compiles what these import, in one go; otherwise each process would, where
-# PYTHONDONTWRITEBYTECODE is set, and the first one elsewhere.
+# Importing these once compiles them. Otherwise the first process would have to, or every process
+# where PYTHONDONTWRITEBYTECODE is set.
 IMPORTED = (
-    "serving, "  # first: it switches the telemetry of onnxruntime off
-    "aws_cdk, cdk_nag, awscli.clidriver, awscli.customizations.s3.subcommands, "
+    "serving, "  # first, as it switches off the telemetry of onnxruntime
+    "aws_cdk, cdk_nag, cyclopts, awscli.clidriver, awscli.customizations.s3.subcommands, "
     "moto.server, moto.autoscaling.responses, moto.cloudformation.responses, "
     "moto.logs.responses, moto.sagemaker.responses, matplotlib.pyplot, onnxruntime, onnxscript, "
     "optuna, PIL.Image, rich.progress, timm, torch.onnx, uvicorn"
@@ -75,11 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail("missing: " + "; ".join(missing))
     if ".venv" in stale:
         say(
-            "Setting up once: 7 GB of disk, 3 GB to download unless uv has them in its cache; "
-            "about a minute and a half at 100 MB/s, six at 10."
+            "Setup runs once: 7 GB of disk and 3 GB of downloads, unless uv has them in its cache; "
+            "about a minute and a half at 100 MB/s, six minutes at 10."
         )
     begun = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that children are ended, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that child processes end as well
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     keep_caches_here()
     try:
@@ -89,14 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         say("\n".join(tail))
         fail(message)
     except OSError as error:
-        fail(f"{error}: check the disk and who owns {ROOT}")
+        fail(f"{error}: check the disk and the owner of {ROOT}")
     say(f"Set up in {elapsed(begun)}.")
 
 
 def find_python(which: Which, output: Output) -> str | None:
-    """A Python 3.11: that of .venv, the running one, or the python3.11 on the PATH."""
+    """Find Python 3.11: in .venv, the running one, or python3.11 on the PATH."""
     for candidate in (str(VENV_PYTHON), sys.executable, which(f"python{PYTHON}")):
-        # Asked, not trusted: a version manager has shims for versions that it cannot run.
+        # Ask for the version, as version managers have shims for versions that they cannot run.
         if candidate and output([candidate, "--version"]).startswith(f"Python {PYTHON}."):
             return candidate
     return None
@@ -105,7 +105,7 @@ def find_python(which: Which, output: Output) -> str | None:
 def preflight(
     python: str | None, free_bytes: int | None, which: Which, output: Output
 ) -> list[str]:
-    """What this machine lacks, in words; `free_bytes` is None where nothing big is to come."""
+    """Describe what this machine lacks; `free_bytes` is None if nothing large will be installed."""
     missing = []
     if python is None:
         missing.append("Python {} (this is {}.{})".format(PYTHON, *sys.version_info))
@@ -124,7 +124,7 @@ def preflight(
 
 
 def output_of(command: Sequence[str]) -> str:
-    """What a command prints, or "" when it fails."""
+    """The output of a command, or "" if it fails."""
     try:
         done = subprocess.run(command, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
@@ -133,9 +133,9 @@ def output_of(command: Sequence[str]) -> str:
 
 
 def install(stale: Sequence[str], python: str) -> None:
-    """Bring everything stale up to date, side by side where one does not need the other.
+    """Bring every stale folder up to date, independent ones at the same time.
 
-    Raises InstallError with the first command that fails; the others are ended.
+    Raises InstallError for the first command that fails, and ends the others.
     """
     steps = {
         ".venv": ("Python packages", install_python),
@@ -149,8 +149,10 @@ def install(stale: Sequence[str], python: str) -> None:
 
 
 def make_venv(python: str) -> None:
-    """Make .venv anew, as an interrupted installation leaves packages that only look complete,
-    and have pip put uv into it unless there is one on the PATH."""
+    """Create .venv from scratch, and have pip install uv in it unless one is on the PATH.
+
+    An interrupted installation would leave packages that only look complete.
+    """
     remove_stamp(".venv")
     base = output_of([python, "-c", "import sys; print(sys._base_executable)"])
     shutil.rmtree(ROOT / ".venv", ignore_errors=True)
@@ -168,7 +170,7 @@ def make_venv(python: str) -> None:
 
 
 def find_uv(which: Which, output: Output) -> str:
-    """The uv on the PATH if it is new enough, or that of .venv."""
+    """The uv on the PATH if it is new enough, or else that of .venv."""
     version = which("uv") and re.match(r"uv (\d+)\.(\d+)", output(["uv", "--version"]))
     if version and (int(version[1]), int(version[2])) >= OLDEST_UV:
         return "uv"
@@ -176,7 +178,7 @@ def find_uv(which: Which, output: Output) -> str:
 
 
 def pin(name: str, requirements: str) -> str:
-    """The lines of a locked requirements.txt that are about one package."""
+    """The lines of a locked requirements.txt for one package."""
     found = re.search(rf"^{name}==.*(?:\n    .*)*\n", requirements, re.MULTILINE)
     if not found:
         raise InstallError(f"requirements.txt has no {name}: run `make lock`")
@@ -184,21 +186,21 @@ def pin(name: str, requirements: str) -> str:
 
 
 def install_python() -> None:
-    """Install exactly what requirements.txt has into .venv, and compile what is used of it."""
+    """Install exactly requirements.txt in .venv, and compile the modules that are used."""
     sync("requirements.txt")
     run([str(VENV_PYTHON), "-c", f"import {IMPORTED}"])
     write_stamp(".venv")
 
 
 def install_node() -> None:
-    """Bring node_modules to the pinned versions."""
+    """Install the pinned versions in node_modules."""
     remove_stamp("node_modules")
     run(["npm", "ci", "--prefer-offline", "--no-audit", "--no-fund"])
     write_stamp("node_modules")
 
 
 def install_checkov() -> None:
-    """Put checkov, whose packages clash with ours, into a folder of its own."""
+    """Install checkov in a folder of its own, as its packages conflict with ours."""
     folder = ROOT / ".venv/checkov"
     remove_stamp(".venv/checkov")
     shutil.rmtree(folder, ignore_errors=True)
@@ -207,7 +209,7 @@ def install_checkov() -> None:
 
 
 def sync(requirements: str, *flags: str) -> None:
-    """Install exactly `requirements`: from uv's cache, and only if that is not all, the network."""
+    """Install exactly `requirements`, from uv's cache if it has everything, or else the network."""
     uv = [find_uv(shutil.which, output_of), "pip", "sync", "--require-hashes"]
     command = [*uv, "--python", str(VENV_PYTHON), *flags, requirements]
     if not succeeds([*command, "--offline"]):
@@ -215,12 +217,12 @@ def sync(requirements: str, *flags: str) -> None:
 
 
 def cache_folder() -> Path:
-    """Where this project keeps what a second checkout can use."""
+    """The folder for files that other checkouts can use as well."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bin-counter"
 
 
 def keep_caches_here() -> None:
-    """Have uv, pip and npm keep their caches in .cache where the home folder is read-only."""
+    """Move the caches of uv, pip and npm to .cache if the home folder is read-only."""
     try:
         for folder in (cache_folder(), Path.home() / ".npm"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -232,21 +234,21 @@ def keep_caches_here() -> None:
 
 
 def is_stale(folder: str) -> bool:
-    """Whether the inputs have changed since the stamp was written, or there is none."""
+    """Whether the inputs have changed since the stamp was written, or it is missing."""
     stamp = stamp_file(folder)
     complete = stamp.exists() and (folder == "node_modules" or VENV_PYTHON.exists())
     return not complete or stamp.read_text() != fingerprint(INPUTS[folder])
 
 
 def write_stamp(folder: str) -> None:
-    """Record, all at once or not at all, that `folder` is complete."""
+    """Record atomically that `folder` is complete."""
     partial = stamp_file(folder).with_suffix(".partial")
     partial.write_text(fingerprint(INPUTS[folder]))
     partial.replace(stamp_file(folder))
 
 
 def remove_stamp(folder: str) -> None:
-    """Before anything else: `folder` is no longer complete."""
+    """Record that `folder` is no longer complete, before changing it."""
     if stamp_file(folder).exists():
         stamp_file(folder).unlink()
 
@@ -258,7 +260,7 @@ def stamp_file(folder: str) -> Path:
 def fingerprint(files: Sequence[str]) -> str:
     """SHA-256 of the names and contents of `files`."""
     digest = hashlib.sha256()
-    digest.update(str(ROOT).encode())  # programs of an environment know where it is
+    digest.update(str(ROOT).encode())  # the programs of a virtual environment contain its path
     for file in files:
         digest.update(f"\n{file}\n".encode())
         digest.update((ROOT / file).read_bytes())
@@ -266,7 +268,7 @@ def fingerprint(files: Sequence[str]) -> str:
 
 
 def run_side_by_side(steps: dict[str, Callable[[], None]]) -> None:
-    """Run all steps, and show on one line which of them go on; the first error ends all."""
+    """Run all steps, and show on one line which are running; the first error ends all of them."""
     begun = time.monotonic()
     line_start = "\r\033[K" if sys.stdout.isatty() else ""
     with ThreadPoolExecutor(max_workers=3) as pool:
@@ -290,7 +292,7 @@ def run_side_by_side(steps: dict[str, Callable[[], None]]) -> None:
 
 
 def run(command: Sequence[str]) -> None:
-    """Run a command with its output in a log; raises InstallError with the end of that."""
+    """Run a command with its output in a log; raises InstallError with the end of the log."""
     if not succeeds(command):
         tail = log_of(command).read_text(errors="replace").splitlines()[-15:]
         words = " ".join(command)
@@ -314,13 +316,13 @@ def succeeds(command: Sequence[str]) -> bool:
 
 
 def terminate(process: subprocess.Popen[bytes]) -> None:
-    """End a process, if it still runs, with its children."""
+    """End a process and its children, if it still runs."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGTERM)
 
 
 def log_of(command: Sequence[str]) -> Path:
-    """A file for the output of a command, another one for each that runs at the same time."""
+    """The log file of a command, different for each command."""
     folder = ROOT / ".venv/setup"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{hashlib.sha256(' '.join(command).encode()).hexdigest()[:8]}.log"
@@ -343,4 +345,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted: the same command goes on from here")
+        sys.exit("\ninterrupted: run the same command again to continue")

@@ -1,4 +1,4 @@
-"""How fast this machine is, so that the demo takes about as long everywhere, and says how long."""
+"""How fast this machine is, so that the demo takes and announces about the same time everywhere."""
 
 import time
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from serving.container.cores import available_cores
 
-SLICES, SLICE_SECONDS = 4, 0.4  # the slowest counts: a processor is fast for a moment
+SLICES, SLICE_SECONDS = 4, 0.4  # the slowest counts, as a processor is fast only for a moment
 MARGIN = 0.95  # of the goal
-# Measured in November 2026 on two cores of an AMD EPYC "Milan" (AVX2, no AVX-512): passes of the
-# blocks below a second, and photos a second of a run: their features, and a head's epochs.
+# Measured in November 2026 on two cores of an AMD EPYC "Milan" (AVX2, no AVX-512): passes through
+# the blocks below per second, and photos per second of a run, for features and a head's epochs.
 REFERENCE_PASSES = {1: 66.0, 2: 115.0}  # by cores
 REFERENCE_PHOTOS = 30.0
 PIXELS = (4, 3, 224, 224)
@@ -27,19 +27,21 @@ FEWEST, MOST_SYNTHETIC, MOST_REAL = 240, 800, 6749
 
 @dataclass(frozen=True)
 class Plan:
-    """How many photos the demo takes, and how long this machine takes for what."""
+    """How many photos the demo uses, and how long this machine takes."""
 
     photos: int
     photos_a_second: float
-    slowness: float  # beside the reference machine; 2 takes twice as long
-    seconds: float  # in all
+    slowness: float  # relative to the reference machine; 2 takes twice as long
+    seconds: float  # in total
 
 
 def make_plan(
     *, goal: float, others: float, most: int, asked: int | None, speed: float, speed_of_one: float
 ) -> Plan:
-    """As many photos as fit into `goal` seconds, of which `others` pass on the reference machine
-    without any, mostly on one core; at least FEWEST, at most `most`, or those `asked` for."""
+    """Plan as many photos as fit into `goal` seconds: at least FEWEST, at most `most`, or `asked`.
+
+    `others` are the seconds that the reference machine takes without photos, mostly on one core.
+    """
     slowness = 1 / speed_of_one
     photos_a_second = REFERENCE_PHOTOS * speed
     fitting = int((MARGIN * goal - others * slowness) * photos_a_second)
@@ -49,8 +51,10 @@ def make_plan(
 
 
 def measure_speed(cores: int | None = None) -> float:
-    """This machine's speed in what takes longest, convolutions, on one core, on two, or on all
-    that there are: 1 is the reference machine's on as many, or on its two."""
+    """This machine's speed at convolutions, which take longest, on `cores` cores or on all.
+
+    1 is the speed of the reference machine on as many cores, or on its two.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = min(cores or available_cores(), available_cores())
     session = onnxruntime.InferenceSession(
@@ -71,7 +75,7 @@ def _passes_a_second(session: onnxruntime.InferenceSession, pixels: NDArray[np.f
 
 
 def _blocks() -> ModelProto:
-    """A network of CONVOLUTIONS, with weights drawn at random."""
+    """A network of CONVOLUTIONS with random weights."""
     random = np.random.default_rng(0)
     nodes, weights, last, channels = [], [], "pixels", 3
     for number, (out, kernel, groups, stride) in enumerate(CONVOLUTIONS):

@@ -1,1 +1,1 @@
-"""Photo → count: `container/` is what the serving image holds, `client/` asks it."""
+"""Photo → count: `container/` is the serving image, `client/` sends requests to it."""

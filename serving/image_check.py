@@ -1,27 +1,30 @@
-"""Before a deploy with `serving_image`: would SageMaker start that image?
+"""Check whether SageMaker would start the image of the setting `serving_image`.
 
-    python -m serving.image_check                         the image that cdk.json names
-    python -m serving.image_check -c name=value    with another setting, as `cdk deploy` takes it
+By default, the image in cdk.json is checked; `-c` changes a setting, as for `cdk deploy`:
 
-SageMaker takes one image in Docker's format, for the processor of the endpoint's machines.
+    python -m serving.image_check
+    python -m serving.image_check -c name=value
+
+SageMaker requires a single image in Docker's format, for the processor of the endpoint's machines.
 """
 
-import argparse
 import json
 import re
 import sys
 import urllib.request
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
+from cyclopts import Parameter
 
 from common.command import in_one_line, interruptible
-from costs.settings import context
-from infra.config import Config, SettingError
+from common.flags import command_line
+from costs.settings import context as read_context
+from infra.config import Config
 
-# Named in the request, or ECR may answer with another format than the one that it stores.
+# Listed in the request, as ECR may otherwise convert the stored format.
 DOCKER = "application/vnd.docker.distribution.manifest.v2+json"
 INDEXES = (
     "application/vnd.docker.distribution.manifest.list.v2+json",
@@ -31,10 +34,10 @@ STORED = (DOCKER, *INDEXES, "application/vnd.oci.image.manifest.v1+json")
 URL_SECONDS = 30
 # docs.aws.amazon.com/sagemaker/latest/dg/realtime-endpoints-graviton.html: c6g, m7gd, …
 GRAVITON = re.compile(r"ml\.[a-z]+\d+g")
-# Provenance would make an index of the image.
+# With provenance, the image would become an index.
 REBUILD = (
     "docker buildx build --platform linux/{architecture} --provenance=false "
-    "--output type=registry,oci-mediatypes=false --tag {tag} serving"
+    "--output type=registry,oci-mediatypes=false --tag {tag} serving/container"
 )
 
 
@@ -42,8 +45,11 @@ class ImageError(RuntimeError):
     """SageMaker would refuse the image; the message is one line that says what to do."""
 
 
+app = command_line("python -m serving.image_check", __doc__)
+
+
 def check_image(uri: str, architecture: str) -> None:
-    """Ask ECR about the image at `uri`, which has to be for `architecture` (amd64 or arm64).
+    """Check the image at `uri`, which has to be for `architecture` (amd64 or arm64), in ECR.
 
     Raises ImageError, or an error of botocore or urllib when ECR does not answer.
     """
@@ -62,7 +68,7 @@ def check_image(uri: str, architecture: str) -> None:
         )
     if media_type != DOCKER:
         raise ImageError(
-            f"{uri} has the media type {media_type}, and SageMaker takes only Docker's: run "
+            f"{uri} has the media type {media_type}, and SageMaker accepts only Docker's: run "
             f"`{rebuild}`"
         )
     config = json.loads(image["imageManifest"])["config"]["digest"]
@@ -77,7 +83,7 @@ def check_image(uri: str, architecture: str) -> None:
 
 
 def _find(ecr: Any, uri: str, where: dict[str, str], image_id: dict[str, str]) -> Any:
-    """What ECR has under this tag or digest. Raises ImageError when that is nothing."""
+    """The image that ECR has under this tag or digest. Raises ImageError without one."""
     flags = f"--repository-name {where['repositoryName']} --region {ecr.meta.region_name}"
     try:
         found = ecr.batch_get_image(**where, imageIds=[image_id], acceptedMediaTypes=list(STORED))
@@ -89,42 +95,41 @@ def _find(ecr: Any, uri: str, where: dict[str, str], image_id: dict[str, str]) -
     if not found["images"]:
         raise ImageError(
             f"{uri}: no such image in the repository: push it, or choose one that `aws ecr "
-            f"list-images {flags}` names"
+            f"list-images {flags}` lists"
         )
     return found["images"][0]
 
 
 def architecture_of(settings: Config) -> str:
-    """Processor of the endpoint's machines, as images name it; serverless ones are x86."""
+    """Processor of the endpoint's machines, as images name it; serverless endpoints use x86."""
     arm = settings.endpoint == "realtime" and GRAVITON.match(settings.endpoint_instance_type)
     return "arm64" if arm else "amd64"
 
 
+@app.default
+def check(
+    *,
+    context: Annotated[tuple[str, ...], Parameter(name="-c", show_default=False)] = (),
+) -> None:
+    """Print one line.
+
+    Args:
+        context: A setting as NAME=VALUE, as for `cdk deploy`; may be repeated.
+    """
+    settings = Config.from_context(read_context(context))
+    if not settings.serving_image:
+        print("serving_image is not set: Docker builds the image during the deploy")
+        return
+    check_image(settings.serving_image, architecture_of(settings))
+    print(f"{settings.serving_image}: SageMaker accepts its format and processor")
+
+
 @interruptible()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print one line; exit code 1 when SageMaker would refuse the image."""
-    parser = argparse.ArgumentParser(
-        prog="python -m serving.image_check",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "-c",
-        dest="context",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a setting, as for `cdk deploy`",
-    )
-    options = parser.parse_args(arguments)
+    """Exit code 1 when SageMaker would refuse the image."""
     try:
-        settings = Config.from_context(context(options.context))
-        if not settings.serving_image:
-            print("serving_image is not set: Docker builds the image during the deploy")
-            return
-        check_image(settings.serving_image, architecture_of(settings))
-        print(f"{settings.serving_image}: SageMaker accepts its format and processor")
-    except (BotoCoreError, ClientError, ImageError, OSError, SettingError, ValueError) as error:
+        app(arguments)
+    except (BotoCoreError, ClientError, ImageError, OSError, ValueError) as error:
         sys.exit(f"error: {in_one_line(error)}")
 
 

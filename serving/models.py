@@ -1,12 +1,13 @@
-"""The models that training made: a list with their metrics, and which one is deployed next.
+"""List the trained models with their metrics, or choose the one that is deployed next.
 
-    python -m serving.models                every model, the oldest first
-    python -m serving.models use RUN_ID     the next deploy of EndpointStack serves this one
+For example:
+
+    python -m serving.models
+    python -m serving.models use RUN_ID
 
 Both use your own credentials, as `cdk deploy` does.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from common.chosen_model import NoModelError, chosen_model
 from common.command import in_one_line, interruptible
+from common.flags import command_line
 from common.outputs import NotDeployedError, stack_output
 from common.run_record import MODEL, RunRecord
 from common.table import table
@@ -25,28 +27,29 @@ from common.table import table
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+app = command_line("python -m serving.models", __doc__)
 HEADER = ("run", "finished (UTC)", "arch", "data set", "exactly right", "MAE", "MB", "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """What a succeeded run says of its model."""
+    """A model, as the record of its run describes it."""
 
     run_id: str
     uri: str
     finished: str  # ISO 8601, UTC
     arch: str
     dataset: str
-    accuracy: dict[str, float]  # share of exact counts: value, low, high (95 %)
-    mae: float | None  # mean error in items
+    accuracy: dict[str, float]  # share of exact counts: value, low, high (95 % interval)
+    mae: float | None  # mean absolute error in items
     size: int  # bytes, packed
 
 
 def trained_models(s3: "S3Client", bucket: str) -> list[TrainedModel]:
-    """The models of all runs in `bucket` that succeeded, the oldest first."""
+    """The models of all runs in `bucket` that succeeded, oldest first."""
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix="runs/")
     sizes = {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", [])}
-    packed = [key for key in sizes if key.endswith(f"/{MODEL}")]  # of a job, in a folder of its own
+    packed = [key for key in sizes if key.endswith(f"/{MODEL}")]  # a job's is in its own folder
     models = []
     for key in tqdm(packed, desc="runs", unit="run", delay=1, leave=False):
         record = RunRecord(s3, bucket, key.split("/")[1])
@@ -54,7 +57,7 @@ def trained_models(s3: "S3Client", bucket: str) -> list[TrainedModel]:
             continue  # a trial of a search
         status = record.status()
         if status["state"] != "succeeded":
-            continue  # it ended between the upload and the last word
+            continue  # it ended between the upload and its last status
         if key != record.key(MODEL) and status["attempts"][-1]["instance_id"] not in key:
             continue  # of an attempt that was stopped before the one that succeeded
         request = record.request()
@@ -75,7 +78,7 @@ def trained_models(s3: "S3Client", bucket: str) -> list[TrainedModel]:
 
 
 def served_model() -> str:
-    """URI of the model that the endpoint answers with. Raises NotDeployedError without one."""
+    """URI of the model that the endpoint serves. Raises NotDeployedError without an endpoint."""
     sagemaker = boto3.client("sagemaker")
     endpoint = sagemaker.describe_endpoint(
         EndpointName=stack_output("EndpointStack", "EndpointName")
@@ -90,7 +93,7 @@ def served_model() -> str:
 
 
 def use_model(s3: "S3Client", bucket: str, run_id: str) -> str:
-    """Have the next deploy serve the model of `run_id`; returns the model's URI.
+    """Let the next deploy serve the model of `run_id`; returns the model's URI.
 
     Raises NoModelError when that run has none.
     """
@@ -103,7 +106,7 @@ def use_model(s3: "S3Client", bucket: str, run_id: str) -> str:
 
 
 def print_models(models: Sequence[TrainedModel], chosen: str, served: str | None) -> None:
-    """A table, with a remark on the model that is deployed next and on the one that is served."""
+    """Print a table that marks the model that is deployed next and the one that is served."""
     remarks: dict[str | None, list[str]] = {model.uri: [] for model in models}
     for uri, remark in ((chosen, "deployed next"), (served, "served")):
         if uri in remarks:
@@ -124,35 +127,40 @@ def _cells(model: TrainedModel) -> tuple[str, ...]:
     )
 
 
+@app.default
+def list_models() -> None:
+    """List every model with its metrics, oldest first (the default)."""
+    bucket, chosen = stack_output("DataStack", "BucketName"), chosen_model()
+    try:
+        served = served_model()
+    except NotDeployedError:
+        served = None
+        print("no endpoint is deployed", file=sys.stderr)
+    print_models(trained_models(boto3.client("s3"), bucket), chosen, served)
+
+
+app.command(list_models, name="list")
+
+
+@app.command
+def use(run_id: str, /) -> None:
+    """Choose the model that the next deploy of EndpointStack serves.
+
+    Args:
+        run_id: Run that trained the model, as `list` shows it.
+    """
+    uri = use_model(boto3.client("s3"), stack_output("DataStack", "BucketName"), run_id)
+    print(f"next: {uri}\nrun `npx cdk deploy EndpointStack` to serve it")
+
+
 @interruptible()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the models, or choose one; exit code 1 when there is none."""
-    parser = argparse.ArgumentParser(
-        prog="python -m serving.models",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command")
-    commands.add_parser("list", help="every model with its metrics (the default)")
-    use = commands.add_parser("use", help="choose what the next deploy of EndpointStack serves")
-    use.add_argument("run_id", metavar="RUN_ID", help="run of the model, as `list` shows it")
-    options = parser.parse_args(arguments)
+    """Exit code 1 when there is no model."""
     try:
-        s3 = boto3.client("s3")
-        bucket = stack_output("DataStack", "BucketName")
-        if options.command == "use":
-            uri = use_model(s3, bucket, options.run_id)
-            print(f"next: {uri}\nrun `npx cdk deploy EndpointStack` to serve it")
-            return
-        chosen = chosen_model()
-        try:
-            served = served_model()
-        except NotDeployedError:
-            served = None
-            print("no endpoint is deployed", file=sys.stderr)
-        print_models(trained_models(s3, bucket), chosen, served)
+        app(arguments)
     except (NoModelError, NotDeployedError, BotoCoreError, ClientError) as error:
-        parser.exit(1, f"error: {in_one_line(error)}\n")
+        print(f"error: {in_one_line(error)}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,30 @@
 """Count the items in photos, with a deployed endpoint or a model on this machine.
 
-    python -m serving.predict bin.jpg                           the endpoint of EndpointStack
-    python -m serving.predict bins/ --model model.tar.gz        every photo of a folder
-    python -m serving.predict s3://bucket/bins/ --output counts.csv
-    python -m serving.predict bins/ --expected records.csv      which records are most likely wrong
+For example:
 
-With --output, each row goes to the file at once, and the same command goes on where it was
-stopped. In Python: `ImagePredictor(model="model.tar.gz").predict("bin.jpg").count`.
+    python -m serving.predict bin.jpg
+    python -m serving.predict bins/ --model model.tar.gz
+    python -m serving.predict s3://bucket/bins/ --output counts.csv
+    python -m serving.predict bins/ --expected records.csv
+
+With --output, each row is written to the file immediately, and the same command continues after an
+interruption. In Python: `ImagePredictor(model="model.tar.gz").predict("bin.jpg").count`.
 """
 
-import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from pathlib import Path
+from typing import Annotated, Literal
 
 from botocore.exceptions import BotoCoreError, ClientError
+from cyclopts import Group, Parameter
+from cyclopts.validators import mutually_exclusive
 from tqdm import tqdm
 
 from common.command import in_one_line, interruptible
+from common.flags import command_line
 from common.outputs import NotDeployedError
 from serving.client.counted import (
     Counted,
@@ -38,62 +43,49 @@ from serving.container.artifact import ModelError
 from serving.container.inference import Prediction
 
 FORMATS = {"table": as_table, "csv": as_csv, "json": as_json}
-MISSING = ("404", "NoSuchKey", "NoSuchBucket", "AccessDenied")  # of a photo in S3
+MISSING = ("404", "NoSuchKey", "NoSuchBucket", "AccessDenied")  # error codes for a photo in S3
+SOURCE = Group(
+    "Source",
+    help=f"By default, the endpoint that {STACK} deployed.",
+    validator=mutually_exclusive,
+)
+
+app = command_line("python -m serving.predict", __doc__)
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m serving.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"Without --endpoint and --model, the endpoint that {STACK} deployed is asked.",
-    )
-    flag = parser.add_argument
-    flag(
-        "places",
-        nargs="+",
-        metavar="PHOTO",
-        help="JPEG or PNG: a file, a folder, a web address, or an S3 prefix (s3://bucket/prefix/)",
-    )
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--endpoint", metavar="NAME", help="SageMaker endpoint to ask")
-    source.add_argument("--model", metavar="PATH", help="local model folder or model.tar.gz")
-    flag(
-        "--expected",
-        type=Path,
-        metavar="CSV",
-        help="inventory records, columns `photo` and `count`: what is printed is ranked by how "
-        "likely the record is wrong, and has that of photos with a record alone",
-    )
-    flag(
-        "--output",
-        type=Path,
-        metavar="CSV",
-        help="write each row to this file at once, and go on with what is there, if the same model "
-        "or endpoint counted it; nothing is printed but, with --expected, the ranking",
-    )
-    flag(
-        "--format",
-        choices=FORMATS,
-        default="table",
-        help="what is printed, in the order of the photos (default: %(default)s)",
-    )
-    args = parser.parse_args(arguments)
-    if args.output and not args.expected and args.format != "table":
-        parser.error("--output is a CSV file, and nothing is printed: leave --format out")
-    return args
+@app.default
+def predict(
+    photo: list[str],
+    /,
+    *,
+    endpoint: Annotated[str | None, Parameter(group=SOURCE)] = None,
+    model: Annotated[Path | None, Parameter(group=SOURCE)] = None,
+    expected: Path | None = None,
+    output: Path | None = None,
+    format: Literal["table", "csv", "json"] = "table",
+) -> None:
+    """Print the counts; exit code 1 when a photo, or the endpoint or model, failed.
 
-
-@interruptible()
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the counts; exit code 1 when any photo, or the endpoint or model, failed."""
-    options = parse_arguments(arguments)
+    Args:
+        photo: JPEG or PNG: files, folders, URLs, or S3 prefixes (s3://bucket/prefix/).
+        endpoint: Name of a SageMaker endpoint.
+        model: Local model folder or model.tar.gz.
+        expected: CSV file of inventory records, with the columns `photo` and `count`. Only photos
+            with a record are then printed, those whose record is most likely wrong first.
+        output: CSV file to which each row is written immediately. Rows that the same model or
+            endpoint has written there earlier are kept and not counted again. Nothing is printed
+            except, with --expected, the ranking.
+        format: Format of what is printed.
+    """
+    if output and not expected and format != "table":
+        print("error: --output is a CSV file, so --format has no effect", file=sys.stderr)
+        sys.exit(2)
     try:
-        records = read_records(options.expected) if options.expected else None
-        predictor = ImagePredictor(endpoint=options.endpoint, model=options.model)
-        names = photo_names(options.places)
-        output = Output(options.output, predictor.name) if options.output else None
-        counted, failed = count(predictor, names, output)
+        records = read_records(expected) if expected else None
+        predictor = ImagePredictor(endpoint=endpoint, model=model)
+        names = photo_names(photo)
+        rows = Output(output, predictor.name) if output else None
+        counted, failed = count(predictor, names, rows)
     except (
         FileError,
         ModelError,
@@ -108,25 +100,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
         place = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {place}{error.strerror or in_one_line(error)}")
     if records is not None:
-        counted, missing = with_records(counted, records)
-        if missing:
-            total = f"{len(missing)} photos have" if len(missing) > 1 else f"{missing[0]} has"
-            print(f"{total} no record in {options.expected}: not ranked", file=sys.stderr)
+        counted = _ranked(counted, records)
         if unused := without_photo(names, records):
             named = ", ".join(unused[:3]) + (", …" if len(unused) > 3 else "")
             print(f"records without a photo here: {len(unused)} ({named})", file=sys.stderr)
-    if records is not None or not options.output:
-        sys.stdout.write(FORMATS[options.format](counted))
+    if records is not None or not output:
+        sys.stdout.write(FORMATS[format](counted))
     if failed:
         sys.exit(1)
+
+
+def _ranked(counted: Sequence[Counted], records: Mapping[str, int]) -> list[Counted]:
+    """The photos with a record, the one most likely wrong first; the others are reported."""
+    ranked, missing = with_records(counted, records)
+    if missing:
+        total = f"{len(missing)} photos have" if len(missing) > 1 else f"{missing[0]} has"
+        print(f"{total} no record: not ranked", file=sys.stderr)
+    return ranked
+
+
+@interruptible()
+def main(arguments: Sequence[str] | None = None) -> None:
+    app(arguments)
 
 
 def count(
     predictor: ImagePredictor, names: Sequence[str], output: Output | None
 ) -> tuple[list[Counted], int]:
-    """The counted photos in the order of `names`, and how many failed (named on stderr).
+    """The counted photos in the order of `names`, and how many failed (reported on stderr).
 
-    Rows that are in `output` are taken from there, and each new one goes there at once.
+    Rows that are in `output` are taken from there, and each new one is written there immediately.
     """
     counted = {each.file: each for each in output.counted} if output else {}
     left = [name for name in names if name not in counted]
@@ -152,7 +155,7 @@ def count(
 def predictions(
     predictor: ImagePredictor, names: Sequence[str]
 ) -> Iterator[tuple[str, Prediction | str]]:
-    """Each name with what is counted there, or why nothing is; as many at once as pays."""
+    """Each name with its prediction, or why there is none; several photos are counted at once."""
     with ThreadPoolExecutor(predictor.at_once) as pool:
         try:
             found = pool.map(lambda name: attempt(predictor, name), names)
@@ -162,14 +165,14 @@ def predictions(
 
 
 def attempt(predictor: ImagePredictor, name: str) -> Prediction | str:
-    """Raises NotReadyError, and botocore's errors where they are not the photo's."""
+    """Raises NotReadyError, and botocore's errors that do not concern this photo alone."""
     try:
         return predictor.predict(name)
-    except BotoCoreError:  # some of which are OSErrors, too
+    except BotoCoreError:  # some of them are OSErrors as well
         raise
     except OSError as error:
         return error.strerror or in_one_line(error)
-    except (HTTPException, ValueError) as error:  # RequestError, or an odd address
+    except (HTTPException, ValueError) as error:  # RequestError, or an unusable URL
         return in_one_line(error)
     except ClientError as error:
         if name.startswith("s3://") and error.response["Error"]["Code"] in MISSING:

@@ -1,17 +1,15 @@
-"""After a deploy: one real photo to the endpoint, and its answer compared with the model's own.
+"""Test the deployed endpoint with one real photo, which the model also counts on this machine.
 
-    python -m serving.smoke_test
-
-The photo is the first test photo of the data set that the model was trained on. The same model
-answers it on this machine, too: the endpoint has to say the same.
+The photo is the first test photo of the data set that the model was trained on. Both answers must
+agree.
 """
 
-import argparse
 import json
 import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from common.chosen_model import NoModelError, chosen_model, run_of
 from common.command import in_one_line, interruptible
 from common.dataset import Photo, read_photos
+from common.flags import command_line
 from common.outputs import NotDeployedError, stack_output
 from common.run_record import MODEL
 from serving.client.predictor import ImagePredictor, NotReadyError
@@ -33,9 +32,9 @@ from serving.models import served_model
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-# In probability. Float32 on two kinds of processor differs by about 1e-6, and the endpoint rounds
-# to 1e-6; in int8 a sum that falls on the other side of a step differs by more, int8 from float32
-# by a few hundredths. Another photo, or another model, differs by far more than float32.
+# Allowed differences in probability. Float32 differs by about 1e-6 between kinds of processors, and
+# the endpoint rounds to 1e-6. In int8, a sum may be quantised to the next step; int8 and float32
+# differ by a few hundredths. Another photo or another model differs by far more than TOLERANCE.
 TOLERANCE = 1e-3
 INT8_TOLERANCE = 0.03
 INT8_TO_FLOAT = 0.1
@@ -45,11 +44,14 @@ class SmokeTestError(RuntimeError):
     """The endpoint does not answer as its model does; the message is one line."""
 
 
-def check_endpoint() -> str:
-    """Ask the endpoint once; returns one line on what it answered.
+app = command_line("python -m serving.smoke_test", __doc__)
 
-    Raises SmokeTestError when it serves another model than the newest deploy would, or when its
-    answer is not the model's.
+
+def check_endpoint() -> str:
+    """Send one request to the endpoint; returns a line that describes the answer.
+
+    Raises SmokeTestError when it serves another model than a deploy now would, or when its answer
+    differs from the model's.
     """
     uri = chosen_model()
     served = served_model()
@@ -83,13 +85,13 @@ def check_endpoint() -> str:
 
 
 def answers_here(archive: Path, photo: bytes) -> list[tuple[Prediction, float]]:
-    """What the model says on this machine, and how far from it the endpoint may be: in float32,
-    and where the endpoint may have taken int8 near that as well."""
+    """Each prediction that is correct, with the allowed difference: the model's in float32, and if
+    the endpoint may use int8, the one in int8 or a larger difference."""
     model = load_model(archive, precision="float32")
     in_float = count_photo(photo, model)
     if not model.has_int8:
         return [(in_float, TOLERANCE)]
-    if not has_vnni():  # int8 would not be exact here
+    if not has_vnni():  # int8 is not exact on this machine
         return [(in_float, INT8_TO_FLOAT)]
     in_int8 = count_photo(photo, load_model(archive, precision="int8"))
     return [(in_float, TOLERANCE), (in_int8, INT8_TOLERANCE)]
@@ -106,7 +108,7 @@ def _dataset_of(archive: Path) -> str:
 
 
 def first_test_photo(s3: "S3Client", bucket: str, dataset: str) -> Photo:
-    """The first photo of a data set's first test shard; what comes after it is not fetched."""
+    """The first photo of a data set's first test shard, whose remainder is not fetched."""
     folder = f"datasets/{dataset}"
     manifest = json.load(_get(s3, bucket, f"{folder}/manifest.json"))
     shard = manifest["shards"]["test"][0]["file"]
@@ -123,7 +125,7 @@ def _get(s3: "S3Client", bucket: str, key: str) -> Any:
 
 
 def largest_difference(answer: Prediction, expected: Prediction) -> float:
-    """Largest difference of two predictions in the probability of a count; may be no number."""
+    """Largest difference between two predictions in the probability of a count; may be NaN."""
     if answer.probabilities.keys() != expected.probabilities.keys():
         return 1.0
     said, wanted = (
@@ -133,16 +135,16 @@ def largest_difference(answer: Prediction, expected: Prediction) -> float:
     return float(np.abs(said - wanted).max())
 
 
+@app.default
+def smoke_test() -> None:
+    print(check_endpoint())
+
+
 @interruptible()
-def main() -> None:
-    """Print one line; exit code 1 when the endpoint fails the test."""
-    argparse.ArgumentParser(
-        prog="python -m serving.smoke_test",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exit code 1 when the endpoint fails the test."""
     try:
-        print(check_endpoint())
+        app(arguments)
     except (
         ModelError,
         NoModelError,

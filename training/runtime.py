@@ -1,26 +1,25 @@
-"""Wheels for training machines, which install nothing from the internet.
+"""Upload wheels for the training machines, which install nothing from the internet.
 
-    python -m training.runtime [--gpu]
-
-Downloads what training/requirements.txt needs on Amazon Linux (x86-64, Python 3.11), with
-PyTorch's CPU builds or, for machines with a GPU, its CUDA builds and 3 GB, and uploads it to
-runtime/<hash>/ in DataStack's bucket.
+They are the packages in training/requirements.txt for Amazon Linux (x86-64, Python 3.11), and go
+to `runtime/<hash>/` in DataStack's bucket. PyTorch is built for the CPU, or with `--gpu` for CUDA,
+which takes 3 GB.
 """
 
-import argparse
 import hashlib
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import boto3
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
+from cyclopts import Parameter
 from tqdm import tqdm
 
+from common.flags import Switch, command_line
 from common.outputs import NotDeployedError, stack_output
 from common.storage import list_keys
 
@@ -28,20 +27,20 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
-# The builds without CUDA, a tenth of the size; their "+cpu" versions sort above PyPI's.
+# Builds without CUDA, a tenth of the size; pip prefers their "+cpu" versions to PyPI's.
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-# Amazon Linux 2023 has glibc 2.34; pip takes no wheel for an older one unless it is named.
+# Amazon Linux 2023 has glibc 2.34; pip needs the older versions named as well.
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in range(34, 16, -1)]
-PLATFORMS += ["manylinux2014_x86_64"]  # is 2.17
+PLATFORMS += ["manylinux2014_x86_64"]  # the legacy name of 2.17
 
 
 class RuntimeBuildError(RuntimeError):
-    """The wheels could not be had; the message is one line."""
+    """The wheels could not be downloaded or found; the message is one line."""
 
 
 def download_wheels(folder: Path, *, gpu: bool) -> None:
-    """Download all wheels for a training machine. Raises RuntimeBuildError when pip fails."""
-    builds = [] if gpu else ["--extra-index-url", TORCH_CPU_INDEX]  # PyPI's are the CUDA builds
+    """Download all wheels for a training machine; raises RuntimeBuildError if pip fails."""
+    builds = [] if gpu else ["--extra-index-url", TORCH_CPU_INDEX]  # PyPI has the CUDA builds
     platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
     command = [
         *(sys.executable, "-m", "pip", "download", "--only-binary", ":all:"),
@@ -54,7 +53,10 @@ def download_wheels(folder: Path, *, gpu: bool) -> None:
 
 
 def lock(folder: Path) -> str:
-    """requirements.txt with the version and hash of each wheel in `folder`, for pip."""
+    """Return a requirements.txt with the version and hash of each wheel in `folder`.
+
+    Raises RuntimeBuildError if there is none.
+    """
     lines = []
     for wheel in sorted(folder.glob("*.whl")):
         name, version = re.split("-", wheel.name)[:2]
@@ -66,7 +68,7 @@ def lock(folder: Path) -> str:
 
 
 def upload_runtime(s3: "S3Client", bucket: str, folder: Path) -> str:
-    """Upload the wheels in `folder`, their requirements.txt last; returns the prefix."""
+    """Upload the wheels in `folder`, then their requirements.txt; return the prefix."""
     requirements = lock(folder)
     prefix = f"runtime/{hashlib.sha256(requirements.encode()).hexdigest()[:16]}/"
     present = set(list_keys(s3, bucket, prefix))
@@ -77,29 +79,33 @@ def upload_runtime(s3: "S3Client", bucket: str, folder: Path) -> str:
     return prefix
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.runtime",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--wheels", type=Path, help="folder of wheels to take instead of downloading them"
-    )
-    parser.add_argument("--gpu", action="store_true", help="with CUDA, for the setting machine=gpu")
-    args = parser.parse_args()
+app = command_line("python -m training.runtime", __doc__)
+
+
+@app.default
+def build(
+    *,
+    wheels: Annotated[
+        Path | None, Parameter(help="Folder of wheels to upload instead of downloading them.")
+    ] = None,
+    gpu: Annotated[Switch, Parameter(help="Include CUDA, for the setting machine=gpu.")] = False,
+) -> None:
     try:
         bucket = stack_output("DataStack", "BucketName")
         with tempfile.TemporaryDirectory() as temporary:
-            folder = args.wheels or Path(temporary)
-            if not args.wheels:
-                download_wheels(folder, gpu=args.gpu)
+            folder = wheels or Path(temporary)
+            if not wheels:
+                download_wheels(folder, gpu=gpu)
             prefix = upload_runtime(boto3.client("s3"), bucket, folder)
     except (RuntimeBuildError, NotDeployedError) as error:
         sys.exit(f"error: {error}")
     except (Boto3Error, BotoCoreError, ClientError) as error:
         sys.exit(f"error: AWS: {error}")
     print(f"s3://{bucket}/{prefix}")
+
+
+def main() -> None:
+    app(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -1,47 +1,61 @@
-"""Everything about a training run that can be chosen. Imports nothing heavy: the launcher and the
-machine read flags here without loading PyTorch."""
+"""The settings of a training run: the fields of these classes are its flags.
 
-import argparse
-import json
-import math
+Does not import PyTorch, so that launcher and machine can read flags quickly.
+"""
+
 import os
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
+from cyclopts import Group, Parameter
+
+from common.choices import Arch, Mode
+from common.flags import (
+    Fraction,
+    FractionOrZero,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    PositiveInt,
+    Switch,
+)
 from serving.container.cores import available_cores
-from serving.container.decision import DECISIONS, Decision
+from serving.container.decision import Decision
 
-INTERRUPTED = 75  # exit code of training.train, EX_TEMPFAIL: the same command goes on
-SNAPSHOTS_KEPT = 2  # an older one is there if the newest turns out damaged
-CHUNK_PHOTOS = 256  # features are kept in chunks of a few seconds of work
-SWITCHES = ("skip_test", "profile")  # flags without a value
+INTERRUPTED = 75  # exit code after a stop, EX_TEMPFAIL: the same command resumes
+RESUMABLE = "stopped: run the same command again to resume"
+CHECKPOINTS_KEPT = 2  # the older one replaces the newest if that is damaged
+CHUNK_PHOTOS = 256  # photos per file of features, which take a few seconds
+
+RECIPE = "Recipe, which determines the weights"  # group of flags
+BackbonePrecision = Literal["float32", "bfloat16"]
+TrainingPrecision = Literal["auto", "float32", "bfloat16", "float16"]
+DEFAULT_THREADS = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def seconds(name: str, usual: float) -> float:
-    """A time in a machine's life: `usual`, or what a rehearsal sets as SPOT_<name>_SECONDS."""
+    """Return a time limit of the machine: `usual`, or SPOT_<name>_SECONDS, set by a rehearsal."""
     return float(os.environ.get(f"SPOT_{name}_SECONDS", usual))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What a backbone expects: its name in timm, and the normalisation of its pixels (0–255)."""
+    """The name of a backbone in timm, and the normalisation of its pixels (0–255) by channel."""
 
     timm_name: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
 
-ARCHITECTURES = {
-    # ImageNet's mean and standard deviation per channel, times 255.
+ARCHITECTURES: dict[str, Architecture] = {
+    # Mean and standard deviation of ImageNet, times 255.
     "resnet50": Architecture(
         timm_name="resnet50",
         mean=(123.675, 116.28, 103.53),
         std=(58.395, 57.12, 57.375),
     ),
-    # (x − 127) / 128: how the published weights were trained (github.com/tensorflow/tpu).
+    # (x − 127) / 128, as the published weights were trained (github.com/tensorflow/tpu).
     "efficientnet_lite0": Architecture(
         timm_name="tf_efficientnet_lite0",
         mean=(127.0, 127.0, 127.0),
@@ -55,36 +69,8 @@ ARCHITECTURES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What decides the weights, given data and machine; kept in every snapshot."""
-
-    mode: str
-    arch: str
-    size: int
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    warmup: float
-    weight_decay: float
-    hidden: int
-    dropout: float
-    label_sigma: float
-    ema_decay: float
-    ensemble_size: int
-    batch_norm: str
-    precision: str
-    backbone_precision: Literal["float32", "bfloat16", "int8"]
-    mirror: str
-    decision: Decision
-    validation_fraction: float
-    eval_every: int
-    train_on: str
-    seed: int
-
-
-# What a flag that is not given stands for, by mode. That of head was chosen by cross-validation on
-# the training side; that of finetune on validation, see benchmarks/accuracy/README.md.
+# Defaults of flags, by mode. Those of head were chosen by cross-validation on the training photos,
+# those of finetune on the validation photos: see benchmarks/accuracy/README.md.
 RECIPES: dict[str, dict[str, int | float | str]] = {
     "head": {
         "epochs": 20,
@@ -111,277 +97,143 @@ RECIPES: dict[str, dict[str, int | float | str]] = {
 }
 
 
-def whole_number(text: str) -> int:
-    """A flag's value, 1 or more."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
+def _by_mode(name: str, text: str) -> Parameter:
+    usual = ", ".join(f"{mode} {recipe[name]}" for mode, recipe in RECIPES.items())
+    return Parameter(required=False, help=f"{text} [default: {usual}]")
 
 
-def whole_number_or_zero(text: str) -> int:
-    """A flag's value, 0 or more."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} is less than 0")
-    return number
+@Parameter(name="*", group=Group("Inputs and outputs", sort_key=1))
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Input and output paths, and what is known about the run when it starts."""
+
+    data: Path
+    """Folder of the packed data set (`data_prep pack`)."""
+    weights: Path
+    """Weights of the pretrained backbone (`data_prep weights`), or weights.pth of an earlier run,
+    whose heads are loaded as well if their architecture is the same."""
+    output: Path
+    """Folder for metrics, weights and the report."""
+    model_dir: Path | None = None
+    """Folder for the model to serve [default: OUTPUT/model]."""
+    checkpoint_dir: Path | None = None
+    """Folder for features and checkpoints [default: OUTPUT/checkpoints]."""
+    run_id: str = "local"
+    """Id of the run, stored in the model."""
+    dollars_an_hour: NonNegative = 0.0
+    """Price of the machine, to show the cost so far; 0 shows no cost."""
+
+    @property
+    def model(self) -> Path:
+        return self.model_dir or self.output / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.checkpoint_dir or self.output / "checkpoints"
 
 
-def number_from_zero(*, included: bool, below: float = math.inf) -> Callable[[str], float]:
-    """The type of a flag: a number from 0, itself allowed if `included`, to less than `below`."""
+@Parameter(name="*", group=Group("Evaluation and export", sort_key=4))
+@dataclass(frozen=True, kw_only=True)
+class Extras:
+    """Options that do not affect the weights."""
 
-    def number(text: str) -> float:
-        value = float(text)
-        if not 0 <= value < below or (value == 0 and not included):
-            least = "0 or more" if included else "above 0"
-            most = f"below {below:g}" if math.isfinite(below) else "finite"
-            raise argparse.ArgumentTypeError(f"must be {least} and {most}, not {text}")
-        return value
-
-    return number
-
-
-def parse_arguments(
-    arguments: list[str] | None = None,
-    *,
-    prog: str = "python -m training.train",
-    description: str | None = None,
-) -> argparse.Namespace:
-    """The flags of training.train; `prog` is who speaks when one is wrong.
-
-    What is not given comes from --settings or from the recipe of the mode, the first that has it.
-    """
-    parser = _make_parser(prog, description)
-    given = sys.argv[1:] if arguments is None else arguments
-    try:
-        flags = expand_settings(given)
-    except ValueError as error:
-        parser.error(str(error))
-    args = parser.parse_args(flags)
-    for name, value in RECIPES[args.mode].items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    return args
+    skip_test: Switch = False
+    """Do not evaluate on the test photos, to choose settings by validation."""
+    int8: Literal["auto", "no"] = "auto"
+    """auto: also export an int8 model, which is served if it is nearly as accurate on validation;
+    this needs a CPU with VNNI."""
+    profile: Switch = False
+    """Profile the first steps with torch.profiler: writes profile.txt and trace.json to OUTPUT."""
 
 
-def given_settings(arguments: list[str]) -> dict[str, Any]:
-    """By name, the flags of training.train that are in `arguments`, and no defaults: those depend
-    on the mode and on the machine that is asked."""
-    parser, absent = _make_parser(), object()
-    blank = argparse.Namespace(**{action.dest: absent for action in parser._actions})
-    given = vars(parser.parse_args(arguments, blank))
-    return {name: value for name, value in given.items() if value is not absent}
+@Parameter(name="*", group=Group(RECIPE, sort_key=2))
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the weights depend on besides data and machine; stored in every checkpoint."""
+
+    mode: Mode = "head"
+    """head: run the backbone once, and train a new head on its features, in minutes. finetune:
+    train every layer."""
+    arch: Arch = "resnet50"
+    """Architecture of the backbone."""
+    size: NonNegativeInt = 0
+    """Height and width of the input, in pixels; 0 uses the size of the data set."""
+    epochs: Annotated[PositiveInt, _by_mode("epochs", "Passes over the training photos.")]
+    batch_size: Annotated[PositiveInt, _by_mode("batch_size", "Photos per step and process.")]
+    learning_rate: Annotated[Positive, _by_mode("learning_rate", "Maximum learning rate.")]
+    warmup: Annotated[
+        FractionOrZero, _by_mode("warmup", "Share of the steps in which the learning rate rises.")
+    ]
+    weight_decay: Annotated[NonNegative, _by_mode("weight_decay", "Weight decay of AdamW.")]
+    hidden: Annotated[
+        NonNegativeInt, _by_mode("hidden", "Units of the hidden layer of the head, 0 for none.")
+    ]
+    dropout: Annotated[FractionOrZero, _by_mode("dropout", "Dropout in the head.")]
+    label_sigma: Annotated[
+        NonNegative,
+        _by_mode(
+            "label_sigma", "Standard deviation of the soft targets around the true count, in items."
+        ),
+    ]
+    ema_decay: Annotated[
+        FractionOrZero,
+        _by_mode(
+            "ema_decay", "Decay of the exponential moving average of the weights, 0 for no average."
+        ),
+    ]
+    ensemble_size: PositiveInt = 1
+    """Number of networks, or heads, whose predictions are averaged; training and inference take
+    that many times as long."""
+    batch_norm: Literal["train", "frozen"] = "train"
+    """BatchNorm of the backbone with --mode finetune: use the statistics of each batch, or the
+    pretrained ones."""
+    precision: TrainingPrecision = "auto"
+    """Precision of the convolutions with --mode finetune. auto: bfloat16 if this machine has
+    instructions for it, float16 on an older GPU, else float32; a resumed run keeps its
+    precision."""
+    backbone_precision: BackbonePrecision = "float32"
+    """Precision of the backbone with --mode head. bfloat16 is faster on a CPU with instructions for
+    it."""
+    mirror: Literal["no", "yes"] = "no"
+    """yes: average the predictions of a photo and its mirror image, which takes twice as long."""
+    decision: Decision = "argmax"
+    """How the probabilities become a count."""
+    validation_fraction: Fraction = 0.1
+    """Share of the training products that is held out for validation."""
+    eval_every: PositiveInt = 1000
+    """Steps of an epoch between evaluations on validation, in addition to those after epochs."""
+    train_on: Literal["train", "all"] = "train"
+    """all: also train on the test photos, for a final model with settings that were tested before;
+    this run is not tested."""
+    seed: NonNegativeInt = 0
+    """Random seed."""
 
 
-def _make_parser(
-    prog: str = "python -m training.train", description: str | None = None
-) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_places(parser.add_argument_group("places"))
-    _add_recipe(parser.add_argument_group("recipe (what decides the weights)"))
-    _add_machine(parser.add_argument_group("machine"))
-    return parser
+@Parameter(name="*", group=Group("Machine", sort_key=3))
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Resources of the machine, and how often it saves checkpoints."""
+
+    threads: PositiveInt = DEFAULT_THREADS
+    """CPU threads, on which the exact weights depend [default: all, divided among the processes of
+    torchrun]."""
+    checkpoint_seconds: NonNegative = 30.0
+    """Seconds between checkpoints."""
 
 
-def as_flags(values: dict[str, Any]) -> list[str]:
-    """{"batch_size": 64, "profile": True} → ["--batch-size=64", "--profile"]; False is left out."""
-    flags = []
-    for name, value in values.items():
-        flag = f"--{name.replace('_', '-')}"
-        if name in SWITCHES and str(value).lower() in ("true", "false"):  # SageMaker's are text
-            flags += [flag] if str(value).lower() == "true" else []
-        else:
-            flags.append(f"{flag}={value}")
-    return flags
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """The flags that apply wherever a run trains."""
+
+    settings: Settings
+    extras: Extras = Extras()
+    machine: Machine = Machine()
+    settings_file: Annotated[Path | None, Parameter("--settings", group=RECIPE)] = None
+    """JSON file with values for flags that are not given, such as best.json of a search."""
 
 
-def expand_settings(arguments: list[str]) -> list[str]:
-    """`arguments` with `--settings FILE` replaced by the flags in the file, before all others.
+@dataclass(frozen=True, kw_only=True)
+class Options(Choices):
+    """All flags of training.train."""
 
-    Raises ValueError when the file cannot be read.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--settings", type=Path)
-    found, rest = parser.parse_known_args(arguments)
-    if found.settings is None:
-        return rest
-    try:
-        values = json.loads(found.settings.read_text())
-    except FileNotFoundError as error:
-        raise ValueError(f"--settings: no file {found.settings}") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"--settings: {found.settings} is not readable as JSON ({error})"
-        ) from error
-    if not isinstance(values, dict):
-        raise ValueError(f"--settings: {found.settings} holds no JSON object")
-    return [*as_flags(values), *rest]
-
-
-def _add_places(group: "argparse._ArgumentGroup") -> None:
-    flag = group.add_argument
-    flag("--data", type=Path, required=True, help="folder of a packed data set (data_prep pack)")
-    flag(
-        "--weights",
-        type=Path,
-        required=True,
-        help="pretrained backbone (data_prep weights), or weights.pth of an earlier run, whose "
-        "head and ensemble are taken over as well where they are like this run's",
-    )
-    flag("--output", type=Path, required=True, help="metrics, pictures and report go here")
-    flag("--model-dir", type=Path, help="what is served goes here (default: OUTPUT/model)")
-    flag("--checkpoint-dir", type=Path, help="features and snapshots (default: OUTPUT/checkpoints)")
-    flag(
-        "--skip-test",
-        action="store_true",
-        help="leave the test photos alone, to choose settings by validation",
-    )
-    flag(
-        "--int8",
-        choices=("auto", "no"),
-        default="auto",
-        help="auto: also export the model in int8, to be served if it does as well on validation, "
-        "where this machine can judge that (default: %(default)s)",
-    )
-    flag("--run-id", default="local", help="noted in the model (default: %(default)s)")
-
-
-def _add_recipe(group: "argparse._ArgumentGroup") -> None:
-    flag = group.add_argument
-    flag(
-        "--settings",
-        type=Path,
-        metavar="FILE",
-        help="JSON with what stands for flags that are not given, such as a search's best.json",
-    )
-
-    def by_mode(name: str, type_: Callable[[str], int | float], text: str) -> None:
-        key = name.removeprefix("--").replace("-", "_")
-        usual = ", ".join(f"{mode}: {recipe[key]}" for mode, recipe in RECIPES.items())
-        flag(name, type=type_, help=f"{text} (default: {usual})")
-
-    positive, from_zero = number_from_zero(included=False), number_from_zero(included=True)
-    share = number_from_zero(included=True, below=1)
-    flag(
-        "--mode",
-        choices=sorted(RECIPES, reverse=True),
-        default="head",
-        help="head: the backbone runs once, a new head trains on its features, in minutes; "
-        "finetune: every layer trains (default: %(default)s)",
-    )
-    flag(
-        "--arch",
-        choices=sorted(ARCHITECTURES),
-        default="resnet50",
-        help="backbone (default: %(default)s)",
-    )
-    flag("--size", type=whole_number, help="pixels a side of the input (default: the data set's)")
-    by_mode("--epochs", whole_number, "passes over the photos")
-    by_mode("--batch-size", whole_number, "photos a step")
-    by_mode("--learning-rate", positive, "peak")
-    by_mode("--warmup", share, "share of the steps before the peak")
-    by_mode("--weight-decay", from_zero, "of AdamW")
-    by_mode("--hidden", whole_number_or_zero, "units of the head's hidden layer, 0 for none")
-    by_mode("--dropout", share, "in the head")
-    by_mode("--label-sigma", from_zero, "standard deviation of a target around its count, items")
-    by_mode("--ema-decay", share, "of the exponential moving average of the weights, 0 for none")
-    flag(
-        "--ensemble-size",
-        type=whole_number,
-        default=1,
-        help="networks, or heads, that train side by side and count together; each takes as long "
-        "as one, in training and when it counts (default: %(default)s)",
-    )
-    flag(
-        "--batch-norm",
-        choices=("train", "frozen"),
-        default="train",
-        help="of the backbone, when fine-tuning: learn from each batch, or stay as pretrained "
-        "(default: %(default)s)",
-    )
-    flag(
-        "--precision",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        default="auto",
-        help="of the convolutions, when fine-tuning; auto: bfloat16 where this machine has "
-        "instructions for it, on an older GPU float16, else float32; a run that goes on elsewhere "
-        "keeps what it began with (default: %(default)s)",
-    )
-    flag(
-        "--backbone-precision",
-        choices=("float32", "bfloat16", "int8"),
-        default="float32",
-        help="of the backbone that computes the features of head mode; bfloat16 is faster on a CPU "
-        "with instructions for it, int8 needs one with VNNI (default: %(default)s)",
-    )
-    flag(
-        "--mirror",
-        choices=("no", "yes"),
-        default="no",
-        help="yes: answer from the photo and its mirror image together, in twice the time "
-        "(default: %(default)s)",
-    )
-    flag(
-        "--decision",
-        choices=DECISIONS,
-        default="argmax",
-        help="from the probabilities to a count (default: %(default)s)",
-    )
-    flag(
-        "--validation-fraction",
-        type=number_from_zero(included=False, below=1),
-        default=0.1,
-        help="share of the training products held out while training (default: %(default)s)",
-    )
-    flag(
-        "--eval-every",
-        type=whole_number,
-        default=1000,
-        help="measure on validation every so many steps of an epoch as well as after it "
-        "(default: %(default)s)",
-    )
-    flag(
-        "--train-on",
-        choices=("train", "all"),
-        default="train",
-        help="all: the test photos as well, for a last model of settings that were judged before; "
-        "nothing is tested (default: %(default)s)",
-    )
-    flag(
-        "--seed",
-        type=whole_number_or_zero,
-        default=0,
-        help="of all randomness (default: %(default)s)",
-    )
-
-
-def _add_machine(group: "argparse._ArgumentGroup") -> None:
-    flag = group.add_argument
-    flag(
-        "--threads",
-        type=whole_number,
-        default=max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
-        help="CPU threads; weights are reproducible for one number (default: all, shared with the "
-        "other processes of torchrun: %(default)s)",
-    )
-    flag(
-        "--snapshot-seconds",
-        type=number_from_zero(included=True),
-        default=30,
-        help="time between snapshots (default: %(default)s)",
-    )
-    flag(
-        "--dollars-an-hour",
-        type=number_from_zero(included=True),
-        default=0.0,
-        help="what the machine costs, to show what was spent so far (default: not shown)",
-    )
-    flag(
-        "--profile",
-        action="store_true",
-        help="write OUTPUT/profile.txt and trace.json by torch.profiler, of the first steps",
-    )
+    places: Places

@@ -1,21 +1,21 @@
-"""Train a model that counts: a new head on a pretrained backbone, or every layer.
+"""Train a model that counts items: a new head on a pretrained backbone, or every layer.
 
-    python -m training.train --data DATASET --weights efficientnet_lite0.pth \\
-        --arch efficientnet_lite0 --output out [--mode finetune]
+For example, to train a new head, or every layer with `--mode finetune`:
 
-The same command runs on a laptop and on a spot machine. SIGTERM, or Ctrl-C, takes a snapshot and
-leaves with exit code 75; the same command again goes on from there, to the same weights. SIGUSR1
-takes a snapshot and goes on.
+    python -m training.train --data DATASET --output out \\
+        --weights efficientnet_lite0.pth --arch efficientnet_lite0
+
+SIGTERM or Ctrl-C saves a checkpoint and exits with code 75. The same command resumes the run, which
+ends with the same weights as an uninterrupted one. SIGUSR1 saves a checkpoint and training
+continues.
 """
 
-import argparse
 import json
 import os
 import signal
 import sys
 import time
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,90 +29,105 @@ from training.evaluate.inventory_check import check_inventory
 from training.evaluate.metrics import evaluate, worst_mistakes
 from training.evaluate.report import Mistake, plot_loss, write_report
 from training.export.model_folder import ExportError, export_model
+from training.flags import parse
 from training.learn.checkpoint import (
+    checkpoints_folder,
     disk_error_line,
-    load_snapshot,
-    snapshots_folder,
+    load_checkpoint,
     write_tensors,
 )
 from training.learn.device import choose_device
 from training.learn.distributed import World, join
-from training.learn.features import PrecisionError, features_key
-from training.learn.loop import Saving
+from training.learn.features import features_key
+from training.learn.loop import Checkpointing
 from training.learn.loop import train as train_steps
-from training.learn.memory import give_freed_memory_back, keep_freed_memory
+from training.learn.memory import keep_freed_memory, release_freed_memory
 from training.learn.model import Counter, WeightsError
-from training.learn.precision import settle_precision
-from training.learn.task import Measured, Task, mean_logits, prepare_finetune, prepare_head
+from training.learn.precision import resolve_precision
+from training.learn.task import EvalSet, Task, mean_logits, prepare_finetune, prepare_head
 from training.learn.trainer import DivergedError, Trainer
-from training.settings import INTERRUPTED, Settings, parse_arguments
+from training.settings import INTERRUPTED, RESUMABLE, Options
 
 MISTAKES = 24  # shown in the report
-STARTED = time.monotonic()  # what the machine cost before, its boot, is in no line of ours
-GOES_ON = "stopped: the same command goes on from here"
+STARTED = time.monotonic()  # costs count from here, without the boot of the machine
 
 
-def train(args: argparse.Namespace) -> None:
-    """The whole run: data, training, evaluation, model folder. Raises StoppedError on SIGTERM."""
+def train(options: Options) -> None:
+    """Run training, evaluation and export. Raises StoppedError on SIGTERM and Ctrl-C."""
     signals = Signals(signal.SIGTERM, signal.SIGUSR1)
     signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))
     world = join()
-    dataset = open_dataset(args.data)
-    args.size = args.size or dataset.size
-    settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
+    dataset = open_dataset(options.places.data)
     keep_freed_memory()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(settings.seed)
+    torch.set_num_threads(options.machine.threads)
+    torch.manual_seed(options.settings.seed)
     device = choose_device(world.local_rank)
-    checkpoints: Path = args.checkpoint_dir or args.output / "checkpoints"
-    precision = ""
-    if world.first:
-        precision = settle_precision(settings.precision, settings.mode, device, checkpoints)
-    settings = replace(settings, precision=world.broadcast(precision))
-    prepare = prepare_head if settings.mode == "head" else prepare_finetune
-    task = prepare(dataset, settings, args, checkpoints, device, signals, world)
-
+    options = complete(options, dataset, device, world)
+    prepare = prepare_head if options.settings.mode == "head" else prepare_finetune
+    task = prepare(dataset, options, device, signals, world)
     trainer = Trainer(
         task.trained,
         task.source,
-        settings,
+        options.settings,
         device,
         world,
         should_stop=lambda: signals.seen(signal.SIGTERM),
     )
-    inputs = features_key(
-        dataset, settings.arch, args.weights, settings.size, settings.backbone_precision
-    )
-    snapshots = snapshots_folder(checkpoints, asdict(settings), inputs=inputs, processes=world.size)
-    last = load_snapshot(snapshots, asdict(settings)) if world.first else None
-    if snapshot := world.broadcast(last):
-        trainer.restore(snapshot)
-        _say(world, f"going on after epoch {trainer.epoch}, step {trainer.step}")
-    args.output.mkdir(parents=True, exist_ok=True)
-    train_steps(
-        trainer,
-        task.validation.examples,
-        args.output,
-        Saving(snapshots, args.snapshot_seconds, signals),
-        dollars_an_hour=args.dollars_an_hour,
-        started=STARTED,
-        profile=args.profile,
-    )
+    resume_and_train(options, trainer, task, dataset, signals)
     epoch = trainer.load_best()
-    _say(world, f"the weights after epoch {epoch} have the lowest validation loss")
-    metrics, mistakes = judge(trainer, task, dataset, epoch)
+    _log(world, f"the weights after epoch {epoch} have the lowest validation loss")
+    metrics, mistakes = evaluate_best(trainer, task, dataset, epoch)
     if world.first:
-        # All that training left is on disk: what comes now is done again in a minute.
-        signals.exit_at_once(signal.SIGTERM, code=INTERRUPTED, message=GOES_ON)
-        give_freed_memory_back()  # two vCPUs may come with 4 GiB, and the exports need them
-        write(args, trainer, task, dataset, metrics, mistakes)
+        # The training is saved, and what follows takes a minute: it is simply repeated.
+        signals.exit_at_once(signal.SIGTERM, code=INTERRUPTED, message=RESUMABLE)
+        release_freed_memory()  # the exports need it where memory is 4 GiB
+        write_results(options, trainer, task, dataset, metrics, mistakes)
     world.leave()
 
 
-def judge(
+def complete(options: Options, dataset: Dataset, device: torch.device, world: World) -> Options:
+    """Resolve the settings that depend on the data set and on the machine."""
+    settings = options.settings
+    precision = settings.precision
+    if world.first:
+        checkpoints = options.places.checkpoints
+        precision = resolve_precision(precision, settings.mode, device, checkpoints)
+    size = settings.size or dataset.size
+    settings = replace(settings, size=size, precision=world.broadcast(precision))
+    return replace(options, settings=settings)
+
+
+def resume_and_train(
+    options: Options, trainer: Trainer, task: Task, dataset: Dataset, signals: Signals
+) -> None:
+    """Take the remaining steps, from the newest checkpoint of these settings and inputs on."""
+    settings, places, world = options.settings, options.places, trainer.world
+    inputs = features_key(
+        dataset, settings.arch, places.weights, settings.size, settings.backbone_precision
+    )
+    folder = checkpoints_folder(
+        places.checkpoints, asdict(settings), inputs=inputs, processes=world.size
+    )
+    newest = load_checkpoint(folder, asdict(settings)) if world.first else None
+    if checkpoint := world.broadcast(newest):
+        trainer.restore(checkpoint)
+        _log(world, f"resuming after epoch {trainer.epoch}, step {trainer.step}")
+    places.output.mkdir(parents=True, exist_ok=True)
+    train_steps(
+        trainer,
+        task.validation.examples,
+        places.output,
+        Checkpointing(folder, options.machine.checkpoint_seconds, signals),
+        dollars_an_hour=places.dollars_an_hour,
+        started=STARTED,
+        profile=options.extras.profile,
+    )
+
+
+def evaluate_best(
     trainer: Trainer, task: Task, dataset: Dataset, epoch: float
 ) -> tuple[dict[str, Any], list[Mistake]]:
-    """What metrics.json holds of the weights after `epoch` epochs, and the worst mistakes."""
+    """Return the content of metrics.json for the weights after `epoch`, and the worst mistakes."""
     logits = mean_logits(trainer, task.validation)
     temperature = fit_temperature(logits, task.validation.classes.numpy())
     metrics: dict[str, Any] = {
@@ -120,55 +135,79 @@ def judge(
         "temperature": temperature,
     }
     mistakes: list[Mistake] = []
-    for name, measured in (("validation", task.validation), ("test", task.test)):
-        if measured:
-            metrics[name], mistakes = measure(trainer, measured, dataset, task, temperature)
+    for name, eval_set in (("validation", task.validation), ("test", task.test)):
+        if eval_set:
+            metrics[name], mistakes = evaluate_on(eval_set, trainer, task, dataset, temperature)
             accuracy, photos = metrics[name]["accuracy"]["value"], metrics[name]["photos"]
-            _say(trainer.world, f"{name} accuracy {accuracy:.1%} on {photos} photos")
+            _log(trainer.world, f"{name} accuracy {accuracy:.1%} on {photos} photos")
     return metrics, mistakes
 
 
-def write(
-    args: argparse.Namespace,
+def evaluate_on(
+    eval_set: EvalSet, trainer: Trainer, task: Task, dataset: Dataset, temperature: float
+) -> tuple[dict[str, Any], list[Mistake]]:
+    """Return the metrics on `eval_set`, and the worst mistakes."""
+    probabilities = softmax(mean_logits(trainer, eval_set), temperature)
+    photos, counts = eval_set.photos, dataset.counts
+    values, frequencies = np.unique(task.photos.counts, return_counts=True)
+    majority, decision = int(values[frequencies.argmax()]), trainer.settings.decision
+    metrics = evaluate(probabilities, photos.counts, counts, majority, decision)
+    metrics["inventory"] = check_inventory(
+        probabilities, photos.counts, counts, ids=photos.ids, groups=photos.groups
+    )
+    predicted = decide(probabilities, counts, decision)
+    mistakes = [
+        Mistake(
+            id=photos.ids[row],
+            jpeg=photos.jpeg(row),
+            count=int(photos.counts[row]),
+            predicted=int(predicted[row]),
+            probability=float(probabilities[row, counts.index(int(predicted[row]))]),
+        )
+        for row in worst_mistakes(probabilities, photos.counts, counts, decision, MISTAKES)
+    ]
+    return metrics, mistakes
+
+
+def write_results(
+    options: Options,
     trainer: Trainer,
     task: Task,
     dataset: Dataset,
     metrics: dict[str, Any],
     mistakes: list[Mistake],
 ) -> None:
-    """Pictures, report, weights and the model folder; metrics.json last."""
-    settings = asdict(trainer.settings)
-    plot_loss(args.output / "metrics.jsonl", args.output / "loss.png")
+    """Write plot, report, weights and model folder, and metrics.json last."""
+    settings, places = asdict(trainer.settings), options.places
+    plot_loss(trainer.history, places.output / "loss.png")
     write_report(
-        args.output / "report.html",
-        title=f"Run {args.run_id}",
-        command=command(args.threads, trainer.world),
+        places.output / "report.html",
+        title=f"Run {places.run_id}",
+        command=reproducing_command(options.machine.threads, trainer.world),
         settings=settings,
         metrics=metrics,
         history=trainer.history,
         mistakes=mistakes,
     )
-    write_tensors(args.output / "weights.pth", task.network.state_dict())
-    model = args.model_dir or args.output / "model"
+    write_tensors(places.output / "weights.pth", task.network.state_dict())
+    mirror = trainer.settings.mirror == "yes"
     export_model(
-        Counter(
-            task.network.cpu(), metrics["temperature"], mirror=trainer.settings.mirror == "yes"
-        ),
-        model,
+        Counter(task.network.cpu(), metrics["temperature"], mirror=mirror),
+        places.model,
         dataset=dataset,
         calibration=task.fitted,
         validation=task.validation.photos,
         metrics=metrics,
-        run_id=args.run_id,
+        run_id=places.run_id,
         settings=settings,
-        int8=args.int8 == "auto",
+        int8=options.extras.int8 == "auto",
     )
-    (args.output / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    print(f"{args.output / 'report.html'} tells all; the model is in {model}", file=sys.stderr)
+    (places.output / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    print(f"report: {places.output / 'report.html'}, model: {places.model}", file=sys.stderr)
 
 
-def command(threads: int, world: World) -> list[str]:
-    """What repeats this run, on a machine of the same type to the same weights."""
+def reproducing_command(threads: int, world: World) -> list[str]:
+    """Return the command that gives the same weights on a machine of the same type."""
     start = ["python"]
     if world.size > 1:
         here = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -176,45 +215,19 @@ def command(threads: int, world: World) -> list[str]:
     return [*start, "-m", "training.train", *sys.argv[1:], "--threads", str(threads)]
 
 
-def measure(
-    trainer: Trainer, measured: Measured, dataset: Dataset, task: Task, temperature: float
-) -> tuple[dict[str, Any], list[Mistake]]:
-    """Metrics of the best weights and their worst mistakes."""
-    probabilities = softmax(mean_logits(trainer, measured), temperature)
-    photos, counts = measured.photos, dataset.counts
-    values, times = np.unique(task.photos.counts, return_counts=True)
-    majority, decision = int(values[times.argmax()]), trainer.settings.decision
-    metrics = evaluate(probabilities, photos.counts, counts, majority, decision)
-    metrics["inventory"] = check_inventory(
-        probabilities, photos.counts, counts, ids=photos.ids, groups=photos.groups
-    )
-    answers = decide(probabilities, counts, decision)
-    mistakes = [
-        Mistake(
-            id=photos.ids[row],
-            jpeg=photos.jpeg(row),
-            count=int(photos.counts[row]),
-            predicted=int(answers[row]),
-            probability=float(probabilities[row, counts.index(int(answers[row]))]),
-        )
-        for row in worst_mistakes(probabilities, photos.counts, counts, decision, MISTAKES)
-    ]
-    return metrics, mistakes
-
-
-def _say(world: World, message: str) -> None:
+def _log(world: World, message: str) -> None:
     if world.first:
         print(message, file=sys.stderr)
 
 
 def main() -> None:
-    args = parse_arguments(description=__doc__)
+    options = parse(Options, sys.argv[1:], description=__doc__)
     try:
-        train(args)
+        train(options)
     except StoppedError:
-        print(GOES_ON, file=sys.stderr)
+        print(RESUMABLE, file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except (DatasetError, WeightsError, PrecisionError, DivergedError, ExportError) as error:
+    except (DatasetError, WeightsError, DivergedError, ExportError) as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(disk_error_line(error))

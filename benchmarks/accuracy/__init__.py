@@ -1,1 +1,1 @@
-"""How well recipes count."""
+"""How accurately recipes count."""

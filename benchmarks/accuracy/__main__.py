@@ -1,42 +1,42 @@
-"""How well recipes count, one row each: what was tried is kept, whether it paid or not.
+"""How accurately recipes count. Every try becomes a row of a table, whether it paid off or not.
 
-    python -m benchmarks.accuracy prepare --photos abid-224.tar     the data set, split by product
-    python -m benchmarks.accuracy prepare --drawn 8000 --folder D   the same of drawn bins
-    python -m benchmarks.accuracy try NAME [--seed 1]               train it, judge it on validation
-    python -m benchmarks.accuracy try NAME --processes 2            the same under torchrun
-    python -m benchmarks.accuracy test                              the chosen one, on test photos
-    python -m benchmarks.accuracy final --photos abid-224.tar       on all photos → model.tar.gz
-    python -m benchmarks.accuracy table                             the rows as Markdown
+Photos come as a tar laid out as the public bucket: bin-images/`<id>`.jpg, metadata/`<id>`.json.
+A try trains on four fifths of the products of the training side and is judged on the last fifth;
+only `test` uses the test photos. Rows are kept in benchmarks/accuracy/tries.jsonl.
 
-Photos are a tar laid out as the public bucket: bin-images/<id>.jpg, metadata/<id>.json. A try
-trains on four fifths of the products of the training side and is judged on the last fifth; the
-test side is looked at by `test` alone. Rows go to benchmarks/accuracy/tries.jsonl.
+    python -m benchmarks.accuracy prepare --photos abid-224.tar
+    python -m benchmarks.accuracy try head --seed 1
+    python -m benchmarks.accuracy table
+    python -m benchmarks.accuracy test
+    python -m benchmarks.accuracy final --photos abid-224.tar
 """
 
-import argparse
 import json
-import os
 import subprocess
 import sys
 import tarfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from benchmarks.training.report import machine
+from cyclopts import Group, Parameter
+from cyclopts.validators import LimitedChoice
+
+from benchmarks.measure import machine
+from common.command import interruptible
+from common.flags import NonNegativeInt, PositiveInt, command_line
 from common.storage import pack_files
 from data_prep.folder import DataError, start_selection, write_selection
 from data_prep.pack import pack
 from data_prep.split import split_folder
 from data_prep.synthetic import synthesize
 from data_prep.weights import save_weights
-from training.settings import whole_number
 
 ROWS = Path(__file__).with_name("tries.jsonl")
 DATASET = "bins"
 VALIDATION = "0.2"  # of the training side's products
 COUNTS = range(1, 6)
-SIDE = 224  # of a drawn bin, pixels
+SIDE = 224  # of a synthetic photo, pixels
 
 # Flags of training.train.
 LITE0 = ("--arch", "efficientnet_lite0")
@@ -52,19 +52,41 @@ TRIES: dict[str, tuple[str, ...]] = {
     "lite2-members-5": (*LITE2, *FINETUNE, "--epochs", "4", "--ensemble-size", "5"),
     "lite2-members-4": (*LITE2, *FINETUNE, "--epochs", "4", "--ensemble-size", "4"),
 }
-# On validation; five networks are better still, but do not learn all photos within an hour.
+# On validation; five networks are better still, but take over an hour to train on all photos.
 CHOSEN = "lite2-members-4"
 
+APP = command_line("python -m benchmarks.accuracy", __doc__)
+PHOTOS_FROM = Group("Photos", validator=LimitedChoice(min=1))
 
-def prepare(folder: Path, photos: Path | None, drawn: int = 0) -> None:
-    """Unpack or draw, split by product and pack as data preparation does; weights beside it."""
+Folder = Annotated[Path, Parameter(help="Folder of the data set and the runs.")]
+Seed = Annotated[NonNegativeInt, Parameter(help="Random seed of the training.")]
+Recipe = Annotated[str, Parameter(help="Name of the recipe.", choices=TRIES)]
+FOLDER = Path(".accuracy")
+
+
+@APP.command
+def prepare(
+    *,
+    photos: Annotated[Path | None, Parameter(group=PHOTOS_FROM)] = None,
+    drawn: Annotated[PositiveInt | None, Parameter(group=PHOTOS_FROM)] = None,
+    folder: Folder = FOLDER,
+) -> None:
+    """Make the data set: unpack or draw photos, split them by product and pack them.
+
+    Parameters
+    ----------
+    photos
+        A tar of photos and metadata.
+    drawn
+        Number of synthetic photos to draw instead.
+    """
     if photos:
         start_selection(folder)
         with tarfile.open(photos) as tar:
             tar.extractall(folder, filter="data")
         ids = sorted(file.stem for file in (folder / "bin-images").glob("*.jpg"))
         write_selection(folder, ids, [])
-    else:
+    elif drawn:
         synthesize(folder, drawn, 0, sides=range(SIDE, SIDE + 1))
     split_folder(folder, COUNTS)
     pack(folder, DATASET)
@@ -72,8 +94,64 @@ def prepare(folder: Path, photos: Path | None, drawn: int = 0) -> None:
         save_weights(arch, folder / "weights")
 
 
+@APP.command(name="try")
+def try_recipe(
+    name: Recipe, /, *, seed: Seed = 0, processes: PositiveInt = 1, folder: Folder = FOLDER
+) -> None:
+    """Train a recipe and judge it on the validation photos.
+
+    Parameters
+    ----------
+    processes
+        Number of processes that torchrun starts; --batch-size is that of each.
+    """
+    output = folder / "tries" / f"{name}-{seed}-{processes}"
+    more = ("--skip-test", "--validation-fraction", VALIDATION, "--seed", str(seed))
+    seconds = train(name, folder, output, *more, processes=processes)
+    keep_row({**row(name, output, seconds, seed, "validation"), "processes": processes})
+
+
+@APP.command(name="test")
+def test_recipe(name: Recipe = CHOSEN, /, *, seed: Seed = 0, folder: Folder = FOLDER) -> None:
+    """Train the chosen recipe and judge it on the test photos."""
+    output = folder / "tests" / f"{name}-{seed}"
+    seconds = train(name, folder, output, "--seed", str(seed))
+    keep_row(row(name, output, seconds, seed, "test"))
+
+
+@APP.command
+def final(
+    name: Recipe = CHOSEN,
+    /,
+    *,
+    photos: Path | None = None,
+    seed: Seed = 0,
+    folder: Folder = FOLDER,
+) -> None:
+    """Train the chosen recipe on all photos, and write model.tar.gz.
+
+    Parameters
+    ----------
+    photos
+        A tar of photos to prepare first.
+    """
+    if photos:
+        prepare(photos=photos, folder=folder)
+    output = folder / "final"
+    train(name, folder, output, "--train-on", "all", "--seed", str(seed))
+    archive = output / "model.tar.gz"
+    pack_files(archive, sorted((output / "model").iterdir()))
+    print(archive)
+
+
+@APP.command(name="table")
+def print_table() -> None:
+    """Print the rows as a Markdown table."""
+    print(table())
+
+
 def train(name: str, folder: Path, output: Path, *more: str, processes: int = 1) -> float:
-    """Run training.train with the flags of a try; returns the seconds it took."""
+    """Run training.train with the flags of a recipe; returns the seconds it took."""
     flags = TRIES[name]
     arch = flags[flags.index("--arch") + 1]
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", str(processes))
@@ -91,7 +169,7 @@ def train(name: str, folder: Path, output: Path, *more: str, processes: int = 1)
 
 
 def row(name: str, output: Path, seconds: float, seed: int, side: str) -> dict[str, Any]:
-    """One line of accuracy.jsonl."""
+    """One line of tries.jsonl."""
     metrics = json.loads((output / "metrics.json").read_text())
     return {
         "try": name,
@@ -102,12 +180,12 @@ def row(name: str, output: Path, seconds: float, seed: int, side: str) -> dict[s
         "epoch": metrics["train"]["epoch"],
         "temperature": metrics["temperature"],
         "minutes": round(seconds / 60, 1),
-        "machine": machine(os.cpu_count() or 1),
+        "machine": machine(),
     }
 
 
 def figures(judged: dict[str, Any]) -> dict[str, Any]:
-    """Of one side in metrics.json, what a row has of it."""
+    """The figures of a row, from one side in metrics.json."""
     return {
         "photos": judged["photos"],
         "exact": judged["accuracy"],
@@ -120,36 +198,13 @@ def figures(judged: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def try_recipe(args: argparse.Namespace) -> None:
-    output = args.folder / "tries" / f"{args.name}-{args.seed}-{args.processes}"
-    more = ("--skip-test", "--validation-fraction", VALIDATION, "--seed", str(args.seed))
-    seconds = train(args.name, args.folder, output, *more, processes=args.processes)
-    line = row(args.name, output, seconds, args.seed, "validation")
-    line["processes"] = args.processes
+def keep_row(line: dict[str, Any]) -> None:
     with ROWS.open("a") as stream:
         stream.write(json.dumps(line) + "\n")
-
-
-def test_recipe(args: argparse.Namespace) -> None:
-    output = args.folder / "tests" / f"{args.name}-{args.seed}"
-    seconds = train(args.name, args.folder, output, "--seed", str(args.seed))
-    line = row(args.name, output, seconds, args.seed, "test")
-    with ROWS.open("a") as stream:
-        stream.write(json.dumps(line) + "\n")
-
-
-def final(args: argparse.Namespace) -> None:
-    if args.photos:
-        prepare(args.folder, args.photos)
-    output = args.folder / "final"
-    train(args.name, args.folder, output, "--train-on", "all", "--seed", str(args.seed))
-    archive = output / "model.tar.gz"
-    pack_files(archive, sorted((output / "model").iterdir()))
-    print(archive)
 
 
 def table() -> str:
-    """The rows as Markdown, tries in the order in which they were made."""
+    """The rows as a Markdown table, in the order in which they were made."""
     lines = [
         "| try | flags | exact, 95 % | within one | RMSE | loss | AUROC | minutes |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -172,7 +227,7 @@ def table() -> str:
 
 
 def name_of(found: dict[str, Any]) -> str:
-    """Of a row: the try, and what was special about it."""
+    """The name of a row's recipe, and what was special about the try."""
     processes = found.get("processes", 1)
     special = [
         f"seed {found['seed']}" if found["seed"] else "",
@@ -182,59 +237,10 @@ def name_of(found: dict[str, Any]) -> str:
     return ", ".join([found["try"], *filter(None, special)])
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.accuracy",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    folder = argparse.ArgumentParser(add_help=False)
-    folder.add_argument(
-        "--folder",
-        type=Path,
-        default=Path(".accuracy"),
-        help="data set and runs (default: %(default)s)",
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    add = commands.add_parser("prepare", parents=[folder], help="make the data set")
-    what = add.add_mutually_exclusive_group(required=True)
-    what.add_argument("--photos", type=Path, help="tar of photos and metadata")
-    what.add_argument("--drawn", type=whole_number, help="so many bins, drawn")
-    for command, text in (
-        ("try", "train a recipe and judge it on validation"),
-        ("test", "judge the chosen recipe on the test photos"),
-        ("final", "train the chosen recipe on all photos"),
-    ):
-        add = commands.add_parser(command, parents=[folder], help=text)
-        if command == "try":
-            add.add_argument("name", choices=TRIES, help="of a recipe")
-        else:
-            words = "of another recipe (default: %(default)s)"
-            add.add_argument("name", nargs="?", choices=TRIES, default=CHOSEN, help=words)
-        add.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-        if command == "final":
-            add.add_argument("--photos", type=Path, help="tar to prepare first")
-        if command == "try":
-            add.add_argument(
-                "--processes",
-                type=int,
-                default=1,
-                help="of torchrun; --batch-size is that of each (default: %(default)s)",
-            )
-    commands.add_parser("table", help="print the rows as Markdown")
-    return parser.parse_args(arguments)
-
-
-def main() -> None:
-    args = parse_arguments()
-    actions = {"try": try_recipe, "test": test_recipe, "final": final}
+@interruptible()
+def main(arguments: list[str] | None = None) -> None:
     try:
-        if args.command == "prepare":
-            prepare(args.folder, args.photos, args.drawn)
-        elif args.command == "table":
-            print(table())
-        else:
-            actions[args.command](args)
+        APP(arguments)
     except (DataError, FileNotFoundError, tarfile.TarError) as error:
         sys.exit(f"error: {error}")
     except subprocess.CalledProcessError as error:

@@ -1,17 +1,15 @@
 """How long `make setup`, `make demo` and `make test` take, each in a fresh clone.
 
-    python -m benchmarks.commands setup --repeats 3          # beside pip, with empty caches
+One line of the table in benchmarks/commands/README.md is printed for each command. Nothing else
+may run meanwhile. This needs git, taskset for --crowded, and, for `setup`, 20 GB of disk and the
+network.
+
+    python -m benchmarks.commands setup --repeats 3
     python -m benchmarks.commands demo synthetic --repeats 3
     python -m benchmarks.commands demo synthetic test --repeats 3 --crowded
-
-Prints a row of benchmarks/commands/README.md for each command. Nothing else may run meanwhile.
---crowded holds all of it to one core, beside two endless loops on the same core. Needs git,
-taskset for --crowded, and, for `setup`, 20 GB of disk and the network.
 """
 
-import argparse
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -22,19 +20,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import psutil
 from tqdm import tqdm
 
+from benchmarks.measure import describe_machine
+from common.command import interruptible
 from common.files import ROOT
+from common.flags import PositiveInt, Switch, command_line
 
 LOOP = [sys.executable, "-c", "while True: pass"]
-MAKE: Mapping[str, Sequence[str]] = {
+What = Literal["setup", "demo", "synthetic", "test", "test-fast"]
+COMMANDS: Mapping[str, Sequence[str]] = {
     "demo": ("make", "demo"),
     "synthetic": (".venv/bin/python", "-m", "rehearsal.demo", "--synthetic"),
     "test": ("make", "test"),
     "test-fast": ("make", "test-fast"),
 }
+
+
+APP = command_line("python -m benchmarks.commands", __doc__)
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Measured:
 
 
 def measure(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Measured:
-    """Run `command`; what it prints goes to a log in `folder`."""
+    """Run `command`; its output goes to a log in `folder`."""
     before, begun = _cpu_seconds(), time.monotonic()
     with (folder / "benchmark.log").open("w") as log:
         code = subprocess.run(
@@ -62,7 +67,7 @@ def _cpu_seconds() -> float:
 
 
 def with_empty_caches(folder: Path) -> dict[str, str]:
-    """The environment of an installation that finds nothing in a cache, and PyPI alone."""
+    """The environment of an installation with empty caches that knows PyPI alone."""
     settings = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "UV_"))}
     cert = {k: v for k, v in os.environ.items() if k == "PIP_CERT"}
     caches = {
@@ -77,7 +82,7 @@ def fresh_clone() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "clone"
         subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
-        shared = ROOT.parent / "shared"  # with the real photos, where there are any
+        shared = ROOT.parent / "shared"  # where the real photos are, if there are any
         if shared.is_dir():
             (folder.parent / "shared").symlink_to(shared)
         yield folder
@@ -104,7 +109,7 @@ def after_setup(name: str, crowded: bool) -> Measured:
         taskset = ["taskset", "-c", "0"] if crowded else []
         loops = [subprocess.Popen([*taskset, *LOOP]) for _ in range(2 if crowded else 0)]
         try:
-            return measure([*taskset, *MAKE[name]], folder, os.environ)
+            return measure([*taskset, *COMMANDS[name]], folder, os.environ)
         finally:
             for loop in loops:
                 loop.kill()
@@ -112,7 +117,7 @@ def after_setup(name: str, crowded: bool) -> Measured:
 
 
 def row(name: str, results: Sequence[Measured]) -> str:
-    """Name, median, least and most seconds, CPU seconds, runs that ended well."""
+    """Name, median, least and most seconds, CPU seconds, and how many runs succeeded."""
     seconds = [result.seconds for result in results]
     cpu = statistics.median(result.cpu_seconds for result in results)
     well = sum(result.code == 0 for result in results)
@@ -121,43 +126,36 @@ def row(name: str, results: Sequence[Measured]) -> str:
     return f"| {name} | {middle:.0f} | {spread} | {cpu:.0f} | {well} of {len(results)} |"
 
 
-def machine() -> str:
-    info = Path("/proc/cpuinfo").read_text()
-    lines = dict(
-        line.split(":", 1) for line in info.splitlines() if line.startswith(("model name", "flags"))
-    )
-    flags = {word for value in lines.values() for word in value.split()}
-    kinds = [kind for kind in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if kind in flags]
-    names = [" ".join(v.split()) for k, v in lines.items() if k.startswith("model")]
-    name = names[0] if names else platform.machine()
-    memory = psutil.virtual_memory().total / 2**30
-    return (
-        f"{name} ({', '.join(kinds)}), {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB; "
-        f"{platform.platform(terse=True)}, Python {platform.python_version()}"
-    )
+@APP.default
+def compare(what: list[What], /, *, repeats: PositiveInt = 3, crowded: Switch = False) -> None:
+    """Measure each command.
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.commands",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("what", nargs="+", choices=["setup", *MAKE])
-    parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--crowded", action="store_true", help="on one core, beside two loops")
-    args = parser.parse_args()
+    Parameters
+    ----------
+    what
+        The commands to measure; setup is measured next to pip, both with empty caches.
+    repeats
+        Number of runs of each command.
+    crowded
+        Hold all of it to one core, which two endless loops share.
+    """
+    here = describe_machine()
     results: dict[str, list[Measured]] = {}
-    for _ in tqdm(range(args.repeats), desc="repeats"):
-        for name in args.what:
+    for _ in tqdm(range(repeats), desc="repeats"):
+        for name in what:
             if name == "setup":
                 results.setdefault("make setup", []).append(setup_by_uv())
                 results.setdefault("pip install", []).append(setup_by_pip())
             else:
-                results.setdefault(name, []).append(after_setup(name, args.crowded))
+                results.setdefault(name, []).append(after_setup(name, crowded))
             for measured in results:
                 print(row(measured, results[measured]), flush=True)
-    print(f"\n{machine()}; {args.repeats} repeats{', crowded' if args.crowded else ''}")
+    print(f"\n{here} {repeats} repeats{', crowded' if crowded else ''}")
+
+
+@interruptible()
+def main(arguments: list[str] | None = None) -> None:
+    APP(arguments)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Preparing data at the size of the public bucket."""
+"""How fast data preparation downloads many small objects."""

@@ -1,1 +1,1 @@
-"""Our server beside those that people deploy."""
+"""Our server under load."""

@@ -6,59 +6,48 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.training.measure import BenchmarkError, Measured
+from benchmarks.measure import BenchmarkError, Measured
 
 ANSWER_SECONDS = 60  # that a client waits
-LAST_CHUNK = b"\r\n0\r\n\r\n"
+PATH = "/invocations"
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where photos are sent: 127.0.0.1."""
-
-    port: int
-    path: str
-
-
 class Connection:
-    """One kept open, over a bare socket: http.client takes as long for a photo as a server does
-    besides decoding and counting it, and on the same cores."""
+    """A connection that stays open, over a bare socket.
 
-    def __init__(self, target: Target) -> None:
-        """Raises OSError when nobody listens."""
-        self._target = target
-        self._socket = socket.create_connection(("127.0.0.1", target.port), ANSWER_SECONDS)
+    http.client would use as much of the CPU per photo as the server does besides its model, and
+    on the same cores.
+    """
+
+    def __init__(self, port: int) -> None:
+        """Raises OSError when nothing listens."""
+        self._socket = socket.create_connection(("127.0.0.1", port), ANSWER_SECONDS)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def send(self, photo: bytes) -> None:
-        """One photo, one answer. Raises BenchmarkError where it is not 200, or OSError."""
+    def send(self, photo: bytes, path: str = PATH) -> None:
+        """Send a photo and read the answer. Raises BenchmarkError unless it is 200, or OSError."""
         head = (
-            f"POST {self._target.path} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
             f"Content-Type: image/jpeg\r\nContent-Length: {len(photo)}\r\n\r\n"
         )
         self._socket.sendall(head.encode() + photo)
         answer = b""
         while (end := answer.find(b"\r\n\r\n")) < 0:
             answer += self._receive()
-        if not answer.startswith(b"HTTP/1.1 200"):
-            raise BenchmarkError(f"{self._target.path} answered {answer[:300]!r}")
-        length = LENGTH.search(answer[:end])
-        if length:
-            while len(answer) < end + 4 + int(length[1]):
-                answer += self._receive()
-        else:  # in chunks, as Ray Serve does
-            while not answer.endswith(LAST_CHUNK):
-                answer += self._receive()
+        length = LENGTH.search(answer[: end + 2])
+        if not answer.startswith(b"HTTP/1.1 200") or not length:
+            raise BenchmarkError(f"{path} answered {answer[:300]!r}")
+        while len(answer) < end + 4 + int(length[1]):
+            answer += self._receive()
 
     def _receive(self) -> bytes:
         received = self._socket.recv(65536)
         if not received:
-            raise BenchmarkError(f"{self._target.path} closed the connection")
+            raise BenchmarkError("the server closed the connection")
         return received
 
     def close(self) -> None:
@@ -66,11 +55,11 @@ class Connection:
 
 
 def load(
-    target: Target, photos: Sequence[bytes], clients: int, warm_up: float, seconds: float
+    port: int, photos: Sequence[bytes], clients: int, warm_up: float, seconds: float
 ) -> Measured:
-    """`clients` at once for `warm_up` seconds and then for `seconds` that count.
+    """Send photos from `clients` at once for `warm_up` seconds, then for `seconds` that count.
 
-    An answer counts when it comes in these seconds; p50 and p99 are of the time that it took.
+    An answer counts when it arrives in these seconds; p50 and p99 are of the time it took.
     """
     begun = time.perf_counter()
     counts_from, counts_to = begun + warm_up, begun + warm_up + seconds
@@ -79,7 +68,7 @@ def load(
 
     def client(number: int) -> None:
         try:
-            with closing(Connection(target)) as connection:
+            with closing(Connection(port)) as connection:
                 while (sent := time.perf_counter()) < counts_to and not failures:
                     connection.send(photos[number % len(photos)])
                     answered = time.perf_counter()
@@ -102,6 +91,6 @@ def load(
 
 
 def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
-    """The facts of a Measured: half of the photos took at most p50, 99 of 100 at most p99."""
-    middle, late = np.percentile(milliseconds, [50, 99]).tolist()
-    return {"p50 ms": middle, "p99 ms": late}
+    """The latency that half of the photos keep to, and the one that 99 of 100 do."""
+    p50, p99 = np.percentile(milliseconds, [50, 99]).tolist()
+    return {"p50 ms": p50, "p99 ms": p99}

@@ -1,1 +1,1 @@
-"""How fast training is, beside what people use without it."""
+"""How fast fine-tuning is."""

@@ -1,205 +1,84 @@
-"""Training measured beside what people do without it, in one run, as ratios.
+"""How many photos per second fine-tuning takes on this machine, in float32 and in bfloat16.
 
-    python -m benchmarks.training all --native abid-native-400.tar --resnet50-weights resnet50.pth
+Photos are synthetic, and the weights of ResNet50 are random: both take as long as real ones.
+Every measurement runs in a process of its own, in turn with the others. The tables are printed as
+Markdown. Let nothing else run meanwhile.
 
-head: head mode against the course's recipe, from photos on disk to a trained head. finetune:
-steps of fine-tuning against plain PyTorch. loader: the loader against processes that only decode.
-snapshots: steps of fine-tuning with snapshots against the same without. processes: two processes
-that train together against one. accuracy: head mode and the course's recipe on many photos, once,
-which takes long.
-Every side runs in a process of its own, in turn with the others. Tables in Markdown go to stdout,
-every single run to a JSON file. Let nothing else run meanwhile.
+    python -m benchmarks.training
+    python -m benchmarks.training --quick    # try the command out
 """
 
-import argparse
-import json
-import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import torch
-import torchvision
 
-from benchmarks.training.finetune import GOALS, compare_finetune
-from benchmarks.training.head import FIXED_PARTS, compare_head
-from benchmarks.training.loader import NATIVE, PACKED, compare_loader
-from benchmarks.training.measure import FULL, QUICK, BenchmarkError, Comparison
-from benchmarks.training.photos import draw_photos, native_entries, unpack_photos
-from benchmarks.training.processes import compare_processes
-from benchmarks.training.recipe import Work
-from benchmarks.training.report import describe, describe_machine, extrapolate, machine, to_json
-from benchmarks.training.snapshots import compare_snapshots
+from benchmarks.measure import BenchmarkError, compare, describe, describe_machine
+from benchmarks.training.steps import Precision, prepare_photos, prepare_weights, run_steps
+from common.choices import Arch
 from common.command import in_one_line, interruptible
-from common.dataset import DatasetError, open_dataset
-from data_prep.folder import DataError, dataset_path
-from data_prep.pack import pack
-from data_prep.split import SIDES
-from data_prep.weights import save_weights
-from training.learn.model import WeightsError, load_backbone
-from training.settings import whole_number
+from common.dataset import DatasetError
+from common.flags import PositiveInt, Switch, command_line
+from data_prep.folder import DataError
+from serving.container.cores import available_cores
 
-COMPARED = ("head", "finetune", "loader", "snapshots", "processes", "accuracy")
-ORIGINAL_PHOTOS = 10_441  # of the original project
+ARCHITECTURES: tuple[Arch, ...] = ("resnet50", "efficientnet_lite0")
+PHOTOS, SIZE, BATCH_SIZE = 720, 224, 32  # three in five are trained on: a dozen steps
+QUICK_PHOTOS, QUICK_SIZE, QUICK_BATCH_SIZE = 120, 64, 8
+GPU_FACTOR = 5  # a GPU takes a step in milliseconds, so it gets more of them
+CORES = available_cores()
+
+APP = command_line("python -m benchmarks.training", __doc__)
 
 
+@APP.default
+def measure(
+    *, repeats: PositiveInt | None = None, threads: PositiveInt = CORES, quick: Switch = False
+) -> None:
+    """Measure each backbone in each precision.
+
+    Parameters
+    ----------
+    repeats
+        Number of rounds [default: 3, with --quick 1].
+    threads
+        CPU threads of PyTorch and of the loader; by default one per core.
+    quick
+        Measure few, small photos in one round, to try the command out.
+    """
+    print(describe_machine(), flush=True)
+    photos, size, batch_size = (
+        (QUICK_PHOTOS, QUICK_SIZE, QUICK_BATCH_SIZE) if quick else (PHOTOS, SIZE, BATCH_SIZE)
+    )
+    if torch.cuda.is_available():
+        photos *= GPU_FACTOR
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = prepare_photos(folder, photos, size)
+        for arch in ARCHITECTURES:
+            weights = prepare_weights(folder / "weights", arch)
+            run = partial(run_steps, data, weights, arch, batch_size=batch_size, threads=threads)
+            sides = {
+                precision: partial(run, precision=precision) for precision in get_args(Precision)
+            }
+            runs = compare(arch, sides, repeats or (1 if quick else 3))
+            counted = runs["float32"][0].photos
+            print(f"\n### {arch}: {counted} photos, {batch_size} in a step, {threads} threads\n")
+            print(describe(runs, "float32"), flush=True)
+
+
+@interruptible()
 def main(arguments: list[str] | None = None) -> None:
-    args = parse(arguments)
-    # The process that is measured ends with it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the measured process ends as well
     try:
-        run(args)
-    except (BenchmarkError, DataError, DatasetError, WeightsError, OSError) as error:
+        APP(arguments)
+    except (BenchmarkError, DataError, DatasetError, OSError) as error:
         sys.exit(f"error: {in_one_line(error)}")
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    flag = parser.add_argument
-    flag("compared", choices=(*COMPARED, "all"), help="what to measure")
-    flag(
-        "--native",
-        type=Path,
-        metavar="TAR",
-        help="photos at native size, laid out as the public bucket (default: drawn ones)",
-    )
-    flag(
-        "--photos",
-        type=Path,
-        metavar="TAR",
-        help="those of accuracy, of any size, laid out the same (default: no accuracy)",
-    )
-    flag(
-        "--resnet50-weights",
-        type=Path,
-        metavar="FILE",
-        help="of `data_prep weights` (default: random, which take as long, and the accuracy is "
-        "compared with EfficientNet-Lite0)",
-    )
-    flag("--repeats", type=whole_number, help="of every side (default: 3; --quick: 1)")
-    flag(
-        "--threads",
-        type=whole_number,
-        default=os.cpu_count(),
-        help="of every side (default: all, %(default)s)",
-    )
-    flag("--compile", action="store_true", help="finetune: a row with torch.compile as well")
-    flag("--quick", action="store_true", help="try the command out: few, small photos")
-    flag(
-        "--json",
-        type=Path,
-        default=Path("training-benchmark.json"),
-        metavar="FILE",
-        help="results with all runs (default: %(default)s)",
-    )
-    args = parser.parse_args(arguments)
-    if args.compared == "accuracy" and not args.photos:
-        parser.error("accuracy needs --photos")
-    args.repeats = args.repeats or (1 if args.quick else 3)
-    return args
-
-
-def run(args: argparse.Namespace) -> None:
-    """Measure, print and write what `args` asks for."""
-    found = machine(args.threads)
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    results = []
-    print(describe_machine(found), flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        for comparison in comparisons(args, Path(folder)):
-            results.append(to_json(comparison))
-            print(f"\n{describe(comparison)}", flush=True)
-            if comparison.title == "head" and not args.quick:
-                print(f"\n{extrapolate(comparison, FIXED_PARTS, ORIGINAL_PHOTOS)}", flush=True)
-            # After each, as a later one may fail.
-            content = {"arguments": vars(args), "machine": found, "comparisons": results}
-            args.json.write_text(json.dumps(content, indent=1, default=str) + "\n")
-
-
-def comparisons(args: argparse.Namespace, folder: Path) -> Iterator[Comparison]:
-    """Prepare photos and weights in `folder`, off the clock, and compare."""
-    scale = QUICK if args.quick else FULL
-    chosen = COMPARED if args.compared == "all" else (args.compared,)
-    if args.resnet50_weights:
-        load_backbone("resnet50", args.resnet50_weights, all_stages=False)  # else one line now
-    weights = {
-        "resnet50": args.resnet50_weights or random_resnet50(folder),
-        "efficientnet_lite0": save_weights("efficientnet_lite0", folder / "weights"),
-    }
-    photos = folder / "native"
-    if args.native:
-        unpack_photos(args.native, photos)
-    else:
-        draw_photos(photos, scale.photos, scale.sides)
-
-    data = dataset_path(photos, "packed")
-    if not {"loader", "finetune", "snapshots", "processes"}.isdisjoint(chosen):
-        pack(photos, "packed", size=scale.size)
-    if "loader" in chosen:
-        entries = native_entries(photos)
-        yield compare_loader("loader", NATIVE, entries, scale, args.repeats)
-        entries = open_dataset(data).index(*SIDES).entries
-        yield compare_loader("loader of shards", PACKED, entries, scale, args.repeats)
-    if "finetune" in chosen:
-        for arch in GOALS:
-            yield compare_finetune(
-                data,
-                weights[arch],
-                arch,
-                scale,
-                args.repeats,
-                threads=args.threads,
-                compiled=args.compile,
-            )
-    if "snapshots" in chosen:
-        arch = "efficientnet_lite0"
-        yield compare_snapshots(
-            data, weights[arch], arch, scale, args.repeats, threads=args.threads
-        )
-    if "processes" in chosen:
-        for arch in GOALS:
-            yield compare_processes(data, weights[arch], arch, scale, args.repeats)
-    if "head" in chosen:
-        work = Work(
-            photos=photos,
-            weights=weights["resnet50"],
-            arch="resnet50",
-            size=scale.size,
-            threads=args.threads,
-            judged=args.resnet50_weights is not None,
-            probed=scale.probed,
-        )
-        yield compare_head("head", work, args.repeats)
-    if "accuracy" in chosen and args.photos:
-        more = folder / "more"
-        unpack_photos(args.photos, more)
-        arch = "resnet50" if args.resnet50_weights else "efficientnet_lite0"
-        work = Work(
-            photos=more,
-            weights=weights[arch],
-            arch=arch,
-            size=scale.size,
-            threads=args.threads,
-            judged=True,
-            probed=scale.probed,
-        )
-        yield compare_head(f"accuracy of head mode, {arch}", work, repeats=1, timed=False)
-
-
-def random_resnet50(folder: Path) -> Path:
-    """ResNet50 as it is before training: fit to be timed."""
-    file = folder / "random-resnet50.pth"
-    torch.manual_seed(0)
-    torch.save(torchvision.models.resnet50().state_dict(), file)
-    return file
-
-
 if __name__ == "__main__":
-    with interruptible():
-        main()
+    main()

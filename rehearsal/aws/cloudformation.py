@@ -1,4 +1,4 @@
-"""What CloudFormation does otherwise than moto, as far as our stacks and commands meet it."""
+"""Where CloudFormation behaves differently from moto, as far as it matters to our stacks."""
 
 import random
 from typing import Any
@@ -11,7 +11,7 @@ SAGEMAKER_NAME = 63  # characters
 
 
 def behave_as_cloudformation() -> None:
-    """From now on moto gives outputs in any order, and SageMaker's resources the names they get."""
+    """From now on, moto returns outputs in any order and names resources as AWS does."""
     in_order: Any = Stack.outputs
     make_up = parsing.generate_resource_name
 

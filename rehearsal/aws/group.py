@@ -1,7 +1,7 @@
-"""What EC2 Auto Scaling does with its machines, where moto only keeps the books.
+"""What EC2 Auto Scaling does with its machines, where moto only keeps records.
 
-moto starts and ends instances on paper; here each gets a rehearsed machine, a lost one is
-replaced, and booked actions are carried out when they are due.
+moto's instances are only entries in a list; here each gets a rehearsed machine, a lost one is
+replaced, and scheduled actions are carried out when they are due.
 """
 
 import base64
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
         ScheduledUpdateGroupActionTypeDef,
     )
 
-NOTICE_SECONDS = 120.0  # as on AWS; a machine that leaves sooner is not waited for
+NOTICE_SECONDS = 120.0  # as on AWS; the wait ends earlier if the machine shuts down
 LOOK_SECONDS = 0.3
 SETTLE_SECONDS = 5.0  # from the group's decision to the machine's shutdown, or longer
-GRACE_SECONDS = 120.0  # EC2 lets a machine that it stops shut down in order
-QUIET_SECONDS = 3600.0  # on two cores training is silent for 10 seconds, while it exports the model
+GRACE_SECONDS = 120.0  # for an orderly shutdown of a machine that EC2 stops
+QUIET_SECONDS = 3600.0  # without output; on two cores the export alone is silent for 10 seconds
 
 
 def _life_cycle(group: "AutoScalingGroupTypeDef") -> str:
-    """How the machines of `group` are bought, in the metadata service's words."""
-    policy = group.get("MixedInstancesPolicy", {})  # which moto drops in an update
+    """How the machines of `group` are bought, in the terms of the metadata service."""
+    policy = group.get("MixedInstancesPolicy", {})  # moto drops it in an update
     distribution = policy.get("InstancesDistribution", {})
     return "on-demand" if distribution.get("OnDemandPercentageAboveBaseCapacity") else "spot"
 
 
 class StillRunningError(RuntimeError):
-    """The group did not come to its end."""
+    """A group did not reach its end; the message is one line."""
 
 
 class RehearsedGroups:
@@ -64,18 +64,18 @@ class RehearsedGroups:
         self._say = say
         self.machines: dict[str, Machine] = {}  # all that ever started, by instance id
         self._running: dict[str, Machine] = {}
-        self._outside: set[str] = set()  # machines that run on though the group replaced them
-        self._shown: dict[str, int] = {}  # characters of each console on the terminal
-        self._heard = time.monotonic()  # when a machine last said something, booted or ended
+        self._outside: set[str] = set()  # machines that still run although they were replaced
+        self._shown: dict[str, int] = {}  # characters of each console that were shown
+        self._heard = time.monotonic()  # when a machine last printed something, booted or ended
         self._hold_at = ""  # the event at which machines wait to be interrupted
-        self.capacity = {"spot", "on-demand"}  # without one, no machine of that kind comes
-        self.settings: dict[str, str] = {}  # more of the environment of each machine
+        self.capacity = {"spot", "on-demand"}  # kinds of machines that are available
+        self.settings: dict[str, str] = {}  # added to the environment of each machine
 
-    def run(self, *, interruptions: list[str]) -> None:
-        """Until the groups are at 0 and no machine is left.
+    def run(self, *, interruptions: Sequence[str]) -> None:
+        """Run machines until the groups are at 0 and no machine is left.
 
         The running machine is interrupted at each event of `interruptions` in turn. Raises
-        StillRunningError, with every machine ended, once no machine says anything any more.
+        StillRunningError, after ending every machine, when no machine prints anything any more.
         """
         try:
             for event in interruptions:
@@ -90,17 +90,17 @@ class RehearsedGroups:
             self.end_machines()
 
     def _hold(self, event: str) -> None:
-        """Machines, those that run and those to come, do not train on after `event`."""
+        """Freeze the training of running and later machines at `event`."""
         self._hold_at = event
         for machine in self._running.values():
             machine.hold_at = event
 
     def wait_for_end(self) -> None:
-        """Until the groups are at 0 and no machine is left; raises StillRunningError."""
+        """Wait until the groups are at 0 and no machine is left; raises StillRunningError."""
         self._watch(lambda: None)
 
     def machine_at(self, event: str) -> Machine | None:
-        """The newest machine that reached `event`; None when the groups came to their end before.
+        """Wait for a machine to reach `event`; returns the newest, or None if the groups ended.
 
         Raises StillRunningError when neither happens.
         """
@@ -111,19 +111,19 @@ class RehearsedGroups:
         return self._watch(newest)
 
     def interrupt(self, machine: Machine) -> None:
-        """EC2's notice, and its end of the machine after that."""
+        """Give EC2's notice, and end the machine after that."""
         machine.interrupt(NOTICE_SECONDS)
         self._wait_for_power_off(machine, NOTICE_SECONDS)
         self._show_consoles()
-        self._lose(machine, "was taken back")
+        self._lose(machine, "was interrupted")
 
     def vanish(self, machine: Machine) -> None:
-        """The machine is gone without notice."""
+        """End the machine without notice."""
         machine.vanish()
         self._lose(machine, "vanished")
 
     def replace(self, machine: Machine) -> None:
-        """The group starts another machine, and EC2 lets this one run on for now."""
+        """Have the group start another machine while this one continues for now."""
         self._outside.add(machine.metadata.instance_id)
         self._give_up(machine.metadata.instance_id)
 
@@ -133,21 +133,21 @@ class RehearsedGroups:
         self._running.clear()
 
     def _watch(self, found: Callable[[], Machine | None]) -> Machine | None:
-        """Do what the service does until a machine is found or none is left."""
+        """Act as the service until a machine is found or none is left."""
         self._heard = time.monotonic()
         while time.monotonic() < self._heard + QUIET_SECONDS:
             self._carry_out_bookings()
             instances = self._instances()
             self._start_new(instances)
             self._show_consoles()
-            machine = found()  # before the end of one that reached its event and then powered off
+            machine = found()  # first, as a machine may power off right after its event
             if machine:
                 return machine
             self._end_stopped(instances)
             if not (instances or self._running):
                 return None
             time.sleep(LOOK_SECONDS)
-        quiet = f"no machine has said anything for {QUIET_SECONDS:.0f} s"
+        quiet = f"no machine has printed anything for {QUIET_SECONDS:.0f} s"
         raise StillRunningError(f"a group still runs, but {quiet}: see {self._folder}")
 
     def states(self) -> dict[str, int]:
@@ -160,7 +160,7 @@ class RehearsedGroups:
         return {"desired": desired, "instances": instances}
 
     def _show_consoles(self) -> None:
-        """Whole lines that the running machines printed since the last look."""
+        """Show the complete lines that the running machines printed since the last time."""
         for instance_id, machine in self._running.items():
             text = machine.console.read_text(errors="replace")
             lines, _, _ = text[self._shown.get(instance_id, 0) :].rpartition("\n")
@@ -176,7 +176,7 @@ class RehearsedGroups:
         )["AutoScalingGroups"]
 
     def _instances(self) -> dict[str, "AutoScalingGroupTypeDef"]:
-        """The group of each."""
+        """The group of each instance, by its id."""
         return {
             instance["InstanceId"]: group
             for group in self._describe()
@@ -185,7 +185,7 @@ class RehearsedGroups:
 
     def _start_new(self, instances: dict[str, "AutoScalingGroupTypeDef"]) -> None:
         for instance_id, group in instances.items():
-            # Without capacity an instance is there on paper alone, for as long as it is asked for.
+            # Without capacity an instance has an entry in moto but no machine.
             if _life_cycle(group) in self.capacity and instance_id not in self.machines:
                 machine = self._boot(instance_id, group)
                 machine.hold_at = self._hold_at
@@ -207,7 +207,7 @@ class RehearsedGroups:
             time.sleep(LOOK_SECONDS)
 
     def _lose(self, machine: Machine, how: str, seconds: float = END_SECONDS) -> None:
-        """End what is left of a machine; a group that still counts on it gets another."""
+        """End what is left of a machine; a group that still lists it gets another."""
         instance_id = machine.metadata.instance_id
         self._running.pop(instance_id).end(seconds)
         self._heard = time.monotonic()
@@ -235,10 +235,10 @@ class RehearsedGroups:
         self._autoscaling.delete_scheduled_action(
             AutoScalingGroupName=group, ScheduledActionName=name
         )
-        self._say(f"booked action {name} carried out")
+        self._say(f"scheduled action {name} carried out")
 
     def _boot(self, instance_id: str, group: "AutoScalingGroupTypeDef") -> Machine:
-        """A machine with what the deployed launch template gives this instance."""
+        """Start a machine from the deployed launch template."""
         (member,) = (i for i in group["Instances"] if i["InstanceId"] == instance_id)
         template = group["MixedInstancesPolicy"]["LaunchTemplate"]["LaunchTemplateSpecification"]
         (version,) = self._ec2.describe_launch_template_versions(
@@ -274,7 +274,7 @@ class RehearsedGroups:
         return str(role["RoleName"])
 
     def _credentials(self, role: str) -> dict[str, str]:
-        """Temporary credentials of the machine's role, as the metadata service words them."""
+        """Temporary credentials of the machine's role, in the format of the metadata service."""
         arn = self._iam.get_role(RoleName=role)["Role"]["Arn"]
         given = self._sts.assume_role(RoleArn=arn, RoleSessionName="machine")["Credentials"]
         return {

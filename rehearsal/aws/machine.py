@@ -1,7 +1,7 @@
 """One rehearsed training machine: runs the user data that EC2 would run, in a folder of its own.
 
-The folder stands for the machine's disk. Commands that only root of a real machine has are small
-stand-ins at the front of PATH; credentials come from the metadata service alone.
+The folder stands for the machine's disk. Commands that need root on a real machine are replaced by
+small scripts at the front of PATH; credentials come only from the metadata service.
 """
 
 import sys
@@ -17,11 +17,11 @@ from rehearsal.aws.metadata_service import Metadata, start_imds
 from rehearsal.aws.processes import END_SECONDS, Processes
 
 LOOK_SECONDS = 0.1
-HOLD_SECONDS = 0.005  # a small head's epoch takes three times as long
+HOLD_SECONDS = 0.005  # an epoch of a small head takes three times as long
 SHIMS = {
-    # What the machine image brings along, at the version of this environment.
+    # Part of the machine image, here at the version of this environment.
     "python3": f'exec "{sys.executable}" "$@"',
-    # What it does not, until dnf has installed it; the first time somebody else holds rpm's lock.
+    # Missing until dnf has installed it; the first time another process holds rpm's lock.
     "python3.11": f'[ -e "$MACHINE_DISK/installed" ] && exec "{sys.executable}" "$@"; exit 127',
     "dnf": """if mkdir "$MACHINE_DISK/rpm-lock" 2> /dev/null; then
   echo "can't create transaction lock on /var/lib/rpm/.rpm.lock" >&2
@@ -30,9 +30,9 @@ fi
 touch "$MACHINE_DISK/installed"
 """,
     "aws": f'exec "{Path(sys.executable).with_name("aws")}" "$@"',
-    # There is no systemd: the unit is a child, and the machine is on for as long as it runs.
+    # Without systemd the unit is a child process, and the machine is on for as long as it runs.
     "systemd-run": 'while [ "${1#--}" != "$1" ]; do shift; done; "$@"; exit 0',
-    # What would end the machine.
+    # Would end the real machine.
     "shutdown": 'touch "$MACHINE_DISK/powered-off"',
 }
 
@@ -54,7 +54,7 @@ class Machine:
         self.metadata = metadata
         self.console = disk / "console.log"
         self.hung = False
-        self.hold_at = ""  # the event at which training is frozen, until a notice is read
+        self.hold_at = ""  # the event at which training is frozen until the notice is read
         self._holding = threading.Lock()
         self._processes = processes
         self._imds = start_imds(metadata)
@@ -93,8 +93,8 @@ class Machine:
         return (self.disk / "powered-off").exists()
 
     def reached(self, event: str) -> bool:
-        """Whether training got to `event`: "features:N" chunks kept, "epoch:N" measured, or
-        "says:TEXT" on the console."""
+        """Whether training has reached `event`: "features:N" chunks stored, "epoch:N" measured, or
+        "says:TEXT" printed on the console."""
         kind, _, number = event.partition(":")
         if kind == "says":
             return number in self.console.read_text(errors="replace")
@@ -108,7 +108,7 @@ class Machine:
     def training(self) -> list[psutil.Process]:
         """The processes that run training.train."""
         found = []
-        with suppress(psutil.NoSuchProcess):  # the machine has ended in the meantime
+        with suppress(psutil.NoSuchProcess):  # the machine has ended meanwhile
             for process in psutil.Process(self.process.pid).children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
                     if "training.train" in process.cmdline():
@@ -116,10 +116,10 @@ class Machine:
         return found
 
     def interrupt(self, notice_seconds: float) -> None:
-        """Give the spot interruption notice, and return once the machine has read it, or its time
-        is over.
+        """Give the spot interruption notice; returns once the machine has read it or its time is
+        over.
 
-        Training is frozen until then: here it may take less time than the notice does to arrive.
+        Training is frozen until then, as here it may end before the notice arrives.
         """
         with self._holding:
             self.hold_at = ""
@@ -134,7 +134,7 @@ class Machine:
                 process.resume()
 
     def _hold(self) -> None:
-        """Freeze training as soon as it gets to `hold_at`."""
+        """Freeze training as soon as it reaches `hold_at`."""
         while self.process.poll() is None:
             with self._holding:
                 if self.hold_at and self.reached(self.hold_at):
@@ -148,21 +148,21 @@ class Machine:
                 process.suspend()
 
     def hang(self) -> None:
-        """Nothing on the machine moves any more, and it says nothing."""
+        """Freeze everything on the machine, so that it prints nothing any more."""
         self.hung = True
         self._processes.freeze(self.process)
 
     def wake(self) -> None:
-        """Everything goes on where it was when the machine hung."""
+        """Let everything continue where it was frozen."""
         self.hung = False
         self._processes.thaw(self.process)
 
     def vanish(self) -> None:
-        """The machine is gone from one moment to the next."""
+        """Kill everything on the machine at once."""
         self._processes.kill(self.process)
 
     def end(self, seconds: float = END_SECONDS) -> None:
-        """The machine shuts down: all that runs on it is told to end and, after `seconds`, gone."""
+        """Shut the machine down: SIGTERM to everything on it, and SIGKILL after `seconds`."""
         if self.hung:
             self._processes.kill(self.process)
         self._processes.end(self.process, seconds)

@@ -3,15 +3,16 @@
 import json
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
-from rehearsal.aws.http_server import serve
+from rehearsal.aws.http_server import Handler, serve
 
 TOKEN_PATH = "/latest/api/token"
+TTL_HEADER = "X-aws-ec2-metadata-token-ttl-seconds"
 CREDENTIALS_PATH = "/latest/meta-data/iam/security-credentials/"
 NOTICE_PATH = "/latest/meta-data/spot/instance-action"
 REBALANCE_PATH = "/latest/meta-data/events/recommendations/rebalance"
@@ -19,28 +20,28 @@ REBALANCE_PATH = "/latest/meta-data/events/recommendations/rebalance"
 
 @dataclass(kw_only=True)
 class Metadata:
-    """What one machine is told about itself."""
+    """What the service tells one machine about itself."""
 
     instance_id: str
     instance_type: str
     zone: str
     life_cycle: str  # spot or on-demand
     role: str
-    credentials: Callable[[], dict[str, str]]  # asked each time, as they expire
+    credentials: Callable[[], dict[str, str]]  # called for each request, as they expire
     notice_seen: threading.Event = field(default_factory=threading.Event)
     _terminates_at: datetime | None = None
     _rebalance_since: datetime | None = None
 
     def give_notice(self, seconds: float) -> None:
-        """The machine is taken back in `seconds`; `notice_seen` is set when it has read that."""
+        """Announce the end in `seconds`; `notice_seen` is set once the machine has read that."""
         self._terminates_at = datetime.now(UTC) + timedelta(seconds=seconds)
 
     def recommend_rebalance(self) -> None:
-        """An interruption has become more likely; EC2 may say so before its notice."""
+        """Say that an interruption has become more likely, as EC2 may do before its notice."""
         self._rebalance_since = datetime.now(UTC)
 
     def answer(self, path: str) -> str | None:
-        """The text at `path`, or None where there is nothing."""
+        """The text at `path`, or None if there is none."""
         if path == CREDENTIALS_PATH:
             return self.role
         if path == CREDENTIALS_PATH + self.role:
@@ -66,23 +67,20 @@ def _stamp(time: datetime) -> str:
 def start_imds(metadata: Metadata) -> ThreadingHTTPServer:
     """Serve `metadata` on a free port of 127.0.0.1 until the server is shut down.
 
-    The first request for each path gets no answer, as may happen on AWS.
+    The first request for each path gets no answer, which can happen on AWS.
     """
     tokens: set[str] = set()
     asked: set[str] = set()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Service(Handler):
         def do_PUT(self) -> None:
-            if (
-                self.path != TOKEN_PATH
-                or "X-aws-ec2-metadata-token-ttl-seconds" not in self.headers
-            ):
+            if self.path != TOKEN_PATH or TTL_HEADER not in self.headers:
                 return self._reply(HTTPStatus.BAD_REQUEST, "")
             if self._first_time():
                 return None
             token = secrets.token_urlsafe(32)
             tokens.add(token)
-            return self._reply(HTTPStatus.OK, token, ttl="21600")
+            return self._reply(HTTPStatus.OK, token, {TTL_HEADER: "21600"})
 
         def do_GET(self) -> None:
             if self.headers.get("X-aws-ec2-metadata-token") not in tokens:
@@ -99,17 +97,7 @@ def start_imds(metadata: Metadata) -> ThreadingHTTPServer:
             asked.add(self.path)
             return first
 
-        def _reply(self, status: HTTPStatus, text: str, ttl: str = "") -> None:
-            body = text.encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "text/plain")
-            self.send_header("Content-Length", str(len(body)))
-            if ttl:
-                self.send_header("X-aws-ec2-metadata-token-ttl-seconds", ttl)
-            self.end_headers()
-            self.wfile.write(body)
+        def _reply(self, status: HTTPStatus, text: str, headers: Mapping[str, str] = {}) -> None:
+            self.reply(status, text.encode(), {"Content-Type": "text/plain", **headers})
 
-        def log_message(self, *_: object) -> None:
-            """Nothing: a machine asks every few seconds."""
-
-    return serve(Handler)
+    return serve(Service)

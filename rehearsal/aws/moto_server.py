@@ -1,12 +1,8 @@
-"""moto's server, with the stand-in for the public bucket filled before it answers.
+"""moto's server, whose public bucket is filled before it answers.
 
-    python -m rehearsal.aws.moto_server --port 5000 --bins FOLDER --calls FILE --violations FILE \
-        --jobs FOLDER
-
-The bins are put straight into moto's S3 backend, without a request for each.
+The photos are put straight into moto's S3 backend, without a request for each.
 """
 
-import argparse
 import json
 import signal
 import sys
@@ -16,6 +12,7 @@ from pathlib import Path
 from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 
+from common.flags import command_line
 from data_prep.objects import PUBLIC_BUCKET
 from rehearsal.aws.cloudformation import behave_as_cloudformation
 from rehearsal.aws.recorder import CallTable, record_calls
@@ -44,32 +41,32 @@ def fill_public_bucket(bins: Path) -> None:
         s3.put_object(PUBLIC_BUCKET, file.relative_to(bins).as_posix(), file.read_bytes())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m rehearsal.aws.moto_server",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--port", type=int, required=True, help="on 127.0.0.1")
-    parser.add_argument(
-        "--bins", type=Path, required=True, help="a folder with bin-images/ and metadata/"
-    )
-    parser.add_argument(
-        "--calls", type=Path, required=True, help="table of the roles' calls, to be written"
-    )
-    parser.add_argument(
-        "--violations", type=Path, required=True, help="list of requests that AWS would refuse"
-    )
-    parser.add_argument(
-        "--jobs", type=Path, required=True, help="folder for what runs on SageMaker"
-    )
-    args = parser.parse_args()
-    end_jobs = run_jobs(f"http://127.0.0.1:{args.port}", args.jobs)
-    record_calls(CallTable(args.calls).note)
-    check_requests(ViolationList(args.violations).note)
-    fill_public_bucket(args.bins)
+APP = command_line("python -m rehearsal.aws.moto_server", __doc__)
+
+
+@APP.default
+def run(*, port: int, bins: Path, calls: Path, violations: Path, jobs: Path) -> None:
+    """Serve until SIGTERM.
+
+    Parameters
+    ----------
+    port
+        Port on 127.0.0.1.
+    bins
+        Folder with bin-images/ and metadata/.
+    calls
+        Output: CSV of API calls by role.
+    violations
+        Output: list of requests that AWS would refuse.
+    jobs
+        Folder for what runs on SageMaker.
+    """
+    end_jobs = run_jobs(f"http://127.0.0.1:{port}", jobs)
+    record_calls(CallTable(calls).note)
+    check_requests(ViolationList(violations).note)
+    fill_public_bucket(bins)
     behave_as_cloudformation()
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=args.port, verbose=True)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=True)
     server.start()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
@@ -79,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    APP()

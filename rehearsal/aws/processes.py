@@ -9,16 +9,17 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
+from types import FrameType
 
 import psutil
 
 from rehearsal.aws.waiting import last_line
 
 END_SECONDS = 5.0  # from SIGTERM to SIGKILL
+Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -40,14 +41,10 @@ class Processes:
     def __enter__(self) -> "Processes":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended = True
-        with _undisturbed():
+        # A second Ctrl-C would leave running what the first has not ended yet.
+        with _handled_by(signal.SIG_IGN):
             for process in reversed([*self._started]):
                 self.end(process)
         self._record.unlink(missing_ok=True)
@@ -62,7 +59,7 @@ class Processes:
     ) -> psutil.Popen:
         """Start `command`; its output goes to `log`, or to this terminal.
 
-        Raises CommandError once the `with` block has been left, in a thread that goes on.
+        Raises CommandError in a thread that continues after the `with` block was left.
         """
         output = log.open("ab") if log else None
         with _signals_later():
@@ -81,7 +78,7 @@ class Processes:
             output.close()
         if self._ended:
             self.end(process)
-            raise CommandError("everything has ended")
+            raise CommandError("the rehearsal has ended")
         return process
 
     def run(
@@ -98,35 +95,29 @@ class Processes:
             code = process.wait()
         finally:
             self.end(process)
-            self._started.remove(process)  # its number may be another's by now
-        if code != 0:  # None where another thread has seen it end
+            self._started.remove(process)  # its id may be another process's by now
+        if code != 0:  # None when another thread has waited for it
             words = " ".join(str(word) for word in command)
             seen = f": {last_line(log)}; its output: {log}" if log else ""
             raise CommandError(f"`{words}` ended with exit code {code}{seen}")
 
     def end(self, process: psutil.Popen, seconds: float = END_SECONDS) -> None:
-        """End `process` and all its descendants: SIGTERM, and after `seconds` SIGKILL."""
+        """End `process` and all its descendants: SIGTERM, and SIGKILL after `seconds`."""
         _end_session(process.pid, seconds)
         process.wait()
 
     def freeze(self, process: psutil.Popen) -> None:
         """Stop `process` and all its descendants where they are."""
-        for member in _members(process.pid):
-            with suppress(psutil.NoSuchProcess):
-                member.suspend()
+        _send(_members(process.pid), signal.SIGSTOP)
 
     def thaw(self, process: psutil.Popen) -> None:
-        """Let all that was frozen go on."""
-        for member in _members(process.pid):
-            with suppress(psutil.NoSuchProcess):
-                member.resume()
+        """Let everything that was frozen continue."""
+        _send(_members(process.pid), signal.SIGCONT)
 
     def kill(self, process: psutil.Popen) -> None:
-        """SIGKILL to `process` and all its descendants."""
-        self.freeze(process)  # or one of them would start another, or write its last words
-        for member in _members(process.pid):
-            with suppress(psutil.NoSuchProcess):
-                member.kill()
+        """Send SIGKILL to `process` and all its descendants."""
+        self.freeze(process)  # otherwise one of them could start another, or still write
+        _send(_members(process.pid), signal.SIGKILL)
         process.wait()
 
     def _note(self, pid: int) -> None:
@@ -144,8 +135,8 @@ class Processes:
         owner, *started = map(json.loads, self._record.read_text().splitlines())
         if _is_running(owner):
             raise CommandError(
-                f"process {owner['pid']} already works in {self._record.parent.parent}: "
-                "wait for its end, or choose another folder"
+                f"process {owner['pid']} is already working in {self._record.parent.parent}: "
+                "wait until it ends, or choose another folder"
             )
         for process in started:
             if _is_running(process):
@@ -155,38 +146,31 @@ class Processes:
 
 @contextmanager
 def _signals_later() -> Iterator[None]:
-    """A Ctrl-C between a process's start and the note of it would leave it running."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # where no signal arrives
-        return
+    """Delay signals: one between a process's start and its record would leave it running."""
     came: list[int] = []
-    heard = [number for number in ENDINGS if signal.getsignal(number) != signal.SIG_IGN]
-    before = [signal.signal(number, lambda number, _: came.append(number)) for number in heard]
-    try:
+    with _handled_by(lambda number, _: came.append(number)):
         yield
-    finally:
-        for number, handler in zip(heard, before, strict=True):
-            signal.signal(number, handler)
     for late in came:
         signal.raise_signal(late)
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """A second Ctrl-C would leave running what the first has not ended yet."""
+def _handled_by(handler: Handler) -> Iterator[None]:
+    """Let `handler` receive the signals that end a program, unless they are ignored."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # where no signal arrives
+        yield  # no signal arrives in this thread
         return
-    before = [signal.signal(number, signal.SIG_IGN) for number in ENDINGS]
+    heard = [number for number in ENDINGS if signal.getsignal(number) != signal.SIG_IGN]
+    before = [signal.signal(number, handler) for number in heard]
     try:
         yield
     finally:
-        for number, handler in zip(ENDINGS, before, strict=True):
-            signal.signal(number, handler)
+        for number, usual in zip(heard, before, strict=True):
+            signal.signal(number, usual)
 
 
 def _is_running(noted: dict[str, float]) -> bool:
-    """Whether the noted process still runs; the same number may be another one by now."""
+    """Whether the noted process still runs; another process may have its id by now."""
     try:
         return psutil.Process(int(noted["pid"])).create_time() == noted["created"]
     except psutil.NoSuchProcess:
@@ -199,17 +183,19 @@ def _members(leader: int) -> list[psutil.Process]:
 
 
 def _end_session(leader: int, seconds: float = END_SECONDS) -> None:
-    """SIGTERM, then SIGKILL, to every process of the session of `leader`."""
+    """Send SIGTERM, and after `seconds` SIGKILL, to every process of the session of `leader`."""
     members = _members(leader)
-    for process in members:
-        with suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGTERM)
-            process.send_signal(signal.SIGCONT)  # a frozen process hears nothing
+    _send(members, signal.SIGTERM, signal.SIGCONT)  # a frozen process would not receive SIGTERM
     _, alive = psutil.wait_procs(members, timeout=seconds)
-    for process in alive:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+    _send(alive, signal.SIGKILL)
     psutil.wait_procs(alive)
+
+
+def _send(processes: Sequence[psutil.Process], *signals: signal.Signals) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            for number in signals:
+                process.send_signal(number)
 
 
 def _session(process: psutil.Process) -> int | None:

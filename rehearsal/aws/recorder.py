@@ -1,8 +1,8 @@
-"""Which calls each role makes, in IAM's words: noted where moto would ask IAM about them.
+"""Records which calls each role makes, in IAM's terms, where moto would ask IAM about them.
 
-The table is what the roles' policies are tested against, in tests/infra/test_permissions.py. A name
-that differs from run to run is written as `<run>`, `<bucket>` and so on. When the code calls
-something new, look at the difference, and after `make demo` and `python -m rehearsal.notebook`
+tests/infra/test_permissions.py tests the roles' policies against the table. Names that differ from
+run to run are written as `<run>`, `<bucket>` and so on. When the code makes new calls, review the
+difference, and after `make demo` and `python -m rehearsal.notebook` run
 
     cp .demo/run/calls.csv tests/support/recorded_calls.csv
     cp .demo/notebook/calls.csv tests/support/recorded_notebook_calls.csv
@@ -28,18 +28,18 @@ class Call:
 
     role: str  # its logical id in the stacks, without the hash
     action: str
-    resource: str  # its ARN, or "*" for an action that knows no resource
-    condition: str = ""  # key=value of the condition key that our policies look at
+    resource: str  # its ARN, or "*" for an action without resources
+    condition: str = ""  # key=value of the condition key that our policies use
 
 
 HERE = f"{REGION}:{ACCOUNT}"
-# The name that CloudFormation makes up for a role in our stacks.
+# The name that CloudFormation generates for a role in our stacks.
 ROLE = re.compile(r"(?:[\w-]+-)?(?:Budget|Data|Train|Endpoint)Stack-(\w+?)[0-9A-F]{8}-\w+")
-SIGNED_AS = {"monitoring": "cloudwatch"}  # services that sign by another name than IAM's
-ACTIONS = {"budgets:DescribeBudget": "budgets:ViewBudget"}  # operations that IAM names otherwise
-REFUSED = {"iam:SimulatePrincipalPolicy"}  # SageMaker's SDK asks, and does without an answer
+SIGNED_AS = {"monitoring": "cloudwatch"}  # services whose signing name is not that of IAM
+ACTIONS = {"budgets:DescribeBudget": "budgets:ViewBudget"}  # operations that IAM names differently
+REFUSED = {"iam:SimulatePrincipalPolicy"}  # SageMaker's SDK calls it and ignores a refusal
 NO_RESOURCE = re.compile(r"(autoscaling|ec2):Describe\w+|freetier:\w+|servicequotas:List\w+")
-# The ARN of what a call is about, from the call's parameters.
+# The ARN of a call's resource, from the call's parameters.
 RESOURCES = {
     "autoscaling": f"arn:aws:autoscaling:{HERE}:autoScalingGroup:<id>"
     ":autoScalingGroupName/{AutoScalingGroupName}",
@@ -72,7 +72,7 @@ KEYS = [
 
 
 def record_calls(note: Callable[[Call], None]) -> None:
-    """From now on, tell `note` of each call that moto gets from a role of our stacks."""
+    """From now on, call `note` for each call that moto receives from a role of our stacks."""
     check = ActionAuthenticatorMixin._authenticate_and_authorize_action
 
     def noted(request: Any, iam_request: type, resource: str = "*") -> None:
@@ -86,7 +86,7 @@ def record_calls(note: Callable[[Call], None]) -> None:
 
 
 class CallTable:
-    """The calls so far, in a file: sorted, each once."""
+    """A file of the calls so far, sorted and without duplicates."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -108,14 +108,14 @@ class CallTable:
 
 
 def read_calls(file: Path) -> set[Call]:
-    """The calls of a table, which may have more columns."""
+    """Read the calls of a table, which may have further columns."""
     names = [field.name for field in fields(Call)]
     with file.open(newline="") as rows:
         return {Call(*(row[name] for name in names)) for row in csv.DictReader(rows)}
 
 
 def _credential(request: Any) -> list[str]:
-    """Access key, date, region and service that a request was signed with."""
+    """Access key, date, region and service of a request's signature."""
     signature: str = request.headers.get("Authorization", "")
     return signature.partition("Credential=")[2].partition(",")[0].split("/")
 
@@ -131,9 +131,9 @@ def _role(request: Any) -> str | None:
 
 
 def _questions(request: Any, resource: str) -> Iterator[tuple[str, str, str]]:
-    """Action, resource and condition that IAM is asked about for one request.
+    """Action, resource and condition that IAM evaluates for one request.
 
-    `resource` is what moto makes of it, which is right for S3 alone.
+    `resource` is the one that moto derives, which is correct only for S3.
     """
     signed_as = _credential(request)[3]
     service = SIGNED_AS.get(signed_as, signed_as)
@@ -155,12 +155,12 @@ def _questions(request: Any, resource: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _kind(action: str) -> str:
-    """Of SageMaker's resources, the one that an action is about."""
+    """The kind of SageMaker resource of an action."""
     return "hyper-parameter-tuning-job" if "HyperParameterTuningJob" in action else "training-job"
 
 
 def _longest(request: Any) -> str:
-    """How long a job may run that SageMaker is asked for, a search's trials or one alone."""
+    """The maximum runtime of a requested job, or of the trials of a search."""
     job = request._get_param("TrainingJobDefinition") or {}
     limit = job.get("StoppingCondition") or request._get_param("StoppingCondition")
     return f"sagemaker:MaxRuntimeInSeconds={limit['MaxRuntimeInSeconds']}"
@@ -180,7 +180,7 @@ def _s3_questions(request: Any, action: str, resource: str) -> Iterator[tuple[st
 
 
 def _plain(key: str) -> str:
-    """A key, or a prefix of keys, without the names of one run."""
+    """A key or prefix with placeholders for the names of one run."""
     for pattern, name in KEYS:
         key = pattern.sub(name, key)
     return key

@@ -1,8 +1,8 @@
-"""Which requests AWS would refuse for their form: noted where moto, which takes them, gets them.
+"""Finds requests that moto accepts but AWS would refuse because of their form.
 
-botocore's models have a pattern, an enum, a length or a range for many parameters. boto3 and the
-AWS command line leave those to AWS; so does moto. Of S3's requests, which moto handles apart, the
-headers are looked at: they carry the only such limits of what S3's model says of objects.
+botocore's models have a pattern, an enum, a length or a range for many parameters. Neither boto3,
+the AWS command line nor moto checks them. moto handles S3 separately, so only the headers of S3's
+requests are checked; for objects, S3's model has no other such limits.
 """
 
 import threading
@@ -21,12 +21,12 @@ from moto.s3.responses import S3Response
 
 NUMBERS = {"integer", "long", "float", "double"}
 SIZES = {"string", "blob", "list", "map"}
-# Java's way to write what lies outside the basic plane, as surrogates.
+# How Java writes characters outside the basic plane: as surrogates.
 SURROGATES, OUTSIDE = r"\uD800\uDC00-\uDBFF\uDFFF", r"\U00010000-\U0010FFFF"
 
 
 def check_requests(note: Callable[[str], None]) -> None:
-    """From now on, tell `note` of each request to moto that AWS would refuse."""
+    """From now on, call `note` for each request to moto that AWS would refuse."""
     call_action = BaseResponse.call_action
 
     def checked(response: BaseResponse) -> Any:
@@ -46,7 +46,7 @@ def check_requests(note: Callable[[str], None]) -> None:
 
 
 class ViolationList:
-    """The violations so far, in a file, each once."""
+    """A file of the violations so far, without duplicates."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -83,7 +83,7 @@ def _violations(response: BaseResponse) -> Iterator[str]:
 
 
 def violations(value: Any, shape: Shape, place: str) -> Iterator[str]:
-    """Where `value`, parameters as botocore takes them, is not what `shape` asks for, in words."""
+    """Describe where `value`, parameters in botocore's form, violates `shape`."""
     if isinstance(shape, StructureShape):
         for name, member in shape.members.items():
             if value.get(name) is not None:
@@ -101,7 +101,7 @@ def violations(value: Any, shape: Shape, place: str) -> Iterator[str]:
 
 
 def header_violations(headers: Mapping[str, str]) -> Iterator[str]:
-    """Which headers of a request to S3 have a value that none of its operations knows."""
+    """Describe the headers of a request to S3 whose value none of its operations knows."""
     for name, known in _header_enums().items():
         if name in headers and headers[name] not in known:
             yield f"s3: {name}={headers[name]!r} is none of {', '.join(sorted(known))}"
@@ -109,7 +109,7 @@ def header_violations(headers: Mapping[str, str]) -> Iterator[str]:
 
 @cache
 def _header_enums() -> dict[str, set[str]]:
-    """The values that S3's operations take for each header with an enum."""
+    """The values that S3's operations accept for each header with an enum."""
     s3, enums = get_service_model("s3"), dict[str, set[str]]()
     for operation in map(s3.operation_model, s3.operation_names):
         members = operation.input_shape.members.values() if operation.input_shape else ()
@@ -120,14 +120,14 @@ def _header_enums() -> dict[str, set[str]]:
 
 
 def _outside(value: Any, shape: Shape, place: str) -> Iterator[str]:
-    """The limits of this one value."""
+    """Describe the limits that this value itself violates."""
     limits: Mapping[str, Any] = shape.metadata
     if isinstance(shape, StringShape) and shape.enum and value not in shape.enum:
         yield f"{place}={value!r} is none of {', '.join(shape.enum)}"
-    # AWS's own errors call it a "regular expression pattern" that a value "must satisfy", whole.
+    # As in AWS's own errors, the whole value "must satisfy regular expression pattern".
     pattern = limits.get("pattern", "").replace(SURROGATES, OUTSIDE)
     if pattern and not regex.fullmatch(pattern, str(value)):
-        yield f"{place}={value!r} is not as {pattern}"
+        yield f"{place}={value!r} does not match {pattern}"
     size = value if shape.type_name in NUMBERS else None
     if shape.type_name in SIZES:
         size = len(value)

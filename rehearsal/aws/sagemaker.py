@@ -1,52 +1,31 @@
-"""Has moto's SageMaker run the training jobs and searches that it otherwise only writes down.
+"""Makes moto's SageMaker run the training jobs and searches that it otherwise only records.
 
-Each job runs in a thread of the server, with the credentials of its own role; trials of a search
-one after another, with settings drawn at random.
+Each job runs in a thread of the server, with the credentials of its own role.
 """
 
 import json
-import math
-import random
 import threading
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import boto3
 from moto.core.responses import ActionResult, EmptyResult
 from moto.sagemaker.responses import SageMakerResponse
 
+from rehearsal.aws.roles import s3_as_sagemaker
+from rehearsal.aws.search import RunningSearch
 from rehearsal.aws.training_job import JobFailedError, JobStoppedError, TrainingJob
 
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
-
-WAIT_SECONDS = 0.2
 END_SECONDS = 3.0  # for a job to end with the server
-# What a definition of trials calls otherwise than a training job.
-SAME = (
-    "AlgorithmSpecification",
-    "RoleArn",
-    "InputDataConfig",
-    "OutputDataConfig",
-    "ResourceConfig",
-    "StoppingCondition",
-    "EnableManagedSpotTraining",
-    "CheckpointConfig",
-    "Environment",
-)
 
 
 def run_jobs(endpoint: str, folder: Path) -> Callable[[], None]:
-    """From now on, run each job that moto at `endpoint` is asked for, in a folder of its own.
+    """From now on, run each job that is requested from moto at `endpoint`, in a folder of its own.
 
-    Returns what ends all that runs.
-
-    moto hands its models no more of a request than it keeps, so that this is where requests come
-    in.
+    Returns a function that ends all jobs. Requests are intercepted here because moto passes only
+    the part of them that it keeps on to its models.
     """
     jobs: dict[str, RunningJob] = {}
     searches: dict[str, RunningSearch] = {}
@@ -80,12 +59,7 @@ def run_jobs(endpoint: str, folder: Path) -> Callable[[], None]:
         return _merged(answer, searches[_search_name(response)].state())
 
     def trials(response: SageMakerResponse) -> ActionResult:
-        found = _sorted(
-            searches[_search_name(response)].trials,
-            response._get_param("SortBy") or "Name",
-            descending=response._get_param("SortOrder") == "Descending",
-        )
-        return ActionResult({"TrainingJobSummaries": found})
+        return ActionResult({"TrainingJobSummaries": searches[_search_name(response)].trials})
 
     def stopped_job(response: SageMakerResponse) -> EmptyResult:
         jobs[response._get_param("TrainingJobName")].stop()
@@ -118,14 +92,14 @@ def run_jobs(endpoint: str, folder: Path) -> Callable[[], None]:
 
 
 class RunningJob:
-    """One training job in a thread, and what DescribeTrainingJob says of it."""
+    """One training job in a thread, and what DescribeTrainingJob answers about it."""
 
     def __init__(self, request: Mapping[str, Any], endpoint: str, work: Path) -> None:
         work.mkdir(parents=True)
         self._request = request
-        s3 = _s3_of(request["RoleArn"], endpoint)
+        s3 = s3_as_sagemaker(request["RoleArn"], endpoint)
         self._job = TrainingJob(request, work=work, s3=s3)
-        self._outcome, self._reason = "", ""  # the status of a job that is over, and why
+        self._outcome, self._reason = "", ""  # the status of a job that has ended, and why
         self._stopping = False
         self._started = datetime.now(UTC)
         self._ended: datetime | None = None
@@ -145,7 +119,7 @@ class RunningJob:
             "TrainingJobStatus": self._outcome or going_on,
             "SecondaryStatus": steps[-1]["Status"],
             "TrainingStartTime": self._started,
-            "TrainingEndTime": None,  # moto has one from the beginning
+            "TrainingEndTime": None,  # moto sets one from the beginning
             "LastModifiedTime": now,
             "AlgorithmSpecification": self._request["AlgorithmSpecification"],
             "SecondaryStatusTransitions": steps,
@@ -159,7 +133,7 @@ class RunningJob:
             state |= {
                 "TrainingEndTime": self._ended,
                 "TrainingTimeInSeconds": seconds,
-                # On spot machines SageMaker bills fewer; here there is no price to go by.
+                # SageMaker bills fewer on spot machines; here there is no price to derive it from.
                 "BillableTimeInSeconds": max(seconds - round(self._job.away_seconds), 1),
             }
         if self._reason:
@@ -187,166 +161,12 @@ class RunningJob:
             outcome = "Stopped"
         except JobFailedError as error:
             self._reason, outcome = str(error), "Failed"
-        except Exception as error:  # of the rehearsal itself: the job must not hang for ever
+        except Exception as error:  # of the rehearsal itself: the job must not hang forever
             traceback.print_exc()
             self._reason, outcome = f"InternalServerError: {error!r}", "Failed"
         self._ended = datetime.now(UTC)
         self._outcome = outcome
         self.ended.set()
-
-
-class RunningSearch:
-    """A search in a thread: its trials are jobs like any others."""
-
-    def __init__(self, request: Mapping[str, Any], endpoint: str) -> None:
-        self._request = request
-        self._sagemaker: Any = boto3.client("sagemaker", endpoint_url=endpoint)
-        self._objective = request["HyperParameterTuningJobConfig"][
-            "HyperParameterTuningJobObjective"
-        ]
-        self._status, self._reason = "InProgress", ""
-        self._ended: datetime | None = None
-        self._stopped = threading.Event()
-        self.trials: list[dict[str, Any]] = []
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def stop(self) -> None:
-        self._stopped.set()
-
-    def state(self) -> dict[str, Any]:
-        ended = [trial["TrainingJobStatus"] for trial in self.trials]
-        judged = [trial for trial in self.trials if _objective(trial) is not None]
-        state: dict[str, Any] = {
-            "HyperParameterTuningJobStatus": self._status
-            if self._ended or not self._stopped.is_set()
-            else "Stopping",
-            "HyperParameterTuningEndTime": self._ended,
-            "FailureReason": self._reason or None,
-            "TrainingJobStatusCounters": {
-                "Completed": ended.count("Completed"),
-                "InProgress": ended.count("InProgress"),
-                "RetryableError": 0,
-                "NonRetryableError": ended.count("Failed"),
-                "Stopped": ended.count("Stopped"),
-            },
-            "ObjectiveStatusCounters": {
-                "Succeeded": len(judged),
-                "Pending": ended.count("InProgress"),
-                "Failed": ended.count("Failed"),
-            },
-        }
-        best = max if self._objective["Type"] == "Maximize" else min
-        state["BestTrainingJob"] = best(judged, key=_objective) if judged else None
-        return state
-
-    def _run(self) -> None:
-        try:
-            self._run_trials()
-            self._status = "Stopped" if self._stopped.is_set() else "Completed"
-        except Exception as error:  # of the rehearsal itself: the search must not hang for ever
-            traceback.print_exc()
-            self._reason, self._status = f"InternalServerError: {error!r}", "Failed"
-        self._ended = datetime.now(UTC)
-
-    def _run_trials(self) -> None:
-        config = self._request["HyperParameterTuningJobConfig"]
-        generator = random.Random(config.get("RandomSeed", 0))
-        for number in range(1, config["ResourceLimits"]["MaxNumberOfTrainingJobs"] + 1):
-            if self._stopped.is_set():
-                break
-            tuned = _draw(config["ParameterRanges"], generator)
-            digits = f"{generator.getrandbits(32):08x}"
-            name = f"{self._request['HyperParameterTuningJobName']}-{number:03d}-{digits}"
-            self._run_trial(name, tuned)
-
-    def _run_trial(self, name: str, tuned: dict[str, str]) -> None:
-        definition, objective = self._request["TrainingJobDefinition"], self._objective
-        own = {"_tuning_objective_metric": objective["MetricName"], **tuned}
-        created = self._sagemaker.create_training_job(
-            TrainingJobName=name,
-            HyperParameters=definition["StaticHyperParameters"] | own,
-            **{key: definition[key] for key in SAME if key in definition},
-        )
-        trial: dict[str, Any] = {
-            "TrainingJobName": name,
-            "TrainingJobArn": created["TrainingJobArn"],
-            "TunedHyperParameters": tuned,
-        }
-        trial |= {"TrainingJobStatus": "InProgress", "CreationTime": datetime.now(UTC)}
-        self.trials.append(trial)
-        while True:
-            job = self._sagemaker.describe_training_job(TrainingJobName=name)
-            if job["TrainingJobStatus"] in {"Completed", "Failed", "Stopped"}:
-                break
-            if self._stopped.is_set():
-                self._sagemaker.stop_training_job(TrainingJobName=name)
-            time.sleep(WAIT_SECONDS)
-        found = {each["MetricName"]: each["Value"] for each in job["FinalMetricDataList"]}
-        if objective["MetricName"] in found and job["TrainingJobStatus"] == "Completed":
-            value = {**objective, "Value": found[objective["MetricName"]]}
-            trial["FinalHyperParameterTuningJobObjectiveMetric"] = value
-        trial["TrainingJobStatus"] = job["TrainingJobStatus"]
-
-
-def _objective(trial: Mapping[str, Any]) -> Any:
-    return trial.get("FinalHyperParameterTuningJobObjectiveMetric", {}).get("Value")
-
-
-def _draw(ranges: Mapping[str, Any], generator: random.Random) -> dict[str, str]:
-    """A value for each parameter, as text."""
-    drawn = {}
-    for each in ranges.get("CategoricalParameterRanges", []):
-        drawn[each["Name"]] = generator.choice(each["Values"])
-    for each in ranges.get("IntegerParameterRanges", []):
-        low, high = int(each["MinValue"]), int(each["MaxValue"])
-        # Each whole number has the interval up to the next one.
-        drawn[each["Name"]] = str(min(math.floor(_between(low, high + 1, each, generator)), high))
-    for each in ranges.get("ContinuousParameterRanges", []):
-        least, most = float(each["MinValue"]), float(each["MaxValue"])
-        drawn[each["Name"]] = repr(_between(least, most, each, generator))
-    return drawn
-
-
-def _between(
-    least: float, most: float, range_: Mapping[str, str], generator: random.Random
-) -> float:
-    share = generator.random()
-    logarithmic = range_.get("ScalingType") == "Logarithmic"
-    value: float = (
-        least * (most / least) ** share if logarithmic else least + share * (most - least)
-    )
-    return value
-
-
-def _sorted(trials: list[dict[str, Any]], by: str, *, descending: bool) -> list[dict[str, Any]]:
-    """As ListTrainingJobsForHyperParameterTuningJob has them: by their objective, only those with
-    one."""
-    keys: dict[str, Callable[[dict[str, Any]], Any]] = {
-        "Name": lambda trial: trial["TrainingJobName"],
-        "CreationTime": lambda trial: trial["CreationTime"],
-        "Status": lambda trial: trial["TrainingJobStatus"],
-        "FinalObjectiveMetricValue": _objective,
-    }
-    found = [
-        trial
-        for trial in trials
-        if by != "FinalObjectiveMetricValue" or _objective(trial) is not None
-    ]
-    return sorted(found, key=keys[by], reverse=descending)
-
-
-def _s3_of(role: str, endpoint: str) -> "S3Client":
-    """S3 with the credentials of a job's role."""
-    taken = boto3.client("sts", endpoint_url=endpoint).assume_role(
-        RoleArn=role, RoleSessionName="SageMaker"
-    )["Credentials"]
-    return boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        aws_access_key_id=taken["AccessKeyId"],
-        aws_secret_access_key=taken["SecretAccessKey"],
-        aws_session_token=taken["SessionToken"],
-    )
 
 
 def _search_name(response: SageMakerResponse) -> str:
@@ -355,7 +175,7 @@ def _search_name(response: SageMakerResponse) -> str:
 
 
 def _merged(answer: ActionResult, state: Mapping[str, Any]) -> ActionResult:
-    """moto's answer with what is so, less what is None."""
+    """moto's answer updated with `state`, without the values that are None."""
     assert isinstance(answer.result, dict)
     described = {**answer.result, **state}
     return ActionResult({key: value for key, value in described.items() if value is not None})

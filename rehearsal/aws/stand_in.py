@@ -10,16 +10,12 @@ from common.files import ROOT
 from common.names import NAME_VARIABLE
 from rehearsal.aws.ports import free_port
 from rehearsal.aws.processes import Processes
-from rehearsal.aws.waiting import NotReadyError, wait_until
+from rehearsal.aws.waiting import wait_until
 
 CDK = ROOT / "node_modules" / ".bin" / "cdk"
 ACCOUNT, REGION = "123456789012", "us-east-1"  # moto's account
 # There is no Docker here: the endpoint's container is rehearsal/aws/endpoint.py.
 SERVING_IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/bin-counter:rehearsal"
-
-
-class StandInError(RuntimeError):
-    """The stand-in did not start; the message is one line."""
 
 
 class StandIn:
@@ -30,9 +26,9 @@ class StandIn:
         self._folder = folder
         port = free_port()
         self._port = port
-        self.calls = folder / "calls.csv"  # what each role called
+        self.calls = folder / "calls.csv"  # API calls by role
         self.violations = folder / "violations.txt"  # requests that AWS would refuse
-        self.jobs = folder / "jobs"  # what SageMaker runs
+        self.jobs = folder / "jobs"  # what runs on SageMaker
         # localhost: the CDK CLI does not address buckets on 127.0.0.1.
         self.endpoint = f"http://localhost:{port}"
         self.environment = {
@@ -46,7 +42,7 @@ class StandIn:
             "AWS_SECRET_ACCESS_KEY": "testing",
             "AWS_DEFAULT_REGION": REGION,
             "AWS_REGION": REGION,
-            # Nothing of the user's own account is looked at.
+            # The user's own account is left alone.
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             "AWS_EC2_METADATA_DISABLED": "true",
@@ -60,7 +56,7 @@ class StandIn:
     def start(self, bins: Path) -> None:
         """Start moto with `bins` in the public bucket, and wait until it answers.
 
-        Raises StandInError with the reason when it never does.
+        Raises NotReadyError when it never does.
         """
         log = self._folder / "moto.log"
         process = self._processes.start(
@@ -73,13 +69,10 @@ class StandIn:
             log=log,
             folder=ROOT,
         )
-        try:
-            wait_until(self._answers, process, name="the stand-in for AWS", log=log)
-        except NotReadyError as error:
-            raise StandInError(str(error)) from error
+        wait_until(self._answers, process, name="the stand-in for AWS", log=log)
 
     def _answers(self) -> bool:
-        # Not data.json, which lists every object: seconds on a slow machine.
+        # Not data.json, which lists every object: that takes seconds on a slow machine.
         try:
             with urllib.request.urlopen(f"{self.endpoint}/moto-api/config", timeout=60):
                 return True
@@ -87,22 +80,23 @@ class StandIn:
             return False
 
     def synthesize(self) -> None:
-        """Synthesize the stacks, once for all deploys; needs nothing that runs.
+        """Synthesize the stacks once, for all deployments. Moto need not run.
 
-        As without an account, whose zones would be kept in cdk.context.json."""
+        Without credentials, or else the account's zones would be kept in cdk.context.json.
+        """
         image = ("--context", f"serving_image={SERVING_IMAGE}")
         words = ["--quiet", *image, "--output", str(self._assembly)]
-        nobody = {k: v for k, v in self.environment.items() if not k.startswith("AWS_ACCESS_KEY")}
-        self._cdk(["synth"], *words, folder=ROOT, environment=nobody)
+        environment = {k: v for k, v in self.environment.items() if k != "AWS_ACCESS_KEY_ID"}
+        self._cdk(["synth"], *words, folder=ROOT, environment=environment)
 
     def bootstrap(self) -> None:
-        """Prepare the account for the CDK; needs no stacks."""
-        empty = self._folder / "bootstrap"  # without a cdk.json, whose app is not needed
+        """Prepare the account for the CDK. The stacks need not be synthesized."""
+        empty = self._folder / "bootstrap"  # without a cdk.json, so that the app is not run
         empty.mkdir()
         self._cdk(["bootstrap", f"aws://{ACCOUNT}/{REGION}"], folder=empty)
 
     def deploy(self, *stacks: str) -> None:
-        """`cdk deploy`, with the flags that moto needs (no change sets)."""
+        """Run `cdk deploy` with the flags that moto needs, as it knows no change sets."""
         approve = ("--require-approval", "never")
         self._cdk(["deploy", *stacks], *approve, *self.deploy_flags, folder=ROOT)
 

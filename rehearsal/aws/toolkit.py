@@ -1,6 +1,7 @@
-"""The toolkit that starts the trials of a search, whose API knows no entry point.
+"""The toolkit that starts the trials of a search, as the API of searches has no entry point.
 
-As much of sagemaker-training 5.1 (github.com/aws/sagemaker-training-toolkit) as our jobs meet.
+Only the part of sagemaker-training 5.1 that our jobs use
+(github.com/aws/sagemaker-training-toolkit).
 """
 
 import json
@@ -10,13 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-OWN = ("sagemaker_", "_tuning_objective_metric")  # hyperparameters that are not the script's
+OWN = (
+    "sagemaker_",
+    "_tuning_objective_metric",
+)  # hyperparameters that the script does not get
 
 
 def toolkit_variables(
     root: Path, hyperparameters: Mapping[str, str], name: str, names: list[str]
 ) -> dict[str, str]:
-    """SM_… of one host, whose /opt/ml is `root`."""
+    """The variables SM_… of one host, whose /opt/ml is `root`."""
     data = root / "input/data"
     channels = sorted(folder.name for folder in data.iterdir())
     values = {
@@ -43,7 +47,8 @@ def toolkit_variables(
 def toolkit_command(
     root: Path, hyperparameters: Mapping[str, str], name: str, names: list[str], port: int
 ) -> list[str]:
-    """Install the code's requirements, then run its script, with torchrun if that was asked for."""
+    """The command that installs the code's requirements and runs its script, with torchrun if
+    requested."""
     start = ["python"]
     if hyperparameters.get("sagemaker_torch_distributed_enabled") == "true":
         start = [

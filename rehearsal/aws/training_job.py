@@ -1,7 +1,7 @@
-"""What SageMaker does with a training job, on this machine: one folder a host stands for /opt/ml.
+"""Runs a SageMaker training job on this machine, where a folder stands for each host's /opt/ml.
 
-There is no container: the drivers that the SDK uploads, and the image's toolkit, find `/opt/ml`
-in the host's folder, and the first host at 127.0.0.1. All else is as they come.
+There is no container. In the drivers that the SDK uploads, `/opt/ml` is replaced by the host's
+folder and the address of the first host by 127.0.0.1; everything else is unchanged.
 """
 
 import json
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 OPT_ML = "/opt/ml"
-MASTER = ("algo-1", "7777")  # of the drivers and of the toolkit
+MASTER = ("algo-1", "7777")  # address and port of the first host in the drivers
 LOOK_SECONDS = 0.05
 SYNC_SECONDS = 1.0
 GRACE_SECONDS = 1.0  # from SIGTERM to SIGKILL; SageMaker gives two minutes
 KILL_SECONDS = 5.0
-TOLD = 300  # characters of a failed job's last words
+TOLD = 300  # last characters of a failed job's log that its reason has
 
 
 class JobFailedError(RuntimeError):
-    """The job's own code failed; the message is SageMaker's FailureReason."""
+    """The job's own code failed; the message is the FailureReason."""
 
 
 class JobStoppedError(RuntimeError):
-    """The job was asked to stop, and has."""
+    """The job was stopped on request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +55,10 @@ class Host:
     log: Path
 
     def kill(self) -> None:
-        """The machine is gone, with all that ran on it."""
+        """Kill everything that runs on the machine."""
         for each in self._everything():
             with suppress(psutil.NoSuchProcess):
-                each.suspend()  # or one of them would start another
+                each.suspend()  # otherwise one of them could start another
         everything = self._everything()
         for each in everything:
             with suppress(psutil.NoSuchProcess):
@@ -67,16 +67,16 @@ class Host:
         psutil.wait_procs(everything, timeout=KILL_SECONDS)
 
     def _everything(self) -> list[psutil.Process]:
-        """The shell's group, which may outlive it, and the sessions that torchrun makes there."""
+        """The shell's process group, which may outlive it, and the sessions of torchrun."""
         group = [each for each in psutil.process_iter() if _group_of(each) == self.process.pid]
         return [each for member in group for each in (member, *_descendants(member))]
 
 
 class TrainingJob:
-    """Runs a job by its request, as CreateTrainingJob takes it; `s3` has its role's credentials.
+    """Runs a job from its CreateTrainingJob request; `s3` has the credentials of its role.
 
-    With `interrupt_after`, managed spot takes the machines back once so many lines are in
-    metrics.jsonl, and starts others with the checkpoints.
+    With `interrupt_after`, managed spot interrupts the machines once metrics.jsonl has that many
+    lines, and starts others with the checkpoints.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class TrainingJob:
         self._stop = threading.Event()
         self._starts = 0
         self._checkpoints: dict[Path, int] = {}  # modified when stored, by file
-        self.logs: list[Path] = []  # of the first host, one a start
+        self.logs: list[Path] = []  # of the first host, one per start
         self.started: datetime | None = None
         self.away_seconds = 0.0  # between an interruption and the new start
 
     def run(self) -> None:
-        """Run until the end, and upload what is left.
+        """Run until the end, and upload the results.
 
         Raises JobFailedError when a host fails, JobStoppedError after `stop`.
         """
@@ -109,11 +109,11 @@ class TrainingJob:
         self._upload(hosts)
 
     def stop(self) -> None:
-        """End the job as soon as it is looked at."""
+        """Request the end of the job, which follows within LOOK_SECONDS."""
         self._stop.set()
 
     def metrics(self) -> dict[str, float]:
-        """The last value of each metric that is defined, as read in the first host's log."""
+        """The last value of each defined metric in the log of the first host."""
         if not self.logs:
             return {}
         log = "\n".join(file.read_text(errors="replace") for file in self.logs)
@@ -137,7 +137,7 @@ class TrainingJob:
         return hosts
 
     def _lay_out(self, name: str, names: list[str], port: int) -> Path:
-        """What SageMaker puts into /opt/ml before the container starts; returns its folder."""
+        """Fill the host's /opt/ml as SageMaker does before the container starts; returns it."""
         root = self._work / f"start-{self._starts}" / name / "opt" / "ml"
         for folder in ("input/config", "input/data", "model", "output/data", "checkpoints"):
             (root / folder).mkdir(parents=True)
@@ -176,7 +176,7 @@ class TrainingJob:
         return root
 
     def _download(self, uri: str, folder: Path) -> None:
-        """All below an S3 prefix; of one object, the object."""
+        """Download everything under an S3 prefix, or a single object."""
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         for key in list_keys(self._s3, bucket, prefix):
             name = key.removeprefix(prefix).lstrip("/") or key.rpartition("/")[2]
@@ -196,7 +196,7 @@ class TrainingJob:
         variables = {
             "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
             "HOME": str(root),
-            "PIP_NO_INDEX": "1",  # what is required is installed here, or the job has to fail
+            "PIP_NO_INDEX": "1",  # the requirements must be installed here, or the job fails
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
             "TRAINING_JOB_NAME": self._request["TrainingJobName"],
@@ -237,7 +237,7 @@ class TrainingJob:
         return f"arn:aws:sagemaker:{self._s3.meta.region_name}:{account}:training-job/{name}"
 
     def _watch(self, hosts: list[Host]) -> bool:
-        """Wait for the hosts' end; returns whether managed spot took them back."""
+        """Wait for the hosts to end; returns whether managed spot interrupted them."""
         synced = time.monotonic()
         try:
             while any(host.process.poll() is None for host in hosts):
@@ -267,7 +267,7 @@ class TrainingJob:
         return metrics.exists() and metrics.read_text().count("\n") >= self._interrupt_after
 
     def _take_back(self, hosts: list[Host]) -> None:
-        """SIGTERM to each container's first process, a shell, which passes it to nobody."""
+        """Send SIGTERM to each container's first process, a shell, which does not forward it."""
         self._interrupt_after = None
         for host in hosts:
             host.process.terminate()
@@ -288,10 +288,10 @@ class TrainingJob:
                         self._s3.put_object(Bucket=bucket, Key=key, Body=file.read_bytes())
                         self._checkpoints[file] = modified
                 except FileNotFoundError:
-                    continue  # replaced or removed in the meantime
+                    continue  # replaced or removed meanwhile
 
     def _upload(self, hosts: list[Host]) -> None:
-        """What all hosts left, in two archives."""
+        """Upload the results of all hosts in two archives."""
         output = self._request["OutputDataConfig"]["S3OutputPath"].removeprefix("s3://")
         bucket, _, prefix = output.partition("/")
         for name, folder in (("model", "model"), ("output", "output/data")):
@@ -317,7 +317,7 @@ def _group_of(process: psutil.Process) -> int | None:
 
 
 def _reason(host: Host) -> str:
-    """Why a host failed, as SageMaker says it: from its failure file, or the end of its log."""
+    """Why a host failed, in SageMaker's words: its failure file, or the end of its log."""
     failure = host.root / "output/failure"
     text = failure.read_text() if failure.exists() else host.log.read_text(errors="replace")
     code = host.process.returncode

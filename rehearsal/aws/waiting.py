@@ -1,4 +1,4 @@
-"""Waiting for a process to be ready, for as long as it works on it, however slow this machine."""
+"""Waiting until a process is ready, for as long as it is busy, however slow this machine is."""
 
 import time
 from collections.abc import Callable
@@ -7,19 +7,26 @@ from pathlib import Path
 import psutil
 
 LOOK_SECONDS = 0.1
-IDLE_SECONDS = 60.0  # a program that starts computes, or reads from the disk, all the time
+IDLE_SECONDS = 60.0  # a starting program computes or reads from the disk all the time
 BUSY_SHARE = 0.001  # of that time
 
 
 class NotReadyError(RuntimeError):
-    """A process ended, or does nothing any more, before it was ready; the message is one line."""
+    """A process ended or became idle before it was ready; the message is one line."""
 
 
-def wait_until(ready: Callable[[], bool], process: psutil.Popen, *, name: str, log: Path) -> None:
-    """Ask `ready` again and again until it is.
+def wait_until(
+    ready: Callable[[], bool],
+    process: psutil.Popen,
+    *,
+    name: str,
+    log: Path,
+    look_seconds: float = LOOK_SECONDS,
+) -> None:
+    """Ask `ready` every `look_seconds` until it is true.
 
     Raises NotReadyError, with the last line of `log`, as soon as `process` has ended, and when
-    it and its children did nothing for IDLE_SECONDS.
+    it and its children were idle for IDLE_SECONDS.
     """
     busy, since = -1.0, time.monotonic()
     while not ready():
@@ -30,12 +37,12 @@ def wait_until(ready: Callable[[], bool], process: psutil.Popen, *, name: str, l
         if abs(used - busy) > IDLE_SECONDS * BUSY_SHARE:  # less than before: a child has ended
             busy, since = used, now
         elif now - since > IDLE_SECONDS:
-            raise NotReadyError(_told(name, f"did nothing for {IDLE_SECONDS:.0f} s", log))
-        time.sleep(LOOK_SECONDS)
+            raise NotReadyError(_told(name, f"was idle for {IDLE_SECONDS:.0f} s", log))
+        time.sleep(look_seconds)
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that says anything."""
+    """The last line of a log that is not empty."""
     text = log.read_text(errors="replace") if log.exists() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "nothing"
@@ -46,12 +53,12 @@ def _told(name: str, happened: str, log: Path) -> str:
 
 
 def _cpu_seconds(process: psutil.Popen) -> float:
-    """What a process and its children have computed so far."""
+    """CPU seconds of a process and its children so far."""
     used = 0.0
     try:
         for each in (process, *process.children(recursive=True)):
             times = each.cpu_times()
             used += times.user + times.system + getattr(times, "iowait", 0.0)
     except psutil.NoSuchProcess:
-        pass  # it is seen to have ended, or its children are counted at the next look
+        pass  # the caller notices its end, and counts its children the next time
     return used

@@ -1,4 +1,4 @@
-"""A wheel of an installed package, for the rehearsed machine to install without a network."""
+"""Wheels of installed packages, which a rehearsed machine installs without a network."""
 
 import zipfile
 from importlib.metadata import distribution
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def pack_installed(name: str, folder: Path) -> Path:
-    """Put the files of an installed package of pure Python into a wheel; returns its path.
+    """Pack an installed package of pure Python into a wheel; returns its path.
 
     The format: https://packaging.python.org/specifications/binary-distribution-format
     """
@@ -17,7 +17,7 @@ def pack_installed(name: str, folder: Path) -> Path:
     with zipfile.ZipFile(wheel, "w") as archive:
         for path, file in files.items():
             if not path.startswith("..") and file.suffix != ".pyc":
-                # A fixed date: the same wheel each time, so that its hash is the same.
+                # A fixed date, so that the wheel has the same hash each time.
                 entry = zipfile.ZipInfo(path, (2020, 1, 1, 0, 0, 0))
                 entry.external_attr = 0o644 << 16
                 archive.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED)

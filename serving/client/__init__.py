@@ -1,1 +1,1 @@
-"""Asks an endpoint or a local model, and keeps what it counted."""
+"""Gets predictions from an endpoint or a local model, and stores them."""

@@ -1,4 +1,4 @@
-"""Counted photos as a table, CSV or JSON; as a CSV file that a stopped command goes on with; and
+"""Counted photos: as a table, CSV or JSON; as a CSV file that a stopped command continues; and
 ranked by how likely their inventory record is wrong."""
 
 import csv
@@ -16,7 +16,7 @@ from serving.container.inference import Prediction, agreement
 FIXED = ("file", "count", "expected")
 START = ",".join(FIXED)
 ASKED = "asked"
-PROBABILITY = "probability_"  # of a label, in the head of a CSV column
+PROBABILITY = "probability_"  # prefix of a label in the CSV header
 
 
 class FileError(ValueError):
@@ -25,7 +25,7 @@ class FileError(ValueError):
 
 @dataclass(frozen=True)
 class Counted:
-    """A photo, what the model says of it, and what the inventory record says."""
+    """A photo, the model's prediction, and the inventory record."""
 
     file: str
     prediction: Prediction
@@ -38,7 +38,10 @@ class Counted:
 
 
 def read_records(file: Path) -> dict[str, int]:
-    """Photo → count, from a CSV with the columns `photo` and `count`. Raises FileError, OSError."""
+    """Read counts by photo from a CSV with the columns `photo` and `count`.
+
+    Raises FileError, OSError.
+    """
     records: dict[str, int] = {}
     try:
         rows = csv.DictReader(io.StringIO(file.read_text("utf-8-sig"), newline=""))
@@ -59,9 +62,9 @@ def read_records(file: Path) -> dict[str, int]:
 def with_records(
     counted: Sequence[Counted], records: Mapping[str, int]
 ) -> tuple[list[Counted], list[str]]:
-    """Those with a record, the one most likely wrong first, and the files without a record.
+    """The photos with a record, the one most likely wrong first, and the files without a record.
 
-    A record is found by the file as it was given, by its name, or by its name without suffix.
+    A record matches the file as it was given, its name, or its name without suffix.
     """
     ranked, missing = [], []
     for each in counted:
@@ -85,7 +88,7 @@ def _keys(file: str) -> list[str]:
 
 
 def as_table(counted: Sequence[Counted]) -> str:
-    """For reading: file, record, agreement, count, expected, the probability of each count."""
+    """A text table: file, record, agreement, count, expected, the probability of each count."""
     if not counted:
         return ""
     ranked = counted[0].record is not None
@@ -103,7 +106,7 @@ def as_table(counted: Sequence[Counted]) -> str:
 
 
 def as_csv(counted: Sequence[Counted]) -> str:
-    """With a header: file, count, expected, probability_1, …, and of records the agreement."""
+    """CSV with a header: file, count, expected, probability_1, …; with records, the agreement."""
     text = io.StringIO()
     labels = list(counted[0].prediction.probabilities) if counted else []
     ranked = bool(counted) and counted[0].record is not None
@@ -115,8 +118,8 @@ def as_csv(counted: Sequence[Counted]) -> str:
 
 
 def as_json(counted: Sequence[Counted]) -> str:
-    """One list of {"file", "count", "expected", "probabilities"}, and with records of {"file",
-    "record", "agreement", "count", …}."""
+    """A JSON list of {"file", "count", "expected", "probabilities"}, with records also "record" and
+    "agreement"."""
     objects = []
     for each in counted:
         found: dict[str, Any] = {"file": each.file}
@@ -127,11 +130,11 @@ def as_json(counted: Sequence[Counted]) -> str:
 
 
 class Output:
-    """A CSV file of counted photos that grows row by row; opened again, it knows its rows.
+    """A CSV file of counted photos that is written row by row; existing rows are read first.
 
-    Its last column has the model or endpoint that was asked, `asked`. Raises FileError when what
-    is there was not written by this class, or by asking another; so does `add` for other labels,
-    as an endpoint may have been deployed anew.
+    The last column is `asked`, the model or endpoint. Raises FileError if the file was not written
+    by this class, or comes from another model or endpoint; so does `add` for other labels, as
+    another model may have been deployed.
     """
 
     def __init__(self, file: Path, asked: str) -> None:
@@ -139,12 +142,12 @@ class Output:
             raise FileError(f"{file.parent}: no such folder")
         self._file, self._asked = file, asked
         self.counted = self._read() if file.exists() else []
-        # Again as a whole: the last row may have been cut off.
+        # Rewritten as a whole, as the last row may be incomplete.
         write_atomic(file, self._text(self.counted).encode())
         self._stream: TextIO = file.open("a", newline="")
 
     def add(self, counted: Counted) -> None:
-        """Write one row, at once."""
+        """Write one row immediately."""
         labels = [list(each.prediction.probabilities) for each in (*self.counted[:1], counted)]
         if labels[0] != labels[-1]:
             raise FileError(f"{self._file} was counted by another model: name another file")

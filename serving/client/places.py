@@ -1,4 +1,4 @@
-"""Where photos are: files, folders, web addresses, S3 prefixes → the name of each photo."""
+"""Files, folders, URLs and S3 prefixes → the name of each photo."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,9 +14,9 @@ class NoPhotosError(ValueError):
 
 
 def photo_names(places: Sequence[str]) -> list[str]:
-    """Each photo once: folders and S3 prefixes give all photos below them, in order of name.
+    """Each photo once; folders and S3 prefixes contribute all photos below them, by name.
 
-    A name is what ImagePredictor.predict takes. Raises NoPhotosError, botocore's errors.
+    ImagePredictor.predict accepts these names. Raises NoPhotosError, botocore's errors.
     """
     names: dict[str, None] = {}
     for place in places:

@@ -1,4 +1,4 @@
-"""ImagePredictor: a photo in any form → what the model says, here or at an endpoint."""
+"""ImagePredictor: counts with an endpoint or with a model on this machine."""
 
 import functools
 import io
@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boto3
-import numpy as np
 from botocore.config import Config
 from botocore.exceptions import ClientError
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from common.outputs import check_region, stack_output
@@ -31,15 +29,15 @@ if TYPE_CHECKING:
 STACK = "EndpointStack"
 ENDPOINT_AT_ONCE = 5  # calls; the default limit of the serverless endpoint
 LARGEST_PHOTO = 64 << 20  # bytes that are read from a URL
-LARGEST_SENT = 4 << 20  # bytes; a serverless endpoint takes no larger request
-SENT_SIDE = 2048  # pixels at most, of a photo that is larger than that; a network sees far fewer
-BUSY_TRIES = 5  # for a photo while the endpoint says that it is busy
-BUSY_PAUSE = 1  # seconds between two of them, on average
-START_SECONDS = 120  # in all, that a photo waits for an endpoint that is starting
-START_PAUSE = 3  # seconds between two questions to it, on average
+LARGEST_SENT = 4 << 20  # bytes; the largest request that a serverless endpoint accepts
+SENT_SIDE = 2048  # maximum pixels a side of photos larger than LARGEST_SENT; networks use far fewer
+BUSY_TRIES = 5  # for each photo while the endpoint is busy
+BUSY_PAUSE = 1  # mean seconds between two tries
+START_SECONDS = 120  # maximum time that a photo waits for an endpoint to start
+START_PAUSE = 3  # mean seconds between two tries while it starts
 URL_SECONDS = 30
 
-Photo = str | Path | bytes | Image.Image | NDArray[np.uint8]
+Photo = str | Path | bytes
 
 
 class NotReadyError(RuntimeError):
@@ -47,11 +45,11 @@ class NotReadyError(RuntimeError):
 
 
 class ImagePredictor:
-    """Counts items by asking an endpoint (its name) or a local model (folder or model.tar.gz).
+    """Counts items with an endpoint (its name) or a local model (folder or model.tar.gz).
 
-    With neither, the endpoint that EndpointStack names in its outputs is asked. May be used from
-    several threads; more than `at_once` at a time gain nothing. `name` says who counts.
-    Raises ModelError, NotDeployedError or botocore's errors when that source is not there.
+    By default, the endpoint in the outputs of EndpointStack is used. The predictor may be used from
+    several threads; more than `at_once` gain nothing. `name` identifies the endpoint or model.
+    Raises ModelError, NotDeployedError or botocore's errors when that source does not exist.
     """
 
     def __init__(self, *, endpoint: str | None = None, model: str | Path | None = None) -> None:
@@ -83,23 +81,14 @@ class ImagePredictor:
     def predict(self, photo: Photo) -> Prediction:
         """Count the items in a photo.
 
-        A path, a URL (http, https, s3), the bytes of a JPEG or PNG, a Pillow image, or RGB pixels
-        [height, width, 3]. Raises OSError when it cannot be read, botocore's errors when it is
-        not in S3, RequestError when it is no photo, ValueError for another kind of address, and
-        NotReadyError when the endpoint has not started after START_SECONDS.
+        A path, a URL (http, https, s3), or the bytes of a JPEG or PNG. Raises OSError when it
+        cannot be read, botocore's errors when it is not in S3, RequestError when it is no photo,
+        ValueError for another kind of URL, and NotReadyError when the endpoint has not started
+        after START_SECONDS.
         """
         return self._count(self._bytes_of(photo))
 
     def _bytes_of(self, photo: Photo) -> bytes:
-        if isinstance(photo, np.ndarray):
-            photo = Image.fromarray(photo)
-        if isinstance(photo, Image.Image):
-            buffer = io.BytesIO()
-            upright = ImageOps.exif_transpose(photo)
-            if upright.mode != "I;16":  # which convert() would clip, and PNG can hold
-                upright = upright.convert("RGB")
-            upright.save(buffer, "PNG")
-            return buffer.getvalue()
         if isinstance(photo, bytes):
             return photo
         if isinstance(photo, str) and photo.startswith(("http://", "https://")):
@@ -117,10 +106,11 @@ class ImagePredictor:
 def ask_endpoint(
     client: "SageMakerRuntimeClient", name: str, photo: bytes, *, started: bool = False
 ) -> Prediction:
-    """Send one photo to a SageMaker endpoint, a smaller copy where it takes none so large.
+    """Send one photo to a SageMaker endpoint, a smaller copy if the photo is too large for it.
 
-    Raises RequestError when it refuses the photo, fails on it, or stays busy, and NotReadyError
-    when it does not start. One that `started` before and gives no answer has failed on the photo.
+    Raises RequestError when the endpoint refuses the photo, fails on it, or stays busy, and
+    NotReadyError when it does not start. If it has `started` before, no answer means that it has
+    failed on the photo.
     """
     photo = smaller(photo) if len(photo) > LARGEST_SENT else photo
     response = _invoke(client, name, photo, started)
@@ -132,7 +122,7 @@ def ask_endpoint(
 
 
 def _invoke(client: "SageMakerRuntimeClient", name: str, photo: bytes, started: bool) -> Any:
-    """What the endpoint responds, which is asked again while it is busy or still starting."""
+    """The endpoint's response; repeats the request while it is busy or still starting."""
     tries, deadline = BUSY_TRIES, time.monotonic() + START_SECONDS
     while True:
         try:
@@ -165,8 +155,10 @@ def _invoke(client: "SageMakerRuntimeClient", name: str, photo: bytes, started: 
 
 
 def _starting(error: ClientError, started: bool) -> str | None:
-    """Why an endpoint that has not started yet does not answer; None for another error. botocore
-    retries none of these."""
+    """Why an endpoint that has not started yet does not answer; None for another error.
+
+    botocore retries none of these errors.
+    """
     reply: dict[str, Any] = dict(error.response)
     if reply["Error"]["Code"] == "ModelNotReadyException":  # 429, of a serverless endpoint
         return "it is still being provisioned"
@@ -179,39 +171,43 @@ def _starting(error: ClientError, started: bool) -> str | None:
     return None
 
 
-@functools.cache  # for all photos that wait
+@functools.cache  # once for all photos that wait
 def _say_once(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
 def _refusal(error: ClientError, name: str) -> RequestError:
-    """What the container answered, which is wrapped in a ModelError of SageMaker's own. Raises
-    `error` where it is not the container's."""
+    """The container's answer, which SageMaker wraps in a ModelError of its own.
+
+    Raises `error` if it does not come from the container.
+    """
     reply: dict[str, Any] = dict(error.response)
     if reply["ResponseMetadata"]["HTTPStatusCode"] == 413:  # SageMaker's limit, not ours
-        # EndpointStack's names say the kind.
-        serverless = f"a serverless endpoint takes ({LARGEST_SENT >> 20} MB)"
-        takes = serverless if "serverless" in name else "the endpoint takes"
-        return RequestError(413, f"the photo is larger than {takes}, send a smaller one")
+        # EndpointStack's names contain the kind.
+        limit = f" ({LARGEST_SENT >> 20} MB)" if "serverless" in name else ""
+        message = f"the photo is larger than the endpoint accepts{limit}, send a smaller one"
+        return RequestError(413, message)
     if "OriginalStatusCode" not in reply:
         raise error
     message = reply.get("OriginalMessage", "") or "its container did not answer"
     try:
         message = json.loads(message)["error"]
     except (KeyError, TypeError, ValueError):
-        message = " ".join(message.split())[:200]  # of another container than ours
+        message = " ".join(message.split())[:200]  # of a container that is not ours
     return RequestError(reply["OriginalStatusCode"], message)
 
 
 def smaller(photo: bytes) -> bytes:
-    """The photo as a JPEG of SENT_SIDE pixels at most; as it is where it cannot be read, for the
-    endpoint to say why."""
+    """The photo as a JPEG of at most SENT_SIDE pixels a side.
+
+    Returns an unreadable photo unchanged, so that the endpoint reports the reason.
+    """
     try:
         with Image.open(io.BytesIO(photo), formats=("JPEG", "PNG")) as image:
             image.draft("RGB", (SENT_SIDE, SENT_SIDE))
             orientation = {"exif": image.getexif()} if image.getexif() else {}
             rgb = image.convert("RGB")
-    except Exception:  # for damaged files Pillow raises nearly anything
+    except Exception:  # Pillow raises nearly anything for damaged files
         return photo
     rgb.thumbnail((SENT_SIDE, SENT_SIDE), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()

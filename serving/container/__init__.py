@@ -1,7 +1,7 @@
-"""What the serving image holds: the model behind HTTP. Training shares its preprocessing.
+"""The content of the serving image: a model behind HTTP. Training shares its preprocessing.
 
-Before anything imports ONNX Runtime, this package switches its telemetry off: ONNX Runtime reads
-the variable once, at import. Other packages that use ONNX Runtime import this one first. Source:
+This package disables the telemetry of ONNX Runtime, which reads the variable once, at import. So
+other packages that use ONNX Runtime import this one first. Source:
 github.com/microsoft/onnxruntime/pull/27379
 """
 

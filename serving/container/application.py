@@ -1,6 +1,6 @@
 """The web application: GET /ping, POST /invocations, GET /openapi.json.
 
-Starlette: pure Python and small, no code of ours between a socket and a handler.
+Starlette is small and pure Python, and needs no code of ours between socket and handler.
 """
 
 import asyncio
@@ -23,13 +23,13 @@ from serving.container.artifact import Model
 from serving.container.inference import REVIEW_BELOW, answer_type, input_fn, output_fn, predict_fn
 from serving.container.questions import JSON_TYPE, RequestError, read_record
 
-MAX_BODY = 6 * 1024 * 1024  # bytes; SageMaker's own limit, of a serverless endpoint 4 MB
-BODY_SECONDS = 30  # for a whole body to come: a client that trickles holds a place in the queue
-QUEUE = 64  # requests inside at most; each may hold a body of MAX_BODY
-PATIENCE_SECONDS = 50  # after which nobody waits for an answer: SageMaker gives up after 60
+MAX_BODY = 6 * 1024 * 1024  # bytes; SageMaker's own limit, which is 4 MB for a serverless endpoint
+BODY_SECONDS = 30  # for the whole body, as a slow client occupies a place in the queue
+QUEUE = 64  # maximum number of requests, each of which may hold a body of MAX_BODY
+PATIENCE_SECONDS = 50  # after which nobody waits for an answer: SageMaker's timeout is 60
 OPENAPI = Path(__file__).with_name("openapi.json")
 PAGE = Path(__file__).with_name("page.html")
-# The page talks to this server alone, and shows the photo that was dropped.
+# The page may only contact this server and show the dropped photo.
 PAGE_POLICY = (
     "default-src 'none'; connect-src 'self'; img-src blob:; "
     "style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -44,10 +44,10 @@ def create_app(
     review_below: float = REVIEW_BELOW,
     page: bool = False,
 ) -> ASGIApp:
-    """The application around a model that has answered its warm-up.
+    """The application around a loaded model.
 
-    `at_once` requests are decoded and counted at a time, by default as many as there are cores;
-    above `queue` inside, further ones are told to come back. `page` adds one for people at `/`.
+    `at_once` requests are decoded and counted concurrently, by default as many as there are cores.
+    Beyond `queue` requests, further ones are answered 503. `page` adds a page for people at `/`.
     """
     counting = Counting(model, at_once or os.cpu_count() or 1, queue, review_below)
     routes = [
@@ -70,12 +70,12 @@ def create_app(
 
 
 class Counting:
-    """POST /invocations: a bounded number of requests inside, fewer of them at work."""
+    """POST /invocations: a bounded queue of requests, and fewer threads that count."""
 
     def __init__(self, model: Model, at_once: int, queue: int, review_below: float) -> None:
         self._model, self._queue, self._review_below = model, queue, review_below
-        # A thread takes its next request by itself: no core waits for the event loop meanwhile.
-        # More threads than cores would only hold more decoded photos in memory.
+        # Threads take their next request without waiting for the event loop. More threads than
+        # cores would only hold more decoded photos in memory.
         self._pool = ThreadPoolExecutor(at_once)
         self._inside = 0
 
@@ -87,7 +87,7 @@ class Counting:
         arrived = time.monotonic()
         try:
             record = read_record(_expected(request))
-            answer_type(request.headers.get("accept"))  # to be refused before any work is done
+            answer_type(request.headers.get("accept"))  # refuse before any work is done
             body = await read_body(request)
             text, content_type = await asyncio.get_running_loop().run_in_executor(
                 self._pool,
@@ -111,14 +111,16 @@ class Counting:
         arrived: float,
     ) -> tuple[str, str]:
         if time.monotonic() - arrived > PATIENCE_SECONDS:
-            raise RequestError(503, f"it waited over {PATIENCE_SECONDS} s, try again later")
+            raise RequestError(
+                503, f"the request waited over {PATIENCE_SECONDS} s, try again later"
+            )
         questions = input_fn(body, content_type, record)
         return output_fn(predict_fn(questions, self._model, self._review_below), accept)
 
 
 def _expected(request: Request) -> str | None:
-    """What the inventory record says: ?expected=3, or through SageMaker, whose callers have no
-    query string, the custom attributes "expected=3"."""
+    """The inventory record: ?expected=3, or with SageMaker, whose callers cannot pass a query
+    string, the custom attributes "expected=3"."""
     attributes = request.headers.get("x-amzn-sagemaker-custom-attributes", "")
     if attributes.startswith("expected="):
         return attributes.removeprefix("expected=")
@@ -148,7 +150,9 @@ async def read_body(request: Request) -> bytes:
                 if len(body) > MAX_BODY:
                     raise RequestError(413, _too_large(request))
     except ClientDisconnect as error:
-        raise RequestError(400, "the connection ended before the whole body came") from error
+        raise RequestError(
+            400, "the connection ended before the whole body was received"
+        ) from error
     except TimeoutError as error:
         message = f"the body took more than {BODY_SECONDS} s, send it at once"
         raise RequestError(408, message) from error
@@ -156,47 +160,47 @@ async def read_body(request: Request) -> bytes:
 
 
 def _too_large(request: Request) -> str:
-    """As JSON, a photo's pixels take many times the bytes of its JPEG, and base64 a third more."""
+    """In JSON, pixels take many times the bytes of a JPEG, and base64 a third more."""
     sent = request.headers.get("content-type", "").lower()
     instead = "the JPEG itself, as image/jpeg" if sent.startswith(JSON_TYPE) else "a smaller photo"
     return f"the body is larger than {MAX_BODY} bytes, send {instead}"
 
 
 async def refuse_request(request: Request, error: Exception) -> Response:
-    """A handler's RequestError, as its status and one line of JSON."""
+    """Answer a handler's RequestError with its status and one line of JSON."""
     assert isinstance(error, RequestError)
     headers = {"Retry-After": "1"} if error.status == 503 else None
     return error_response(request, error.status, str(error), headers)
 
 
 async def refuse_route(request: Request, error: Exception) -> Response:
-    """An unknown path (404) or a wrong method (405)."""
+    """Answer an unknown path (404) or a wrong method (405)."""
     assert isinstance(error, HTTPException)
     message = f"{error.detail}: this server answers GET /ping and POST /invocations"
     return error_response(request, error.status_code, message, error.headers)
 
 
 async def report_failure(request: Request, error: Exception) -> Response:
-    """Our own mistake (500): the traceback goes to stderr, never to the client."""
+    """Answer a bug of ours (500); the traceback goes to stderr, never to the client."""
     return error_response(request, 500, "the server failed on this request, see its log")
 
 
 def error_response(
     request: Request, status: int, message: str, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """One line of JSON; the message is noted for the request's log line as well."""
+    """One line of JSON, whose message also goes into the request's log line."""
     request.scope["error"] = message
     return JSONResponse({"error": message}, status, headers)
 
 
 class RequestLog:
-    """ASGI application around another one; prints one JSON line for each request."""
+    """ASGI middleware that prints one JSON line for each request."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, then print when it came, what it was and how it ended."""
+        """Pass the request on, then print its time, method, path, status and duration."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         record: dict[str, str | int | float] = {

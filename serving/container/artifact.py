@@ -1,10 +1,10 @@
 """The model on disk: a folder, or a model.tar.gz of it.
 
     model.onnx          pixels → probabilities in float32, normalisation inside
-    model-int8.onnx     the same with int8 convolutions, where training found that it loses nothing
-    model.json          input size, labels, decision, and where the model comes from
+    model-int8.onnx     the same with int8 convolutions, if training found it to be as accurate
+    model.json          input size, labels, decision, and the origin of the model
 
-Nothing in it is run as code.
+Nothing in it is executed as code.
 """
 
 import gzip
@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from serving.container.decision import DECISIONS, Decision
 
 Precision = Literal["float32", "int8"]
+AnyPrecision = Literal["auto", "float32", "int8"]  # auto: int8 where it is exact
 DESCRIPTION = "model.json"
-PRECISIONS = ("auto", "float32", "int8")
 NETWORKS: dict[Precision, str] = {"float32": "model.onnx", "int8": "model-int8.onnx"}
-LARGEST_INPUT = 2048  # pixels a side; a larger "size" in model.json is a slip, not a network
-LARGEST_MODEL = 4 << 30  # bytes unpacked; more is no model but an archive that fills the disk
+LARGEST_INPUT = 2048  # pixels a side; a larger "size" in model.json is a mistake
+LARGEST_MODEL = 4 << 30  # bytes unpacked; a larger archive is no model and would fill the disk
 CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -36,28 +36,23 @@ class ModelError(ValueError):
     """The model's files are missing or broken; the message is one line."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Description:
-    """What model.json says that serving needs."""
+    """The part of model.json that serving needs."""
 
-    size: int  # pixels a side of the network's input
-    labels: tuple[str, ...]  # the count that each output stands for
-    decision: Decision  # from the probabilities to a count
-    int8: bool  # whether training found int8 as good
-    digest: str  # of model.json
-
-
-@dataclass(frozen=True)
-class Model:
-    """A loaded network; safe to use from several threads at once."""
-
-    session: onnxruntime.InferenceSession
     size: int  # pixels a side of the network's input
     labels: tuple[str, ...]  # the count that each output stands for
     decision: Decision = "argmax"  # from the probabilities to a count
-    precision: Precision = "float32"  # of the convolutions
-    has_int8: bool = False  # whether another machine may serve it in int8
+    has_int8: bool = False  # whether training found int8 to be as accurate
     digest: str = ""  # of model.json, which no two trainings share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Description):
+    """A loaded network; safe to use from several threads at once."""
+
+    session: onnxruntime.InferenceSession
+    precision: Precision = "float32"  # of the convolutions
 
     @property
     def counts(self) -> list[int]:
@@ -69,11 +64,11 @@ class Model:
         return np.asarray(answer, dtype=np.float32)
 
 
-def load_model(source: str | Path, *, threads: int = 0, precision: str = "auto") -> Model:
-    """Load a model folder or a model.tar.gz and let the network answer a warm-up.
+def load_model(source: str | Path, *, threads: int = 0, precision: AnyPrecision = "auto") -> Model:
+    """Load a model folder or a model.tar.gz and run a warm-up.
 
-    `threads` is what one call may use; 0 lets ONNX Runtime choose. `precision` auto takes int8
-    where the model has it and the CPU multiplies it exactly. Raises ModelError.
+    `threads` is the number for one call; with 0, ONNX Runtime chooses. The `precision` auto is
+    int8 if the model has it and the CPU multiplies it exactly. Raises ModelError.
     """
     path = Path(source)
     if path.is_dir():
@@ -86,8 +81,8 @@ def load_model(source: str | Path, *, threads: int = 0, precision: str = "auto")
             for found in sorted(Path(folder).glob(f"*/{DESCRIPTION}")):
                 inner = found.parent.name
                 raise ModelError(
-                    f"{path}: has its files in the folder {inner!r}, and the files must be at the "
-                    f"root: pack them with `tar -czf model.tar.gz -C {inner} .`"
+                    f"{path}: the files are in the folder {inner!r} and must be at the root: "
+                    f"pack them with `tar -czf model.tar.gz -C {inner} .`"
                 )
         try:
             return _load_folder(Path(folder), threads, precision)
@@ -96,7 +91,7 @@ def load_model(source: str | Path, *, threads: int = 0, precision: str = "auto")
 
 
 def has_vnni() -> bool:
-    """Whether this x86 CPU multiplies int8 fast and exactly (VNNI); False where Linux cannot say.
+    """Whether this x86 CPU multiplies int8 fast and exactly (VNNI); False if that is unknown.
 
     Without VNNI, ONNX Runtime adds pairs of products in 16 bits, which saturate.
     """
@@ -111,21 +106,21 @@ def _unpack(archive: Path, folder: str) -> None:
     try:
         with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             members, total = [], 0
-            for member in tar:  # their headers, before anything is written
+            for member in tar:  # read all headers before anything is written
                 members.append(member)
                 total += member.size
                 if total > LARGEST_MODEL:
                     raise ModelError(f"{archive}: holds over {LARGEST_MODEL:,} bytes unpacked")
-            tar.extractall(folder, members, filter="data")  # refuses paths that climb out
-            while stream.read(1 << 20):  # gzip compares its checksum at the very end
+            tar.extractall(folder, members, filter="data")  # refuses paths outside the folder
+            while stream.read(1 << 20):  # gzip checks its checksum only at the end
                 pass
     except ModelError:
         raise
-    except Exception as error:  # for damaged headers tarfile raises nearly anything
+    except Exception as error:  # tarfile raises nearly anything for damaged headers
         raise ModelError(f"{archive}: not a usable model.tar.gz ({_one_line(error)})") from error
 
 
-def _load_folder(folder: Path, threads: int, precision: str) -> Model:
+def _load_folder(folder: Path, threads: int, precision: AnyPrecision) -> Model:
     found = _read_description(folder / DESCRIPTION)
     chosen = _choose(folder, found, precision)
     network = folder / NETWORKS[chosen]
@@ -133,25 +128,17 @@ def _load_folder(folder: Path, threads: int, precision: str) -> Model:
         raise ModelError(f"{network}: no such file; train a model first")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # errors come as exceptions; the log would repeat them
+    options.log_severity_level = 4  # errors are raised; the log would repeat them
     try:
         session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
-        model = Model(
-            session=session,
-            size=found.size,
-            labels=found.labels,
-            decision=found.decision,
-            precision=chosen,
-            has_int8=found.int8,
-            digest=found.digest,
-        )
-        # Two photos: the server relies on a free batch dimension.
+        model = Model(**vars(found), session=session, precision=chosen)
+        # Two photos, as the server relies on a free batch dimension.
         answer = model.probabilities(np.zeros((2, found.size, found.size, 3), np.uint8))
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise ModelError(f"{network}: not a usable network ({_one_line(error)})") from error
     if answer.shape != (2, len(found.labels)):
         raise ModelError(
-            f"{network}: the network's output is {list(answer.shape)} for two photos, "
+            f"{network}: the network's output has the shape {list(answer.shape)} for two photos, "
             f"but model.json names {len(found.labels)} labels"
         )
     if not np.allclose(answer.sum(axis=1), 1, atol=1e-3):
@@ -159,9 +146,9 @@ def _load_folder(folder: Path, threads: int, precision: str) -> Model:
     return model
 
 
-def _choose(folder: Path, found: Description, precision: str) -> Precision:
-    if precision == "int8" or (precision == "auto" and found.int8 and has_vnni()):
-        if not found.int8:
+def _choose(folder: Path, found: Description, precision: AnyPrecision) -> Precision:
+    if precision == "int8" or (precision == "auto" and found.has_int8 and has_vnni()):
+        if not found.has_int8:
             raise ModelError(f"{folder}: this model has no int8 variant, serve it in float32")
         return "int8"
     return "float32"
@@ -197,7 +184,7 @@ def _read_description(path: Path) -> Description:
         size=size,
         labels=tuple(labels),
         decision=decision,
-        int8=int8.get("served") is True,
+        has_int8=int8.get("served") is True,
         digest=hashlib.sha256(path.read_bytes()).hexdigest()[:12],
     )
 

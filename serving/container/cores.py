@@ -1,14 +1,14 @@
-"""How many CPU cores there are to use."""
+"""The number of usable CPU cores."""
 
 import math
 import os
 from pathlib import Path
 
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds, of so many
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CPU time in a period
 
 
 def available_cores() -> int:
-    """Cores that this process may use, on the machine and in its container."""
+    """Number of cores that this process may use, limited by its affinity and its container."""
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):  # on Linux
         cores = len(os.sched_getaffinity(0))

@@ -1,23 +1,23 @@
-"""From the probabilities of the counts to one count."""
+"""Rules that choose one count from the probabilities of all counts."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, assert_never, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 Decision = Literal["argmax", "expected", "median"]
-DECISIONS: tuple[Decision, ...] = ("argmax", "expected", "median")
+DECISIONS: tuple[Decision, ...] = get_args(Decision)
 
 
 def decide(
     probabilities: NDArray[np.float32], counts: Sequence[int], decision: Decision
 ) -> NDArray[np.int64]:
-    """One count [N] for each photo, from its `probabilities` [N, K] of `counts` (ascending).
+    """Choose counts [N], given `probabilities` [N, K] of the `counts` [K] (ascending).
 
-    If the probabilities hold, `argmax`, the most probable count, is most often right; `median`
-    has the least absolute error; `expected`, the count nearest to the mean, the least squared
-    error. Of two counts as good, the lower. Raises ValueError for another decision.
+    If the probabilities are calibrated, `argmax`, the most probable count, is most often right;
+    `median` has the least absolute error; `expected`, the count nearest to the mean, has the least
+    squared error. Ties go to the lower count.
     """
     classes = np.array(counts)
     chosen: NDArray[np.int64]
@@ -29,5 +29,5 @@ def decide(
         up_to = probabilities.astype(np.float64).cumsum(axis=1)
         chosen = (up_to >= up_to[:, -1:] / 2).argmax(axis=1)
     else:
-        raise ValueError(f"no decision is called {decision!r}: argmax, expected or median")
+        assert_never(decision)
     return classes[chosen]

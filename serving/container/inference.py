@@ -1,6 +1,6 @@
-"""A photo → a count: SageMaker's four handlers, free of any server or framework.
+"""A photo → a count: SageMaker's four handlers, independent of any server or framework.
 
-    model_fn(folder) → model          once, at start
+    model_fn(folder) → model          once, at startup
     input_fn(body, content_type) → questions
     predict_fn(questions, model) → predictions
     output_fn(predictions, accept) → body, content type
@@ -23,53 +23,56 @@ from serving.container.preprocess import PhotoError, to_pixels
 from serving.container.questions import Question, Questions, RequestError, of_photo, read_questions
 
 ANSWER_TYPES = ("application/json", "text/csv")
-BATCH = 8  # photos of one request that the network sees at once; more only needs more memory
-# A record is doubted below this probability. The most probable of five counts never is: where that
-# is the answer, only somebody who sets a higher one is told to look at a photo without a record.
+BATCH = 8  # photos of a request in one call of the network; more only take more memory
+# A record less probable than this should be reviewed. The most probable of five counts is never
+# below it, so with argmax, photos without a record are marked for review only at a higher limit.
 REVIEW_BELOW = 0.1
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says about one photo."""
+    """The model's answer for one photo."""
 
-    count: int  # the number of items, as the model's decision makes it of the probabilities
+    count: int  # the number of items that the model's decision rule chooses
     expected: float  # the mean of the distribution, in items
-    probabilities: dict[str, float]  # label → probability; together 1
+    probabilities: dict[str, float]  # by label; they sum to 1
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A prediction, and what follows from it for the inventory."""
+    """A prediction, and what it means for the inventory record."""
 
     prediction: Prediction
     agreement: float | None  # the probability that the record is right; None without a record
-    review: bool  # whether someone should look
+    review: bool  # whether a person should check
 
 
 @dataclass(frozen=True)
 class Answers:
-    """One for each photo of a request, in its order."""
+    """One answer for each photo of a request, in the same order."""
 
     answers: Sequence[Answer]
-    many: bool  # a list was asked, so a list is answered
+    many: bool  # the request was a list, so the response is one
 
 
 def model_fn(model_dir: str | Path) -> Model:
-    """Load the model folder and let the network answer a warm-up. Raises ModelError."""
+    """Load the model folder and run a warm-up. Raises ModelError."""
     return load_model(model_dir)
 
 
 def input_fn(body: bytes, content_type: str | None, record: int | None = None) -> Questions:
-    """Parse the request; `record` is what the inventory says of photos without a record of their
-    own. Raises RequestError (400, 413, 415)."""
+    """Parse the request; `record` is the inventory record of photos without one of their own.
+
+    Raises RequestError (400, 413, 415).
+    """
     return read_questions(body, content_type, record)
 
 
 def predict_fn(questions: Questions, model: Model, review_below: float = REVIEW_BELOW) -> Answers:
     """Count the items in each photo. Raises RequestError (400), which names the photo.
 
-    To be reviewed: a record, or without one a count, that is less probable than `review_below`.
+    An answer asks for a review if its record, or without one its count, is less probable than
+    `review_below`.
     """
     asked, answers = questions.asked, []
     for start in range(0, len(asked), BATCH):
@@ -88,13 +91,13 @@ def predict_fn(questions: Questions, model: Model, review_below: float = REVIEW_
 
 
 def count_photo(photo: bytes, model: Model) -> Prediction:
-    """What the model says of one photo. Raises RequestError (400) when it is none."""
+    """The prediction for one photo. Raises RequestError (400) if it cannot be read."""
     (answer,) = predict_fn(Questions([Question(photo)], many=False), model).answers
     return answer.prediction
 
 
 def predict(pixels: NDArray[np.uint8], model: Model) -> list[Prediction]:
-    """Pixels [N, size, size, 3] → what the model says of each photo."""
+    """The predictions for pixels [N, size, size, 3]."""
     probabilities = model.probabilities(pixels)
     counts = decide(probabilities, model.counts, model.decision)
     expected = probabilities @ np.array(model.counts, np.float32)
@@ -112,7 +115,7 @@ def predict(pixels: NDArray[np.uint8], model: Model) -> list[Prediction]:
 
 
 def agreement(prediction: Prediction, record: int) -> float:
-    """The probability that `record` is right; 0 for a count that the model does not know."""
+    """The probability that `record` is right; 0 for a count that is none of the labels."""
     return prediction.probabilities.get(str(record), 0.0)
 
 
@@ -125,13 +128,12 @@ def _answer(question: Question, prediction: Prediction, review_below: float) -> 
 
 
 def output_fn(answers: Answers, accept: str | None) -> tuple[str, str]:
-    """Write the answers as the client asked; returns the body and its content type.
+    """Write the answers in the format that the client accepts; returns body and content type.
 
     JSON: {"count", "expected", "probabilities"}, with a record also "agreement" and "review", and
-    without one "review" where it is true; a list if a list was asked. CSV: a row for each photo,
+    without one "review" if it is true; a list if the request was one. CSV: a row for each photo,
     without header: count, expected, each label's probability, agreement (empty without a record),
-    review.
-    Raises RequestError (406).
+    review. Raises RequestError (406).
     """
     content_type = answer_type(accept)
     if content_type == "application/json":

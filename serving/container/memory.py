@@ -1,14 +1,14 @@
-"""How the C library hands out memory on Linux."""
+"""Memory allocation of the C library on Linux."""
 
 import ctypes
 import sys
 
 M_MMAP_THRESHOLD = -3  # malloc.h of glibc
-LARGE = 1 << 19  # bytes: a body or a photo as it is decoded, and nothing that is there for long
+LARGE = 1 << 19  # bytes: request bodies and photos while decoded, but nothing that lives long
 
 
 def mallopt(option: int, value: int) -> None:
-    """Set one of malloc's options; elsewhere than on glibc nothing happens."""
+    """Set one of malloc's options; without glibc, nothing happens."""
     if not sys.platform.startswith("linux"):
         return
     found = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -17,10 +17,9 @@ def mallopt(option: int, value: int) -> None:
 
 
 def give_back_large_blocks() -> None:
-    """Let this process give each large block back to the kernel when it is freed.
+    """Return each large block to the kernel when it is freed.
 
-    By default glibc stops doing so with blocks as large as any that was freed before, up to
-    32 MB: they then leave holes between small ones, and the process grows for thousands of
-    requests.
+    By default, glibc raises the threshold for that to the size of each block freed, up to 32 MB.
+    Blocks below it fragment the heap, and the process grows for thousands of requests.
     """
     mallopt(M_MMAP_THRESHOLD, LARGE)

@@ -1,15 +1,16 @@
-"""A request's body → the photos that it asks about.
+"""A request's body → the photos that it contains.
 
     image/jpeg, image/png, application/x-image     the bytes of one photo
     application/json                               one photo, or a list of them
 
 In JSON a photo is its bytes in base64, or its pixels: rows of [red, green, blue], 0 to 255. An
-object {"photo": …, "expected": 3} adds what the inventory record says.
+object {"photo": …, "expected": 3} adds the inventory record.
 """
 
 import base64
 import binascii
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.container.preprocess import MAX_PIXELS, PhotoError, area
+from serving.container.preprocess import MAX_PIXELS, PhotoError, size_of
 
 PHOTO_TYPES = ("image/jpeg", "image/png", "application/x-image")
 JSON_TYPE = "application/json"
-MAX_PHOTOS = 32  # in one request: it has to be answered within SageMaker's 60 seconds
+MAX_PHOTOS = 32  # in one request, which has to be answered within SageMaker's 60 seconds
 PIXELS_DEPTH = 3  # of lists: rows, pixels, channels
-MAX_RECORD = 1_000_000  # items; an inventory record beyond it is a slip
+MAX_RECORD = 1_000_000  # items; a larger inventory record is a mistake
 
 
 class RequestError(ValueError):
@@ -39,7 +40,7 @@ class Question:
     """How many items does this photo show?"""
 
     photo: bytes | NDArray[np.uint8]  # JPEG or PNG, or pixels [height, width, 3]
-    record: int | None = None  # what the inventory says
+    record: int | None = None  # count in the inventory
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,11 @@ class Questions:
     """All photos of one request."""
 
     asked: Sequence[Question]
-    many: bool  # a list was asked, so a list is answered
+    many: bool  # the request was a list, so the response is one
 
 
 def read_questions(body: bytes, content_type: str | None, record: int | None) -> Questions:
-    """Parse a body. `record` is what a request says beside it, for each photo without its own.
+    """Parse a body; `record` is the inventory record of each photo without one of its own.
 
     Raises RequestError (400, 413, 415).
     """
@@ -93,7 +94,7 @@ def _parse(body: bytes) -> Any:
 
 
 def _from_json(value: Any, record: int | None) -> Questions:
-    """A list is a list of photos, but for the three-fold one of numbers: the pixels of one."""
+    """A list contains photos, unless it is nested three times: then it is the pixels of one."""
     if not isinstance(value, list) or _depth(value) == PIXELS_DEPTH:
         return Questions([_question(value, record)], many=False)
     if not value:
@@ -106,7 +107,7 @@ def _from_json(value: Any, record: int | None) -> Questions:
 
 
 def _depth(value: Any) -> int:
-    """Lists in lists along the first element; what is in the innermost has to be a number."""
+    """Nesting of lists along the first elements, if the innermost is a number; otherwise 0."""
     depth = 0
     while isinstance(value, list) and value:
         value, depth = value[0], depth + 1
@@ -118,7 +119,7 @@ def _question(value: Any, record: int | None) -> Question:
         unknown = sorted(value.keys() - {"photo", "expected"})
         if unknown or "photo" not in value:
             raise RequestError(
-                400, 'an object has the fields "photo" and, if you like, "expected", no others'
+                400, 'an object has the field "photo", optionally "expected", and no others'
             )
         if value.get("expected") is not None:
             record = _record(value["expected"])
@@ -157,7 +158,7 @@ def _pixels(rows: list[Any]) -> NDArray[np.uint8]:
             if not isinstance(pixel, list) or len(pixel) != 3:
                 raise RequestError(400, "pixels must be height × width × 3")
             numbers += pixel
-    # NaN and infinity are not between, nor is True a number here.
+    # Neither NaN nor infinity is between 0 and 255, and True is not a number here.
     if not set(map(type, numbers)) <= {int, float} or not all(0 <= n <= 255 for n in numbers):
         raise RequestError(400, "pixels must be whole numbers from 0 to 255")
     pixels = np.array(numbers, np.float32).reshape(len(rows), width, 3)
@@ -167,12 +168,12 @@ def _pixels(rows: list[Any]) -> NDArray[np.uint8]:
 
 
 def _limit_work(asked: Sequence[Question]) -> None:
-    """Together the photos may be as large as one."""
+    """All photos together may be as large as one."""
     total = 0
     for number, question in enumerate(asked, start=1):
         if isinstance(question.photo, bytes):
             try:
-                total += area(question.photo)
+                total += math.prod(size_of(question.photo))
             except PhotoError as error:
                 raise of_photo(number, len(asked), error) from error
     if total > MAX_PIXELS:
@@ -182,5 +183,5 @@ def _limit_work(asked: Sequence[Question]) -> None:
 
 
 def of_photo(number: int, total: int, error: PhotoError) -> RequestError:
-    """What is wrong with one of several photos."""
+    """The error of one of several photos."""
     return RequestError(400, f"photo {number} of {total}: {error}")

@@ -1,28 +1,33 @@
-"""The model behind HTTP, as SageMaker asks for it: GET /ping and POST /invocations.
+"""Serve a trained model over HTTP, as SageMaker expects it: GET /ping and POST /invocations.
 
-    python -m serving.container.server --model runs/my-run/model.tar.gz --page
-    curl --data-binary @bin.jpg -H 'Content-Type: image/jpeg' localhost:8080/invocations
+For example:
 
-One JSON line per request goes to stdout; SIGTERM answers the requests that have begun and ends
-with exit code 0.
+    python -m serving.container.server --model out/model --page
+    curl --data-binary @bin.jpg -H 'Content-Type: image/jpeg' \\
+        localhost:8080/invocations
+
+A flag takes precedence over its environment variable. One JSON line for each request is written to
+standard output. After SIGTERM, the server answers the requests that have begun and exits with
+code 0.
 """
 
-import argparse
 import json
-import math
 import os
-import re
 import signal
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import FrameType
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import uvicorn
+from cyclopts import App, Parameter, Token
+from cyclopts.validators import Number
+from rich.console import Console
 
 from serving.container.application import QUEUE, create_app
-from serving.container.artifact import PRECISIONS, ModelError, load_model
+from serving.container.artifact import AnyPrecision, ModelError, load_model
 from serving.container.cores import available_cores
 from serving.container.inference import REVIEW_BELOW
 from serving.container.memory import give_back_large_blocks
@@ -30,86 +35,84 @@ from serving.container.memory import give_back_large_blocks
 DRAIN_SECONDS = 25  # SageMaker kills a container 30 s after SIGTERM
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Flags win over environment variables, which win over the defaults."""
-    environment = os.environ
-    parser = argparse.ArgumentParser(
-        prog="python -m serving.container.server",
-        description="Serve a trained model over HTTP: GET /ping, POST /invocations.",
-        epilog="The environment variable of a flag is named in its help; a flag wins.",
-    )
-    parser.add_argument(
-        "--model",
-        metavar="FOLDER_OR_TAR",
-        default=environment.get("SERVING_MODEL_DIR", "/opt/ml/model"),
-        help="model folder or model.tar.gz (SERVING_MODEL_DIR; now %(default)s)",
-    )
-    parser.add_argument(
-        "--host",
-        default=environment.get("SERVING_HOST", "127.0.0.1"),
-        help="address to listen on (SERVING_HOST; now %(default)s)",
-    )
-    parser.add_argument(
-        "--port",
-        type=port_number,
-        default=environment.get("SAGEMAKER_BIND_TO_PORT", environment.get("SERVING_PORT", "8080")),
-        help="port; 0 picks a free one, printed in the first line of output "
-        "(SAGEMAKER_BIND_TO_PORT, SERVING_PORT; now %(default)s)",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default=environment.get("SERVING_PRECISION", "auto"),
-        help="auto: int8 where the model has it and the CPU has VNNI, else float32 "
-        "(SERVING_PRECISION; now %(default)s)",
-    )
-    parser.add_argument(
-        "--threads",
-        type=positive_number,
-        default=environment.get("SERVING_THREADS", "1"),
-        help="for one photo; as many photos are counted at once as the cores allow "
-        "(SERVING_THREADS; now %(default)s)",
-    )
-    parser.add_argument(
-        "--queue",
-        type=positive_number,
-        default=environment.get("SERVING_QUEUE", str(QUEUE)),
-        help="requests inside at most; further ones are answered 503 (SERVING_QUEUE; now "
-        "%(default)s)",
-    )
-    parser.add_argument(
-        "--review-below",
-        type=probability,
-        default=environment.get("SERVING_REVIEW_BELOW", str(REVIEW_BELOW)),
-        help='an answer says "review" when its count, or the inventory record that was sent along, '
-        "is less probable than this (SERVING_REVIEW_BELOW; now %(default)s)",
-    )
-    parser.add_argument(
-        "--page",
-        action="store_true",
-        help="also show a page at / where a photo can be dropped",
-    )
-    args = parser.parse_args(arguments)
-    warn_of_unknown_variables(parser.format_help())
-    # An environment variable passes argparse's choices unchecked.
-    if args.precision not in PRECISIONS:
-        parser.error(f"SERVING_PRECISION is {args.precision!r}, must be one of {PRECISIONS}")
-    if args.threads > (os.cpu_count() or 1):
-        parser.error(f"--threads {args.threads}: this machine has {os.cpu_count()} cores")
-    return args
+def _to_whole_number(_: object, tokens: Sequence[Token]) -> int:
+    """cyclopts itself rounds 1.5."""
+    if not (tokens[0].value.isascii() and tokens[0].value.isdecimal()):
+        raise ValueError(f'"{tokens[0].value}" is not a whole number')
+    return int(tokens[0].value)
 
 
-def warn_of_unknown_variables(help_text: str) -> None:
-    """A slip in the name of a variable would go unseen."""
-    known = set(re.findall(r"SERVING_\w+", help_text))
-    for name in sorted(os.environ):
+def _at_most_all_cores(_: type, threads: int) -> None:
+    if threads > (os.cpu_count() or 1):
+        raise ValueError(f"This machine has {os.cpu_count()} cores.")
+
+
+WholeNumber = Annotated[int, Parameter(converter=_to_whole_number, n_tokens=1)]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How the server is started."""
+
+    model: Annotated[str, Parameter(env_var="SERVING_MODEL_DIR")] = "/opt/ml/model"
+    """Model folder or model.tar.gz."""
+    host: Annotated[str, Parameter(env_var="SERVING_HOST")] = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[
+        WholeNumber,
+        Parameter(env_var=("SAGEMAKER_BIND_TO_PORT", "SERVING_PORT"), validator=Number(lte=65535)),
+    ] = 8080
+    """Port to listen on; with 0, a free one is chosen and printed in the first line of output."""
+    precision: Annotated[AnyPrecision, Parameter(env_var="SERVING_PRECISION")] = "auto"
+    """Precision of the network; auto is int8 if the model has it and the CPU has VNNI, otherwise
+    float32."""
+    threads: Annotated[
+        WholeNumber,
+        Parameter(env_var="SERVING_THREADS", validator=(Number(gt=0), _at_most_all_cores)),
+    ] = 1
+    """Threads for one photo; as many photos are counted at once as the cores allow."""
+    queue: Annotated[WholeNumber, Parameter(env_var="SERVING_QUEUE", validator=Number(gt=0))] = (
+        QUEUE
+    )
+    """Maximum number of requests in progress or waiting; further ones are answered 503."""
+    review_below: Annotated[
+        float, Parameter(env_var="SERVING_REVIEW_BELOW", validator=Number(gte=0, lte=1))
+    ] = REVIEW_BELOW
+    """An answer says "review" if the probability of its count, or of the inventory record in the
+    request, is below this."""
+    page: Annotated[bool, Parameter(show_default=False)] = False
+    """Also serve a page at / on which a photo can be dropped."""
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> Settings:
+    """Flags take precedence over environment variables, which do over the defaults."""
+    app = App(
+        "python -m serving.container.server",
+        __doc__,
+        help_format="markdown",
+        version_flags=(),
+        default_parameter=Parameter(negative=(), allow_repeating=True),
+        error_formatter=lambda error: f"error: {error}",
+        error_console=Console(stderr=True, soft_wrap=True, markup=False, highlight=False),
+        result_action="return_value",
+    )
+    app["--help"].show = False
+    app.default(Settings)
+    flags = app.assemble_argument_collection()
+    known = {name for flag in flags for name in flag.parameter.env_var or ()}
+    for name in sorted(os.environ):  # a typo in a name would go unnoticed
         if name.startswith("SERVING_") and name not in known:
             print(f"warning: {name} is no setting of this server", file=sys.stderr)
+    settings: Settings | None = app(arguments)
+    if settings is None:  # after --help
+        sys.exit(0)
+    return settings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Load the model, let it answer a warm-up, then listen until SIGTERM or Ctrl-C."""
-    # uvicorn raises the signal again after it has finished its requests.
+    """Load the model, run a warm-up, then listen until SIGTERM or Ctrl-C."""
+    # uvicorn raises the signal again once it has answered its requests.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     settings = parse_arguments(arguments)
@@ -149,36 +152,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket whose connections send each piece of an answer at once.
+    """A listening TCP socket whose connections send each piece of an answer immediately.
 
-    Else the body waits 40 ms for the client to acknowledge the head (Nagle's algorithm), as
-    asyncio does not switch that off for a socket that was made by `create_server`.
+    Otherwise the body waits 40 ms until the client acknowledges the headers (Nagle's algorithm):
+    asyncio does not disable that for a socket made by `create_server`.
     """
     listener = socket.create_server((host, port))
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
-
-
-def port_number(text: str) -> int:
-    if not (text.isdecimal() and int(text) <= 65535):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535 are")
-    return int(text)
-
-
-def positive_number(text: str) -> int:
-    if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
-
-
-def probability(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no probability, 0 to 1")
-    return number
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:

@@ -1,21 +1,15 @@
 import json
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from benchmarks.accuracy import __main__ as accuracy
 from common.dataset import open_dataset
-from training.settings import parse_arguments
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["accuracy", *words])
-    accuracy.main()
+from training.flags import parse
+from training.settings import Options
 
 
 @pytest.fixture
@@ -44,12 +38,13 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     def run(words: list[str], *, check: bool) -> None:
         calls.append(words)
         # As training.train would take them.
-        args = parse_arguments(words[words.index("training.train") + 1 :])
-        (args.output / "model").mkdir(parents=True)
-        (args.output / "model" / "model.json").write_text("{}")
-        side = "validation" if args.skip_test else "test"
+        options = parse(Options, words[words.index("training.train") + 1 :])
+        output = options.places.output
+        (output / "model").mkdir(parents=True)
+        (output / "model" / "model.json").write_text("{}")
+        side = "validation" if options.extras.skip_test else "test"
         metrics = {"train": {"epoch": 3}, "temperature": 1.2, side: SIDE}
-        (args.output / "metrics.json").write_text(json.dumps(metrics))
+        (output / "metrics.json").write_text(json.dumps(metrics))
 
     # Not subprocess.run itself, which others use as well.
     fake = SimpleNamespace(run=run, CalledProcessError=subprocess.CalledProcessError)
@@ -61,7 +56,7 @@ def test_photos_are_prepared_as_data_preparation_does(
     bins_tar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(accuracy, "save_weights", lambda arch, folder: None)
-    command(monkeypatch, "prepare", "--photos", str(bins_tar), "--folder", str(tmp_path))
+    accuracy.main(["prepare", "--photos", str(bins_tar), "--folder", str(tmp_path)])
     dataset = open_dataset(tmp_path / "datasets" / "bins")
     sides = [set(dataset.index(side).groups) for side in ("train", "test")]
     assert all(sides)
@@ -74,9 +69,8 @@ def test_a_try_leaves_the_test_photos_alone_and_a_row(
     tmp_path: Path,
     rows: Path,
     trained: list[list[str]],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    command(monkeypatch, "try", name, "--seed", "2", "--folder", str(tmp_path))
+    accuracy.main(["try", name, "--seed", "2", "--folder", str(tmp_path)])
     (flags,) = trained
     assert "--skip-test" in flags
     (row,) = [json.loads(line) for line in rows.read_text().splitlines()]
@@ -86,11 +80,8 @@ def test_a_try_leaves_the_test_photos_alone_and_a_row(
     assert cells[3:7] == ["40.0% (30.0%–50.0%)", "80.0%", "1.100", "1.500"]
 
 
-def test_a_try_under_torchrun_says_so(
-    tmp_path: Path, rows: Path, trained: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words = ("try", "finetune-half-batch", "--processes", "2", "--folder", str(tmp_path))
-    command(monkeypatch, *words)
+def test_a_try_under_torchrun_says_so(tmp_path: Path, rows: Path, trained: list[list[str]]) -> None:
+    accuracy.main(["try", "finetune-half-batch", "--processes", "2", "--folder", str(tmp_path)])
     assert trained[0][1:6] == ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
     assert "| finetune-half-batch, 2 processes | `" in accuracy.table()
 
@@ -103,9 +94,8 @@ def test_the_last_model_is_trained_on_every_photo(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(accuracy, "save_weights", lambda arch, folder: None)
-    words = ("final", "--photos", str(bins_tar), "--folder", str(tmp_path))
-    command(monkeypatch, *words)
-    assert open_dataset(tmp_path / "datasets" / "bins").photo_total("test")
+    accuracy.main(["final", "--photos", str(bins_tar), "--folder", str(tmp_path)])
+    assert len(open_dataset(tmp_path / "datasets" / "bins").index("test"))
     assert trained[0][-4:-2] == ["--train-on", "all"]
     assert trained[0][trained[0].index("--run-id") + 1] == accuracy.CHOSEN
     archive = Path(capsys.readouterr().out.strip())
@@ -113,12 +103,16 @@ def test_the_last_model_is_trained_on_every_photo(
         assert tar.getnames() == ["model.json"]
 
 
-def test_a_missing_tar_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit) as end:
-        command(
-            monkeypatch,
-            *("prepare", "--photos", str(tmp_path / "none.tar"), "--folder", str(tmp_path)),
+def test_a_missing_tar_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^error: .*none\.tar") as end:
+        accuracy.main(
+            ["prepare", "--photos", str(tmp_path / "none.tar"), "--folder", str(tmp_path)]
         )
-    message: Any = end.value.code
-    assert str(message).startswith("error: ")
-    assert "none.tar" in str(message)
+    assert "\n" not in str(end.value.code)
+
+
+@pytest.mark.parametrize("words", [[], ["--photos", "a.tar", "--drawn", "3"]])
+def test_photos_come_from_a_tar_or_are_drawn(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        accuracy.main(["prepare", *words])
+    assert end.value.code == 2

@@ -1,7 +1,6 @@
-import re
-import shutil
+"""Our server under load, and the same work without it."""
+
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -9,25 +8,24 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.measure import BenchmarkError, Measured
 from benchmarks.serving import __main__ as serving
-from benchmarks.serving.__main__ import Bare, bare, main, measure
-from benchmarks.serving.load import Connection, Target, load
-from benchmarks.serving.models import Models
-from benchmarks.serving.report import Result, describe
-from benchmarks.serving.servers import Server, installed_megabytes, ours, running
-from benchmarks.training.measure import BenchmarkError, Measured
+from benchmarks.serving.__main__ import describe, main, measure, read_photos
+from benchmarks.serving.load import Connection, load
+from benchmarks.serving.sides import running, without_server
+from rehearsal.aws.waiting import NotReadyError
 from tests.support.tiny_model import SIZE, grey_photo, write_tiny_model
 
 PHOTOS = [grey_photo(count) for count in range(1, 6)]
 
 
 @pytest.fixture
-def models(tmp_path: Path) -> Models:
-    return Models(write_tiny_model(tmp_path / "model", size=SIZE), tmp_path / "none.pth")
+def model(tmp_path: Path) -> Path:
+    return write_tiny_model(tmp_path / "model", size=SIZE)
 
 
 @pytest.fixture
-def silent_server() -> Iterator[Target]:
+def silent_server() -> Iterator[int]:
     """Takes one request and closes the connection in the middle of its answer."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -39,14 +37,13 @@ def silent_server() -> Iterator[Target]:
 
         thread = threading.Thread(target=answer)
         thread.start()
-        yield Target(listener.getsockname()[1], "/")
+        yield listener.getsockname()[1]
         thread.join()
 
 
-def test_answers_of_a_real_server_are_counted(models: Models, tmp_path: Path) -> None:
-    server = ours(models, "ours")
-    with running(server, PHOTOS[0], tmp_path / "log") as started:
-        found = load(server.target, PHOTOS, clients=3, warm_up=0.1, seconds=0.3)
+def test_answers_of_a_real_server_are_counted(model: Path, tmp_path: Path) -> None:
+    with running(model, "float32", PHOTOS[0], tmp_path) as started:
+        found = load(started.port, PHOTOS, clients=3, warm_up=0.1, seconds=0.3)
         megabytes = started.megabytes()
     assert not started.process.is_running()
     assert 0 < started.first_answer < 30
@@ -56,17 +53,18 @@ def test_answers_of_a_real_server_are_counted(models: Models, tmp_path: Path) ->
     assert 20 < megabytes < 1000
 
 
-def test_a_refusal_under_load_is_no_answer(models: Models, tmp_path: Path) -> None:
-    server = ours(models, "ours")
-    elsewhere = Target(server.target.port, "/predict")
-    with (
-        running(server, PHOTOS[0], tmp_path / "log"),
-        pytest.raises(BenchmarkError, match=r"/predict answered .* 404 "),
-    ):
-        load(elsewhere, PHOTOS, clients=2, warm_up=0, seconds=0.2)
+def test_a_refusal_is_no_answer(model: Path, tmp_path: Path) -> None:
+    with running(model, "float32", PHOTOS[0], tmp_path) as started:
+        with (
+            closing(Connection(started.port)) as connection,
+            pytest.raises(BenchmarkError, match=r"/predict answered .* 404 "),
+        ):
+            connection.send(PHOTOS[0], path="/predict")
+        with pytest.raises(BenchmarkError, match=r"under load: .*/invocations answered .* 400 "):
+            load(started.port, [b"no photo"], clients=2, warm_up=0, seconds=0.2)
 
 
-def test_half_an_answer_is_no_answer(silent_server: Target) -> None:
+def test_half_an_answer_is_no_answer(silent_server: int) -> None:
     with (
         closing(Connection(silent_server)) as connection,
         pytest.raises(BenchmarkError, match="closed the connection"),
@@ -75,81 +73,70 @@ def test_half_an_answer_is_no_answer(silent_server: Target) -> None:
 
 
 def test_a_server_that_ends_is_told_with_its_last_words(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "import sys; sys.exit('no model here')"]
-    server = Server(name="broken", command=command, target=Target(1, "/"), packages=())
+    (tmp_path / "model").mkdir()
     with (
-        pytest.raises(BenchmarkError, match="broken does not answer: no model here"),
-        running(server, PHOTOS[0], tmp_path / "log"),
+        pytest.raises(NotReadyError, match=r"the server ended with exit code 1 .*model\.json"),
+        running(tmp_path / "model", "float32", PHOTOS[0], tmp_path),
     ):
         pass
 
 
-def test_the_work_without_a_server_is_that_of_the_server(models: Models) -> None:
-    found = bare(models, "float32", 2, PHOTOS, clients=8, seconds=0.1)
+def test_the_work_without_a_server_is_that_of_the_server(model: Path) -> None:
+    found = without_server(model, "float32", PHOTOS, clients=8, seconds=0.1)
     assert found.photos > 10
-    assert found.photos % 2 == 0
     assert found.seconds >= 0.1
 
 
-def test_software_is_counted_with_all_that_it_needs_but_cuda() -> None:
-    def size(*packages: str, besides: tuple[Path, ...] = ()) -> float:
-        return installed_megabytes(
-            Server(name="", command=(), target=Target(1, ""), packages=packages, besides=besides)
-        )
-
-    assert 20 < size("onnxruntime") < 200
-    assert size("onnxruntime", "numpy") == size("onnxruntime")  # which needs it
-    assert size("onnxruntime") < size("torch") < 2000
-    assert size() == 0
-    assert 0 < size(besides=(Path(serving.__file__).parent,)) < 1
-
-
-def test_sides_take_turns_and_every_second_round_goes_backwards(
-    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("backwards", [False, True])
+def test_every_second_round_goes_backwards(
+    backwards: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serving, "run_alone", lambda run: run())
-    sides = [Bare(name=name, precision="float32") for name in ("one", "two")]
-    found = measure(sides, models, PHOTOS, repeats=2, seconds=0.01, folder=tmp_path)
-    names = [(name, clients) for name, clients, _ in found]
-    assert names == [
-        (name, clients) for name in ("one", "two", "two", "one") for clients in (1, 8, 32)
+    monkeypatch.setattr(serving, "WARM_UP", 0.01)
+    monkeypatch.setattr(serving, "PRECISIONS", ("float32",))
+    found = measure(model, PHOTOS, 0.1, tmp_path, backwards=backwards)
+    expected = ["float32", "float32 without a server"]
+    assert [(name, clients) for name, clients, _ in found] == [
+        (name, clients)
+        for name in (reversed(expected) if backwards else expected)
+        for clients in (1, 8, 32)
     ]
 
 
-def test_the_report_compares_within_a_round() -> None:
-    def run(photos: int, milliseconds: float) -> Measured:
+def test_the_table_shows_the_overhead_within_a_round() -> None:
+    def run(photos: int, milliseconds: float, **more: float) -> Measured:
         facts = {"p50 ms": milliseconds, "p99 ms": 2 * milliseconds}
-        return Measured(photos=photos, seconds=1.0, facts=facts)
+        return Measured(photos=photos, seconds=1.0, facts=facts | more)
 
     def served(photos: int, megabytes: float) -> Measured:
-        facts = {"p50 ms": 5.0, "p99 ms": 9.0, "MB": megabytes, "first answer s": 0.4}
-        return Measured(photos=photos, seconds=1.0, facts=facts)
+        return run(photos, 5.0, **{"MB": megabytes, "first answer s": 0.4})
 
     text = describe(
-        Result(
-            runs={
-                8: {
-                    "ours, int8": [served(90, 120), served(99, 130), served(45, 110)],
-                    "slow": [served(10, 900), served(11, 900), served(5, 900)],
-                    "int8 without a server": [run(100, 8), run(110, 8), run(50, 8)],
-                }
-            },
-            reference="slow",
-            disk={"ours, int8": 150.0, "slow": 1100.0},
-            models={"model.onnx": 94.2},
-        )
+        {
+            "int8": [served(90, 120), served(99, 130), served(45, 110)],
+            "int8 without a server": [run(100, 8), run(110, 8), run(50, 8)],
+        }
     )
-    assert "### 8 clients" in text
-    assert "| ours, int8 | 90 (45–99) | 9 | 5 | 9 | 120 (110–130) | 10 % (10–10) |" in text
-    assert "| slow | 10 (5–11) | 1 | 5 | 9 | 900 |  |" in text
-    assert "| slow | 0.4 | 1,100 |" in text
+    assert "| int8 | 90 (45–99) | 5 | 10 | 120 (110–130) | 0.4 | 10 % (10–10) |" in text
+    assert "| int8 without a server | 100 (50–110) | 8 | 16 |  |  |  |" in text
+
+
+def test_a_file_without_photos_is_one_line(tmp_path: Path, bins_tar: Path) -> None:
+    assert len(read_photos(bins_tar)) > 20
+    file = tmp_path / "photos.tar"
+    file.write_bytes(b"<html>not found</html>" * 99)
+    with pytest.raises(SystemExit, match=r"^error: .*is not a tar of photos") as end:
+        main(["--native", str(file)])
+    assert "\n" not in str(end.value.code)
+    with pytest.raises(SystemExit, match=r"^error: .*nowhere\.tar"):
+        main(["--native", "nowhere.tar"])
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("java"), reason="TorchServe needs Java, not found here")
-def test_every_server_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["rivals", "--quick", "--json", str(tmp_path / "found.json")])
+def test_the_command_prints_a_table_for_each_number_of_clients(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main(["--quick"])
     printed = capsys.readouterr().out
-    for name in ("ours, int8", "TorchServe", "FastAPI", "Ray Serve", "int8 without a server"):
-        assert len(re.findall(f"^.{{2}}{name}", printed, re.MULTILINE)) >= 3
-    assert (tmp_path / "found.json").exists()
+    for name in ("float32", "int8", "float32 without a server", "int8 without a server"):
+        assert printed.count(f"\n| {name} | ") == 3

@@ -17,7 +17,7 @@ from common.run_record import (
     RunRecord,
     StatusChangedError,
     billed_seconds,
-    closed,
+    close_last_attempt,
     utc_now,
 )
 
@@ -95,7 +95,7 @@ def test_who_read_a_status_writes_only_over_what_it_read(record: RunRecord) -> N
     record.set_status("running", "attempt 1 on i-1", [])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "WRITER", "another process")
-        with pytest.raises(StatusChangedError, match="changed the status of run r1 meanwhile"):
+        with pytest.raises(StatusChangedError, match="changed the status of run r1"):
             other.set_status("failed", "lost", [])
         assert other.status()["state"] == "running"
         other.set_status("failed", "lost", [])
@@ -179,12 +179,12 @@ def test_clocks_that_differ_make_no_time_below_zero() -> None:
 def test_a_silent_attempt_is_closed_and_paid_as_before() -> None:
     deadline = (START + timedelta(hours=1)).isoformat()
     attempts = [attempt(0, 100), attempt(1000)]
-    ended = closed(attempts, request(deadline), "lost")
+    ended = close_last_attempt(attempts, request(deadline), "lost")
     first, last = ended
     assert first == attempts[0]
     assert (last["outcome"], last["ended"] <= utc_now()) == ("lost", True)
     paid = billed_seconds(attempts, request(deadline))
     assert billed_seconds(ended, request(deadline)) == pytest.approx(paid, abs=2)
     assert "ended" not in attempts[-1], "what was read stays as it was"
-    assert closed(ended, request(deadline), "stopped") == ended
-    assert closed([], request(deadline), "stopped") == []
+    assert close_last_attempt(ended, request(deadline), "stopped") == ended
+    assert close_last_attempt([], request(deadline), "stopped") == []

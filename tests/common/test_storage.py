@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "first"
     (folder / "features-ab").mkdir(parents=True)
     (folder / "features-ab" / "train-00000.npy").write_text("features")
-    (folder / "snapshot-00001.pt").write_text("epoch 1")
+    (folder / "checkpoint-00001.pt").write_text("epoch 1")
     return folder
 
 
@@ -74,14 +74,14 @@ def test_only_new_and_changed_files_are_uploaded(s3: Any, folder: Path) -> None:
     store = store_of(s3, folder)
     store.store(1)
     assert store.store(1) == 0
-    change(folder / "snapshot-00001.pt", "epoch 1, again")
-    (folder / "snapshot-00002.pt").write_text("epoch 2")
+    change(folder / "checkpoint-00001.pt", "epoch 1, again")
+    (folder / "checkpoint-00002.pt").write_text("epoch 2")
     assert store.store(1) == 2
-    assert content(s3, "checkpoints/r1/001/snapshot-1.pt") == "epoch 1, again"
+    assert content(s3, "checkpoints/r1/001/checkpoint-1.pt") == "epoch 1, again"
 
 
 def test_a_file_still_being_written_stays_here(s3: Any, folder: Path) -> None:
-    (folder / ".snapshot-00002.pt.partial").write_text("half an ep")
+    (folder / ".checkpoint-00002.pt.partial").write_text("half an ep")
     (folder / "features-ab" / ".train-00001.npy.partial").write_text("half a chunk")
     assert store_of(s3, folder).store(1) == 2
     assert not [key for key in list_keys(s3, "bins", "") if "partial" in key]
@@ -91,19 +91,19 @@ def test_each_attempt_writes_under_its_own_prefix(s3: Any, folder: Path, tmp_pat
     store_of(s3, folder).store(1)
     second = store_of(s3, tmp_path / "second")
     second.restore()
-    change(tmp_path / "second" / "snapshot-00001.pt", "epoch 1, by the second machine")
+    change(tmp_path / "second" / "checkpoint-00001.pt", "epoch 1, by the second machine")
     assert second.store(2) == 1, "what came from the first attempt is not uploaded again"
-    assert content(s3, "checkpoints/r1/001/snapshot-0.pt") == "epoch 1"
-    assert content(s3, "checkpoints/r1/002/snapshot-0.pt") == "epoch 1, by the second machine"
+    assert content(s3, "checkpoints/r1/001/checkpoint-0.pt") == "epoch 1"
+    assert content(s3, "checkpoints/r1/002/checkpoint-0.pt") == "epoch 1, by the second machine"
 
 
 def test_of_two_attempts_files_the_later_one_is_restored(s3: Any, tmp_path: Path) -> None:
     for attempt in (2, 10, 1):
         (tmp_path / str(attempt)).mkdir()
-        (tmp_path / str(attempt) / "snapshot-00001.pt").write_text(f"attempt {attempt}")
+        (tmp_path / str(attempt) / "checkpoint-00001.pt").write_text(f"attempt {attempt}")
         store_of(s3, tmp_path / str(attempt)).store(attempt)
     assert store_of(s3, tmp_path / "next").restore() == 1
-    assert files(tmp_path / "next") == {"snapshot-00001.pt": "attempt 10"}
+    assert files(tmp_path / "next") == {"checkpoint-00001.pt": "attempt 10"}
 
 
 def test_another_run_s_checkpoints_are_left_alone(s3: Any, folder: Path, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_another_run_s_checkpoints_are_left_alone(s3: Any, folder: Path, tmp_pat
     assert store_of(s3, tmp_path / "second", "r1").restore() == 0
 
 
-def test_a_snapshot_that_training_removes_meanwhile_is_passed_over(
+def test_a_checkpoint_that_training_removes_meanwhile_is_passed_over(
     s3: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload = s3.upload_file
@@ -126,47 +126,49 @@ def test_a_snapshot_that_training_removes_meanwhile_is_passed_over(
     assert list_keys(s3, "bins", "") == ["checkpoints/r1/001/features-ab/train-00000.npy"]
 
 
-def test_of_many_snapshots_the_bucket_and_the_next_machine_have_the_last_two(
+def test_of_many_checkpoints_the_bucket_and_the_next_machine_have_the_last_two(
     s3: Any, folder: Path, tmp_path: Path
 ) -> None:
     store = store_of(s3, folder)
     store.store(1)
     for epoch in range(2, 8):
-        (folder / f"snapshot-{epoch - 1:05d}.pt").unlink()
-        (folder / f"snapshot-{epoch:05d}.pt").write_text(f"epoch {epoch}")
+        (folder / f"checkpoint-{epoch - 1:05d}.pt").unlink()
+        (folder / f"checkpoint-{epoch:05d}.pt").write_text(f"epoch {epoch}")
         store.store(1)
-    keys = [key for key in list_keys(s3, "bins", "") if "snapshot" in key]
-    assert keys == ["checkpoints/r1/001/snapshot-0.pt", "checkpoints/r1/001/snapshot-1.pt"]
+    keys = [key for key in list_keys(s3, "bins", "") if "/checkpoint-" in key]
+    assert keys == ["checkpoints/r1/001/checkpoint-0.pt", "checkpoints/r1/001/checkpoint-1.pt"]
     store_of(s3, tmp_path / "second").restore()
-    found = {name: text for name, text in files(tmp_path / "second").items() if "snapshot" in name}
-    assert found == {"snapshot-00006.pt": "epoch 6", "snapshot-00007.pt": "epoch 7"}
+    found = {
+        name: text for name, text in files(tmp_path / "second").items() if "checkpoint" in name
+    }
+    assert found == {"checkpoint-00006.pt": "epoch 6", "checkpoint-00007.pt": "epoch 7"}
 
 
-def test_snapshots_of_two_folders_are_kept_apart(s3: Any, folder: Path, tmp_path: Path) -> None:
-    for other in ("snapshots-a", "snapshots-b"):
+def test_checkpoints_of_two_folders_are_kept_apart(s3: Any, folder: Path, tmp_path: Path) -> None:
+    for other in ("checkpoints-a", "checkpoints-b"):
         (folder / other).mkdir()
         for epoch in (1, 2):
-            (folder / other / f"snapshot-{epoch:05d}.pt").write_text(f"{other} {epoch}")
+            (folder / other / f"checkpoint-{epoch:05d}.pt").write_text(f"{other} {epoch}")
     store_of(s3, folder).store(1)
     store_of(s3, tmp_path / "second").restore()
     assert files(tmp_path / "second") == files(folder)
 
 
-def test_the_newest_snapshots_are_those_of_the_last_attempts(s3: Any, tmp_path: Path) -> None:
+def test_the_newest_checkpoints_are_those_of_the_last_attempts(s3: Any, tmp_path: Path) -> None:
     for attempt, epochs in ((1, (3, 4)), (2, (5,)), (3, (6,))):
         folder = tmp_path / str(attempt)
         folder.mkdir()
         for epoch in epochs:
-            (folder / f"snapshot-{epoch:05d}.pt").write_text(f"attempt {attempt}")
+            (folder / f"checkpoint-{epoch:05d}.pt").write_text(f"attempt {attempt}")
         store_of(s3, folder).store(attempt)
     store_of(s3, tmp_path / "next").restore()
     assert files(tmp_path / "next") == {
-        "snapshot-00005.pt": "attempt 2",
-        "snapshot-00006.pt": "attempt 3",
+        "checkpoint-00005.pt": "attempt 2",
+        "checkpoint-00006.pt": "attempt 3",
     }
 
 
-def test_an_upload_that_breaks_off_leaves_the_older_snapshot(
+def test_an_upload_that_breaks_off_leaves_the_older_checkpoint(
     s3: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = store_of(s3, folder)
@@ -179,11 +181,11 @@ def test_an_upload_that_breaks_off_leaves_the_older_snapshot(
         upload(*arguments, **more)
 
     monkeypatch.setattr(s3, "upload_file", break_off)
-    (folder / "snapshot-00002.pt").write_text("epoch 2")
+    (folder / "checkpoint-00002.pt").write_text("epoch 2")
     for _ in range(3):
         with pytest.raises(EndpointConnectionError):
             store.store(1)
     broken[0] = False
     store.store(1)
-    assert content(s3, "checkpoints/r1/001/snapshot-0.pt") == "epoch 1"
-    assert content(s3, "checkpoints/r1/001/snapshot-1.pt") == "epoch 2"
+    assert content(s3, "checkpoints/r1/001/checkpoint-0.pt") == "epoch 1"
+    assert content(s3, "checkpoints/r1/001/checkpoint-1.pt") == "epoch 2"

@@ -61,14 +61,14 @@ def test_an_account_that_does_not_pay_the_bill_is_told_so(
             activate_tags(cost_explorer)
 
 
-def test_without_credentials_nobody_is_sent_to_the_payer(
+def test_missing_credentials_are_not_taken_for_the_wrong_account(
     cost_explorer: "CostExplorerClient", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(**_: object) -> None:
         raise NoCredentialsError
 
     monkeypatch.setattr(cost_explorer, "update_cost_allocation_tags_status", refuse)
-    with pytest.raises(ValueError, match=r"^Unable to locate credentials$"):
+    with pytest.raises(NoCredentialsError):
         activate_tags(cost_explorer)
 
 

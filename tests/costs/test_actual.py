@@ -10,9 +10,9 @@ from botocore.stub import Stubber
 
 from common.run_record import Attempt, RunRecord
 from costs.__main__ import main
-from costs.actual import Bill, error_percent, machines_bill
+from costs.actual import error_percent, machine_lines
 from costs.bill import job_lines
-from costs.estimate import total
+from costs.estimate import CostLine, total
 from costs.prices import load_prices
 
 if TYPE_CHECKING:
@@ -51,15 +51,14 @@ def answer(stub: Stubber, *changes: tuple[datetime, str]) -> None:
     stub.add_response("describe_spot_price_history", {"SpotPriceHistory": history})
 
 
-def bill_of(client: "EC2Client", attempts: list[Attempt], *seconds: float) -> Bill:
-    return machines_bill(client, attempts, list(seconds), volume_gib=30, prices=PRICES)
+def lines_of(client: "EC2Client", attempts: list[Attempt], *seconds: float) -> list[CostLine]:
+    return machine_lines(client, attempts, list(seconds), volume_gib=30, prices=PRICES)
 
 
 def test_a_machine_costs_the_spot_prices_of_its_hours(ec2: tuple["EC2Client", Stubber]) -> None:
     client, stub = ec2
     answer(stub, (START - HOUR, "0.02"), (START + HOUR, "0.06"))
-    bill = bill_of(client, [attempt(START, outcome="succeeded")], 2 * 3600)
-    machine, disk, address = bill.lines
+    machine, disk, address = lines_of(client, [attempt(START, outcome="succeeded")], 2 * 3600)
     assert machine.dollars == pytest.approx(0.02 + 0.06)
     assert "DescribeSpotPriceHistory, c7i.large in us-east-1b" in machine.source
     assert "(2025-06-20)" in machine.source
@@ -72,17 +71,16 @@ def test_each_attempt_is_billed_by_itself(ec2: tuple["EC2Client", Stubber]) -> N
     answer(stub, (START - HOUR, "0.02"))
     answer(stub, (START - HOUR, "0.05"))
     attempts = [attempt(START, outcome="failed"), attempt(START + HOUR, outcome="succeeded")]
-    bill = bill_of(client, attempts, 1800, 3600)
-    assert bill.seconds == 5400
-    assert [line.dollars for line in bill.lines[::3]] == pytest.approx([0.01, 0.05])
-    assert [line.name[:2] for line in bill.lines] == ["1:"] * 3 + ["2:"] * 3
+    lines = lines_of(client, attempts, 1800, 3600)
+    assert [line.dollars for line in lines[::3]] == pytest.approx([0.01, 0.05])
+    assert [line.name[:2] for line in lines] == ["1:"] * 3 + ["2:"] * 3
 
 
 def test_a_machine_taken_back_in_its_first_hour_is_free_but_not_its_disk(
     ec2: tuple["EC2Client", Stubber],
 ) -> None:
     client, _ = ec2  # is not asked
-    machine, disk, address = bill_of(client, [attempt(START, outcome="interrupted")], 3599).lines
+    machine, disk, address = lines_of(client, [attempt(START, outcome="interrupted")], 3599)
     assert machine.dollars == 0
     assert "first hour" in machine.source
     assert disk.dollars > 0
@@ -98,7 +96,7 @@ def test_any_other_ending_is_paid_for(
 ) -> None:
     client, stub = ec2
     answer(stub, (START - HOUR, "0.036"))
-    machine = bill_of(client, [attempt(START, outcome=outcome)], seconds).lines[0]
+    machine = lines_of(client, [attempt(START, outcome=outcome)], seconds)[0]
     assert machine.dollars == pytest.approx(0.036 * seconds / 3600)
 
 
@@ -107,7 +105,7 @@ def test_hours_that_ec2_has_forgotten_take_the_price_file(
 ) -> None:
     client, stub = ec2
     answer(stub)
-    machine = bill_of(client, [attempt(START, outcome="succeeded")], 3600).lines[0]
+    machine = lines_of(client, [attempt(START, outcome="succeeded")], 3600)[0]
     known = PRICES.machine_hour("c7i.large", "spot")
     assert machine.dollars == pytest.approx(known.dollars)
     assert "90 days" in machine.source
@@ -117,7 +115,7 @@ def test_hours_that_ec2_has_forgotten_take_the_price_file(
 def test_on_demand_takes_the_price_file(ec2: tuple["EC2Client", Stubber]) -> None:
     client, _ = ec2  # is not asked
     attempts = [attempt(START, outcome="interrupted", purchase="on_demand")]
-    machine = bill_of(client, attempts, 1800).lines[0]
+    machine = lines_of(client, attempts, 1800)[0]
     assert machine.dollars == PRICES.machine_hour("c7i.large", "on_demand").dollars / 2
 
 
@@ -127,7 +125,7 @@ def test_a_run_resumed_on_demand_is_billed_as_each_machine_was_bought(
     client, stub = ec2
     answer(stub, (START - HOUR, "0.02"))  # is asked once
     attempts = [attempt(START), attempt(START + HOUR, purchase="on_demand")]
-    spot, on_demand = bill_of(client, attempts, 3600, 3600).lines[::3]
+    spot, on_demand = lines_of(client, attempts, 3600, 3600)[::3]
     assert spot.name == "1: c7i.large, spot, us-east-1b"
     assert spot.dollars == pytest.approx(0.02)
     assert on_demand.name == "2: c7i.large, on-demand, us-east-1b"
@@ -168,7 +166,7 @@ def test_a_run_on_sagemaker_is_billed_from_its_own_record(
     client: "S3Client", capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = put_job(client, "r1", job(), **COST)
-    main(["actual", "r1", "--bucket", "ours", "--cost-explorer"])
+    main(["actual", "r1", "--bucket", "ours"])
     actual = record.read("cost.json")["actual"]
     bill = total(job_lines([job()], volume_gib=COST["volume_gib"], prices=PRICES))
     assert actual["dollars"] == pytest.approx(bill)
@@ -176,7 +174,6 @@ def test_a_run_on_sagemaker_is_billed_from_its_own_record(
     assert actual["estimate"]["seconds"] == 2 * 572, "of both machines as well"
     printed = capsys.readouterr().out
     assert "2 × ml.m5.large, managed spot, billed" in printed
-    assert "on 2025-06-20;" in printed
 
 
 def test_a_run_of_two_training_jobs_is_billed_for_both(client: "S3Client") -> None:
@@ -252,7 +249,7 @@ def test_a_run_whose_machine_wrote_no_bill_gets_one(
 @pytest.mark.parametrize(
     ("state", "attempts", "message"),
     [
-        ("running", [attempt(START)], "run r1 is running: its bill comes with its end"),
+        ("running", [attempt(START)], "run r1 is running: it can be billed once it has ended"),
         ("failed", [], "no machine ever worked on run r1"),
     ],
 )
@@ -269,18 +266,6 @@ def test_a_run_without_a_bill_is_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
-
-
-def test_cost_explorer_is_asked_only_on_request(
-    client: "S3Client", capsys: pytest.CaptureFixture[str]
-) -> None:
-    put_run(client, "r1", "succeeded", attempt(START, **ENDED), **COST)
-    main(["actual", "r1", "--bucket", "ours"])
-    assert "Cost Explorer" not in capsys.readouterr().out
-    main(["actual", "r1", "--bucket", "ours", "--cost-explorer"])
-    assert "Cost Explorer: nothing with the tag project=bin-counter on 2025-06-20" in (
-        capsys.readouterr().out
-    )
 
 
 def test_accuracy_lists_every_run_and_the_median_error(
@@ -305,7 +290,7 @@ def test_accuracy_lists_every_run_and_the_median_error(
     assert ["r1", "9.0", "10.0", "0.0080", "0.0100", "-20", "%"] in rows
     assert ["r3", "9.0", "10.0", "0.0080", "0.0050", "+60", "%"] in rows
     assert "median error of 3 runs: 20 %" in printed  # of 20, 0 and 60
-    assert "not asked about yet, `python -m costs actual RUN`: r4, r5\n" in printed
+    assert "not billed yet, run `python -m costs actual RUN`: r4, r5\n" in printed
     assert "stopped" not in printed
     assert "failed" not in printed
 
@@ -333,6 +318,18 @@ def test_accuracy_before_the_first_actual_cost_says_what_to_do(
     assert "python -m costs actual RUN`: r4" in capsys.readouterr().err
 
 
+def test_cost_explorer_is_asked_only_on_request(
+    client: "S3Client", capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_run(client, "r1", "succeeded", attempt(START, **ENDED), **COST)
+    main(["actual", "r1", "--bucket", "ours"])
+    assert "Cost Explorer" not in capsys.readouterr().out
+    main(["actual", "r1", "--bucket", "ours", "--cost-explorer"])
+    assert "Cost Explorer: nothing with the tag project=bin-counter on 2025-06-20" in (
+        capsys.readouterr().out
+    )
+
+
 def test_a_damaged_record_is_one_line(
     client: "S3Client", capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -343,3 +340,11 @@ def test_a_damaged_record_is_one_line(
         error = capsys.readouterr().err
         assert "runs/r4/cost.json is damaged" in error
         assert error.count("\n") == 1
+
+
+def test_the_bill_of_a_job_on_sagemaker_has_the_days_of_the_job(
+    client: "S3Client", capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_job(client, "r1", job(), **COST)
+    main(["actual", "r1", "--bucket", "ours", "--cost-explorer"])
+    assert "on 2025-06-20;" in capsys.readouterr().out

@@ -4,8 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from common.run_record import Attempt, Purchase, Request
-from costs.bill import run_bill, training_job_bill
+from common.choices import Purchase
+from common.run_record import Attempt, Request
+from costs.bill import run_bill
 from costs.estimate import run_cost, total
 from costs.prices import load_prices
 
@@ -51,7 +52,14 @@ def bill(*attempts: Attempt) -> dict[str, object]:
 
 
 def job_bill(*attempts: Attempt) -> dict[str, object]:
-    return training_job_bill(list(attempts), REQUEST, volume_gib=30, prices=load_prices())
+    request = REQUEST | Request(service="sagemaker")  # type: ignore[typeddict-item]
+    return run_bill(
+        list(attempts),
+        request,
+        instance_type=attempts[-1]["instance_type"],
+        volume_gib=30,
+        prices=load_prices(),
+    )
 
 
 def price(instance_type: str, minutes: int, purchase: Purchase = "spot") -> float:

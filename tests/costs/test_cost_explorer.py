@@ -59,7 +59,7 @@ def test_days_without_anything_of_ours_say_what_may_be_missing(
 
 @pytest.mark.parametrize(
     ("code", "message"),
-    [("AccessDeniedException", "not allowed"), ("DataUnavailableException", "nothing yet")],
+    [("AccessDeniedException", "lack the permission"), ("DataUnavailableException", "no data")],
 )
 def test_no_permission_and_no_data_are_remarks(
     code: str, message: str, ce: tuple["CostExplorerClient", Stubber]

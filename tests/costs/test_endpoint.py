@@ -15,7 +15,7 @@ PRICES = load_prices()
 
 
 def costs(call_seconds: float = 0.1, memory_mb: int = 2048) -> EndpointCosts:
-    return EndpointCosts.of(
+    return EndpointCosts(
         call_seconds=call_seconds,
         memory_mb=memory_mb,
         instance_type="ml.m5.large",

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.choices import Arch
 from common.files import ROOT
 from costs.estimate import (
     BOOT_SECONDS,
@@ -32,11 +33,6 @@ def test_a_machine_that_ran_a_second_is_billed_a_minute() -> None:
     assert second == minute
 
 
-def test_a_run_of_negative_length_is_refused() -> None:
-    with pytest.raises(ValueError, match="-1 seconds"):
-        run_cost(-1, "c7i.large", "spot", 30, PRICES)
-
-
 @given(seconds=st.floats(60, 1e6), volume=st.integers(1, 1000), dollars=st.floats(0, 100))
 def test_the_lines_of_a_bill_add_up(seconds: float, volume: int, dollars: float) -> None:
     machine = Price(dollars, "2026-11-23", "test")
@@ -59,18 +55,13 @@ def test_an_estimate_grows_with_photos_and_states_its_basis() -> None:
 @pytest.mark.parametrize(
     ("arch", "row"), [("resnet50", "One run:"), ("efficientnet_lite0", "The same with")]
 )
-def test_the_readme_says_what_is_estimated(arch: str, row: str) -> None:
+def test_the_readme_says_what_is_estimated(arch: Arch, row: str) -> None:
     estimate = estimate_training(10_000, arch, 20, "c7i.large", PRICES)
     amount = f"{estimate.dollars:.4f} for about {estimate.seconds / 60:.0f} minutes"
     readme = (ROOT / "README.md").read_text()
     (line,) = [line for line in readme.splitlines() if line.startswith(f"| {row}")]
     assert arch in line
     assert amount in line
-
-
-def test_an_architecture_without_a_measured_rate_is_refused() -> None:
-    with pytest.raises(ValueError, match="'vgg16'; known: resnet50, efficientnet_lite0"):
-        estimate_training(1000, "vgg16", 20, "c7i.large", PRICES)
 
 
 def test_a_bill_names_each_source_once() -> None:

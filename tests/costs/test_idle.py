@@ -190,4 +190,4 @@ def test_the_command_shows_lines_sum_reasons_and_sources(
         assert line in printed
     assert "SSM::Parameter: standard parameters are free" in printed
     assert f"source: ecr_gib_month 0.1: {PRICES.other['ecr_gib_month'].basis}" in printed
-    assert "if the account's other projects use up what AWS gives free" in printed
+    assert "if the account's other projects use up what is free each month" in printed

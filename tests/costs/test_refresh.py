@@ -104,7 +104,7 @@ def file(tmp_path: Path) -> Path:
     return file
 
 
-def refreshed(file: Path, pricing: FakePricing, region: str | None = None) -> dict[str, Any]:
+def refreshed(file: Path, pricing: FakePricing, region: str = "us-east-1") -> dict[str, Any]:
     spot = FakeSpot(a="0.02", b="0.04")
     changes = refresh(file, region, pricing, spot, NOW)  # type: ignore[arg-type]
     return {change.name: change for change in changes}

@@ -38,11 +38,6 @@ def test_an_attempt_of_no_length_has_the_price_of_its_moment() -> None:
     assert mean_price(changes, START, START) == 0.01
 
 
-def test_without_any_price_there_is_no_mean() -> None:
-    with pytest.raises(ValueError, match="no price"):
-        mean_price([], START, END)
-
-
 @given(
     st.lists(st.tuples(st.integers(-500, 500), st.floats(0.001, 10)), min_size=1, max_size=9),
     st.integers(1, 300),

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from matplotlib.figure import Figure
 
-from common.run_record import Attempt, Purchase, RunRecord
+from common.choices import Purchase
+from common.run_record import Attempt, RunRecord
 from costs.__main__ import main
 from costs.compare import ComparisonRow, compare_run, measured_runs, past_run
 from costs.prices import load_prices
@@ -147,10 +148,10 @@ def test_a_run_that_is_named_is_taken_and_what_it_did_otherwise_is_told(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--run-id", "r1", "--with", "r2"], "run r2 was at the same place as run r1"),
+        (["--run-id", "r1", "--with", "r2"], "run r2 was on the same service as run r1"),
         (["--run-id", "r1", "--with", "r3"], "no price of run r1 or of r3"),
         (["--run-id", "r1", "--with", "r9"], "runs/r9/request.json does not exist"),
-        (["--seconds", "600", "--with", "r3"], "give --seconds or runs by name"),
+        (["--seconds", "600", "--with", "r3"], "give either --seconds, or runs"),
     ],
 )
 def test_a_run_that_cannot_stand_beside_is_one_line(

@@ -1,4 +1,4 @@
-"""The command line, as a user meets it."""
+"""The command line, as a user sees it."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_a_list_decides_which_photos_and_reports_what_the_bucket_lacks(
     assert prepare(tmp_path, "--list", str(listed)) == 0
     manifest = read_manifest(public_bucket)
     assert manifest["left_out"]["photos"]["not in the bucket"] == ["999999"]
-    assert "1 not in the bucket" in capsys.readouterr().out
+    assert "not in the bucket: 1" in capsys.readouterr().out
     packed = sum(sum(photos.values()) for photos in manifest["photos"].values())
     assert packed + manifest["left_out"]["total"] == 151
 
@@ -88,7 +88,7 @@ def test_a_user_s_error_is_one_line(arguments, says, tmp_path, monkeypatch, caps
 
 def test_too_few_photos_end_it_with_the_number(public_bucket, tmp_path, capsys):
     assert prepare(tmp_path, "--limit", "19") == 1
-    assert "only 19 photos are left, --min-photos asks for 20" in capsys.readouterr().err
+    assert "only 19 photos are left, --min-photos requires 20" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("public_bucket")
@@ -109,7 +109,7 @@ def test_a_larger_sample_adds_to_a_smaller_one_listed_or_not(
     assert set(small) < set(large)
     assert main(["list"]) == 0
     ids = capsys.readouterr().out.split()
-    assert ids.index(small[-1]) > 75, "not only the first ones"
+    assert ids.index(small[-1]) > 75, "the sample is not just the first ids"
     listed = tmp_path / "ids.txt"
     listed.write_text("\n".join(reversed(ids)))
     assert download("--list", str(listed), "--limit", "20") == small
@@ -139,24 +139,29 @@ def test_a_sample_of_a_folder_has_every_count(tmp_path: Path) -> None:
         ("--test-fraction", "half"),
         ("--name", "../up"),
         ("--size", "x"),
+        ("--shard-mb", "inf"),
+        ("--source", "folder"),
+        ("--split", "half"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value(option, value, capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as ended:
         main(["all", f"{option}={value}"])
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert option in last
-    assert value in last
+    assert ended.value.code == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ")
+    assert option in error
+    assert value in error
 
 
 @pytest.mark.parametrize(
     "command", ["all", "download", "split", "pack", "upload", "weights", "synthesize"]
 )
 def test_every_command_explains_itself(command, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main([command, "--help"])
-    assert ended.value.code == 0
-    assert "None" not in capsys.readouterr().out
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--data" in shown or "--out" in shown
+    assert "None" not in shown
 
 
 def test_weights_without_an_account_stay_here(
@@ -176,7 +181,7 @@ def test_weights_without_an_account_stay_here(
     ],
 )
 def test_a_thread_that_shutdown_would_abort_cannot_spoil_the_exit_code(tmp_path, words, code, said):
-    """A thread of Rust's that waits for the interpreter is what stands here as `os.abort`."""
+    """`os.abort` stands for a thread of Rust that waits for the interpreter."""
     command = (
         "import atexit, os, runpy, sys; atexit.register(os.abort); "
         f"sys.argv[1:] = {words.split()}; runpy.run_module('data_prep', run_name='__main__')"

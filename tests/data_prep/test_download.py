@@ -1,4 +1,4 @@
-"""Photos and metadata come whole, or not at all, and one that does not come stops no other."""
+"""Files are downloaded completely or not at all, and a failed download does not stop others."""
 
 import errno
 import hashlib
@@ -17,7 +17,7 @@ from data_prep import objects
 from data_prep.download import download, fetch_photos
 from data_prep.folder import DataError, LeftOut, metadata_path, photo_path, summarize
 from data_prep.objects import PUBLIC_BUCKET, public_bucket
-from data_prep.shares import _read_metadata
+from data_prep.shares import read_metadata
 
 COUNTS = range(1, 6)
 
@@ -28,7 +28,7 @@ def metadata(count: object) -> bytes:
 
 @pytest.fixture
 def put(served_s3):
-    """Puts objects into a stand-in for the public bucket; an id given twice is two objects."""
+    """Return a function that puts an object into a stand-in for the public bucket."""
     client = boto3.client("s3")
     client.create_bucket(Bucket=PUBLIC_BUCKET, ACL="public-read")
 
@@ -86,7 +86,7 @@ def test_what_cannot_be_used_is_left_out_and_the_run_goes_on(put, tmp_path):
         LeftOut("a-list", "metadata without EXPECTED_QUANTITY"),
     ]
     assert "9 left out" in summarize(left_out)
-    assert "2 count out of range" in summarize(left_out)
+    assert "count out of range: 2" in summarize(left_out)
     selection = json.loads((tmp_path / "selection.json").read_text())
     assert selection["photos"] == ["good"]
     assert selection["left_out"]["photos"]["not in the bucket"] == ["absent"]
@@ -133,7 +133,7 @@ def test_a_download_that_fails_leaves_no_selection_of_an_earlier_one(put, tmp_pa
 
 
 class Moody(BaseHTTPRequestHandler):
-    """An S3 that answers each key with what `moods` has for it, one after the other."""
+    """An S3 server that answers successive requests for a key as `moods` says."""
 
     protocol_version = "HTTP/1.1"
     moods: ClassVar[dict[str, list[str]]] = {}
@@ -193,7 +193,7 @@ def test_one_photo_that_never_comes_stops_no_other_and_none_is_taken_for_whole(
     moody, tmp_path, mood
 ):
     moody.moods["00002.jpg"] = [mood]
-    with pytest.raises(DataError, match=r"not be fetched: 1 photos.*00002\.jpg") as raised:
+    with pytest.raises(DataError, match=r"not be fetched \(1\).*00002\.jpg") as raised:
         download([f"{number:05d}" for number in range(1, 6)], tmp_path, COUNTS)
     assert "\n" not in str(raised.value)
     there = sorted(path.stem for path in (tmp_path / "bin-images").iterdir())
@@ -202,14 +202,14 @@ def test_one_photo_that_never_comes_stops_no_other_and_none_is_taken_for_whole(
     moody.moods.clear()
     photos, _ = download([f"{number:05d}" for number in range(1, 6)], tmp_path, COUNTS)
     assert len(photos) == 5
-    assert moody.asked["00001.jpg"] == 1, "what is there is not fetched again"
+    assert moody.asked["00001.jpg"] == 1, "existing files are not fetched again"
 
 
 def test_with_many_failures_it_does_not_go_on(moody, tmp_path, monkeypatch):
     monkeypatch.setattr(objects, "MOST_FAILURES", 3)
     ids = [f"{number:05d}" for number in range(1000)]
     moody.moods |= {f"{photo_id}.json": ["denied"] for photo_id in ids}
-    with pytest.raises(DataError, match="not be fetched: 4 photos"):
+    with pytest.raises(DataError, match=r"not be fetched \(4\)"):
         download(ids, tmp_path, COUNTS, requests=2)
     assert moody.asked.total() <= 5
 
@@ -221,7 +221,10 @@ def test_one_of_many_that_never_comes_is_left_out_and_tried_again(moody, tmp_pat
     assert len(photos) == 198
     reason = "could not be fetched"
     assert left_out == [LeftOut("00002", reason), LeftOut("00003", reason)]
-    assert "warning: left out, as it could not be fetched: 2 photos" in capsys.readouterr().err
+    assert (
+        "warning: left out photos that could not be fetched (2), the first"
+        in capsys.readouterr().err
+    )
     moody.moods.clear()
     photos, _ = download(ids, tmp_path, COUNTS)
     assert len(photos) == 200
@@ -230,12 +233,12 @@ def test_one_of_many_that_never_comes_is_left_out_and_tried_again(moody, tmp_pat
 def test_one_of_many_that_never_comes_does_not_end_a_share(moody, tmp_path, capsys):
     ids = [f"{number:05d}" for number in range(200)]
     moody.moods |= {"00002.json": ["denied"], "00003.jpg": ["damaged"]}
-    rows = objects.run(_read_metadata(ids, public_bucket("bins"), COUNTS, 16)).splitlines()
+    rows = read_metadata(ids, public_bucket("bins"), COUNTS, 16).splitlines()
     assert rows[2] == "00002,,,could not be fetched"
     assert sum(row.endswith(",") for row in rows) == 199
     fetch_photos(ids, tmp_path, public_bucket("bins"), 16)
     assert len(list((tmp_path / "bin-images").iterdir())) == 199
-    assert capsys.readouterr().err.count("1 photos, the first because of s3://bins/") == 2
+    assert capsys.readouterr().err.count("(1), the first because of s3://bins/") == 2
 
 
 def test_a_full_disk_is_told_as_such(put, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Photos of one's own go the same way as those of the public bucket."""
+"""The user's own photos are prepared like those of the public bucket."""
 
 import io
 import itertools
@@ -135,7 +135,7 @@ def test_photos_with_dots_and_long_names_are_trained_on(tmp_path):
 
 
 class Etagged:
-    """A store whose objects have this ETag."""
+    """A store whose objects have the given ETag."""
 
     def __init__(self, etag: str) -> None:
         self.meta = {"e_tag": etag}
@@ -170,8 +170,8 @@ def test_s3_says_which_etags_are_no_checksums(served_s3: str, encryption: Any) -
     [
         ("", "no column count and no photo"),
         ("photo,items\na.jpg,1\n", "no column count"),
-        ("photo,count\n", "no photo in it"),
-        ("photo,count\na.jpg,many\n", r"bins\.csv, line 2: needs a photo and a whole count"),
+        ("photo,count\n", "there is no photo in it"),
+        ("photo,count\na.jpg,many\n", r"bins\.csv, line 2: a photo and a whole count are required"),
         ("photo,count\na.jpg\n", "line 2"),
         ("photo,count\n,3\n", "line 2"),
         ("photo,count\nhttps://example.com/a.jpg,3\n", "neither a path nor s3://bucket/key"),
@@ -194,7 +194,7 @@ def test_a_folder_without_photos_shows_what_it_should_be_like(tmp_path, there):
 def test_a_photo_that_is_named_twice_is_refused(tmp_path: Path) -> None:
     table = tmp_path / "photos.csv"
     table.write_text("photo,count\na.jpg,3\nb.jpg,2\na.jpg,4\n")
-    with pytest.raises(DataError, match=r"a\.jpg is there 2 times"):
+    with pytest.raises(DataError, match=r"a\.jpg is listed 2 times"):
         read_csv(table)
 
 

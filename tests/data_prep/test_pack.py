@@ -38,7 +38,7 @@ def packed_bytes(folder, name="bins"):
 
 
 def read_samples(folder, manifest, side):
-    """Sample name → (JPEG, label), as a WebDataset reader joins them: by the name's stem."""
+    """Return name → (JPEG, label); like WebDataset, join files whose names have the same stem."""
     samples = {}
     for shard in manifest["shards"][side]:
         with tarfile.open(folder / "datasets" / "bins" / shard["file"]) as tar:
@@ -173,7 +173,7 @@ def test_another_photo_is_squashed_to_the_same_pixels_as_serving_sees(tmp_path):
 
 def test_colours_are_kept_as_fine_as_brightness(tmp_path):
     stripes = np.zeros((SIZE * 2, SIZE, 3), np.uint8)
-    stripes[:, ::2] = 255, 0, 0  # red beside blue, a pixel wide
+    stripes[:, ::2] = 255, 0, 0  # red and blue columns, one pixel wide
     stripes[:, 1::2] = 0, 0, 255
     path = tmp_path / "1.png"
     Image.fromarray(stripes).save(path)

@@ -1,4 +1,4 @@
-"""Data preparation that is killed at random moments ends in the same bytes as in peace."""
+"""Data preparation that is killed at random moments produces the same bytes as without that."""
 
 import hashlib
 import os
@@ -20,12 +20,12 @@ from rehearsal.aws.stand_in import ROOT
 from tests.support.public_bins import OURS, put_bins, uploaded
 
 PHOTOS = 250
-START = 0.3  # of the time that it takes goes by before it begins
+START = 0.3  # share of the whole time that Python needs to start
 
 
 @pytest.fixture
 def s3(served_s3: str, tmp_path: Path) -> Any:
-    """The public bucket with drawn bins, and ours, empty."""
+    """The public bucket with synthetic bins, and our bucket, which is empty."""
     client, ids = put_bins(tmp_path / "public", PHOTOS)
     (tmp_path / "ids.txt").write_text("\n".join(ids))
     return client
@@ -41,7 +41,7 @@ class Preparation:
         self._command += ["--list", str(ids), "--data", str(folder), "--bucket", OURS]
 
     def run(self, seconds: float | None = None) -> bool:
-        """Run it, for so long at most; returns whether it came to its end."""
+        """Run it for at most `seconds`; returns whether it finished."""
         process = subprocess.Popen(
             self._command,
             cwd=ROOT,
@@ -60,7 +60,7 @@ class Preparation:
         return True
 
     def step(self) -> str:
-        """Which step it was killed in."""
+        """Return the step in which it was killed."""
         steps = {"selection.json": "download", "split.json": "split"}
         for file, step in steps.items():
             if not (self._folder / file).exists():
@@ -69,7 +69,7 @@ class Preparation:
         return "upload" if packed else "pack"
 
     def bytes(self) -> dict[str, str]:
-        """Hash of each file of the data set, by name."""
+        """Return the hash of each file of the data set, by name."""
         files = (self._folder / "datasets" / "bins").glob("*.*")
         return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
@@ -104,7 +104,7 @@ def test_however_often_it_is_killed_the_bytes_are_the_same(
             continue
         killed_in.append(preparation.step())
         if "manifest.json" in uploaded(s3):
-            assert verify_bucket(OURS, "bins") == [], "a data set with a manifest is whole"
+            assert verify_bucket(OURS, "bins") == [], "a data set with a manifest is complete"
     assert preparation.run()
     assert preparation.bytes() == expected
     assert uploaded(s3) == expected

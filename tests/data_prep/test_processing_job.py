@@ -1,4 +1,4 @@
-"""`data_prep all --sagemaker`: a processing job whose machines make the shards of one."""
+"""`data_prep all --sagemaker`: the machines of a job make the same shards as a single machine."""
 
 import itertools
 import json
@@ -23,8 +23,8 @@ from packaging.utils import canonicalize_name
 from common.names import NAME_VARIABLE
 from common.storage import list_keys
 from data_prep import processing_job
-from data_prep.__main__ import build_parser, main
-from data_prep.processing_job import job_files, job_request
+from data_prep.__main__ import app, main
+from data_prep.processing_job import Preparation, job_files, job_request
 from data_prep.verify import verify_bucket
 from rehearsal.aws.recorder import Call, read_calls, record_calls
 from rehearsal.aws.stand_in import ROOT
@@ -43,7 +43,7 @@ IDS = ["00001", "00002", "3"]
 
 
 def train_stack() -> dict[str, Any]:
-    """Name and template of the stack that makes the role."""
+    """Return the name and the template of the stack with the job's role."""
     outputs = {"PreparationJobRoleArn": {"Value": ROLE}}
     template = {"Resources": {"Any": {"Type": "AWS::SNS::Topic"}}, "Outputs": outputs}
     return {"StackName": "bin-counter-TrainStack", "TemplateBody": json.dumps(template)}
@@ -51,7 +51,7 @@ def train_stack() -> dict[str, Any]:
 
 @pytest.fixture
 def here(account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Account:
-    """An account where five machines may be at work; `ids.txt` has three photos."""
+    """An account with a quota of five machines; `ids.txt` lists three photos."""
     boto3.client("cloudformation").update_stack(**train_stack())
     quota = {"QuotaName": "ml.m5.xlarge for processing job usage", "QuotaCode": "L-1", "Value": 5}
     account.answers["ListServiceQuotas"] = {"Quotas": [quota]}
@@ -62,8 +62,15 @@ def here(account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
 
 
 def submit(*words: str) -> int:
-    usual = ["--list", "ids.txt", "--bucket", "bins", "--name", "my_bins"]
-    return main(["all", "--sagemaker", *usual, *words])
+    name = [] if "--name" in words else ["--name", "my_bins"]
+    return main(["all", "--sagemaker", "--list", "ids.txt", "--bucket", "bins", *name, *words])
+
+
+def parsed(words: list[str]) -> dict[str, Any]:
+    """Parse a command line; returns the values of the command's parameters, by name."""
+    _, bound, _ = app.parse_args(words)
+    bound.apply_defaults()
+    return bound.arguments
 
 
 def jobs() -> list[Any]:
@@ -84,10 +91,9 @@ def test_a_dry_run_prints_a_request_that_the_api_takes_and_starts_nothing(
     name = request["ProcessingJobName"]
     assert re.fullmatch(r"bin-counter-gr--e-x+-[a-z0-9-]+", name)
     assert len(name) <= 63
-    told = build_parser().parse_args(
-        ["all", *request["AppSpecification"]["ContainerArguments"], "--limit", "1"]
-    )
-    assert (told.counts, told.split, told.name[:6]) == (range(10), "random", "größe_")
+    told = parsed(["all", *request["AppSpecification"]["ContainerArguments"], "--limit", "1"])
+    dataset = told["dataset"]
+    assert (dataset.counts, dataset.method, dataset.name[:6]) == (range(10), "random", "größe_")
     assert "2 × ml.m5.xlarge for 3 h 00 min at most: $1.41 at most with disks" in printed.err
     assert not jobs()
     assert not here.order("PutObject")
@@ -118,7 +124,7 @@ def test_too_few_machines_print_the_command_that_asks_for_more(
 
 
 def state(status: str, **more: Any) -> dict[str, Any]:
-    """How SageMaker describes a job."""
+    """Return what DescribeProcessingJob answers."""
     return {"ProcessingJobStatus": status, "CreationTime": datetime(2026, 1, 1, tzinfo=UTC), **more}
 
 
@@ -138,8 +144,8 @@ def test_a_job_is_started_with_its_files_and_followed_to_its_end(
     ids = here.s3.get_object(Bucket="bins", Key=f"jobs/{name}/ids.txt")["Body"].read()
     assert ids.decode().split() == IDS
     said = capsys.readouterr().out
-    assert f"end it with `aws sagemaker stop-processing-job --processing-job-name {name}`" in said
-    assert "InProgress; metadata by 1 machines, 1 shards" in said
+    assert f"stop it with `aws sagemaker stop-processing-job --processing-job-name {name}`" in said
+    assert "InProgress; metadata of 1 machines, 1 shards" in said
     assert said.endswith("s3://bins/datasets/my_bins/\n")
 
 
@@ -160,16 +166,16 @@ def test_a_job_goes_on_without_who_started_it(
     with pytest.raises(SystemExit) as caught:
         submit("--yes")
     assert caught.value.code == 130
-    assert "the job goes on without you: `aws sagemaker describe-p" in capsys.readouterr().err
+    assert "the job continues; to see it, run `aws sagemaker describe-p" in capsys.readouterr().err
     assert "StopProcessingJob" not in here.order("StopProcessingJob")
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--source", "folder", "mine"], "a job has no way to your own photos"),
+        (["--source", "folder", "mine"], "a job cannot read your own photos"),
         (["--instance-type", "ml.x9.huge"], "choose one of them with --instance-type"),
-        (["--instance-type", "m5.xlarge"], "no image for m5.xlarge in us-east-1: Invalid"),
+        (["--instance-type", "m5.xlarge"], "there is no image for m5.xlarge in us-east-1: Invalid"),
         (["--share", "1/2"], "leave --share out"),
         ([], "error: not started"),
     ],
@@ -202,25 +208,26 @@ def test_what_is_for_a_job_is_not_ignored_without_one(
     here: Account, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:
     assert main(["all", "--bucket", "bins", "--list", "ids.txt", *words]) == 1
-    assert capsys.readouterr().err == f"error: {words[0]} is for a job: give --sagemaker as well\n"
+    message = f"{words[0]} is for a job on SageMaker: give --sagemaker as well"
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """The public bucket with drawn bins, and ours; the job's role, whose calls are noted."""
+    """The public bucket with synthetic bins, our bucket, and the job's role and its calls."""
 
     s3: Any
     ids: list[str]
     folder: Path
-    role: dict[str, str]  # variables with its credentials
+    role: dict[str, str]  # environment variables with its credentials
     calls: set[Call]
 
-    def flags(self) -> list[str]:
-        settings = ["--size", "48", "--shard-mb", "0.1", "--workers", "1", "--requests", "4"]
+    def flags(self, size: str = "48") -> list[str]:
+        settings = ["--size", size, "--shard-mb", "0.1", "--workers", "1", "--requests", "4"]
         return ["all", *settings, "--bucket", DATA]
 
     def by_one_machine(self) -> dict[str, str]:
-        """The data set as this machine makes it, which is deleted again."""
+        """Make the data set on this machine and delete it; returns the hashes of its files."""
         (self.folder / "ids.txt").write_text("\n".join(self.ids))
         places = ["--list", str(self.folder / "ids.txt"), "--data", str(self.folder / "alone")]
         assert main([*self.flags(), *places]) == 0
@@ -230,7 +237,7 @@ class Site:
         return expected
 
     def packed(self) -> dict[str, Any]:
-        """When each shard that the machines have told each other of was uploaded, by name."""
+        """Return the upload times of the shards that the machines have announced, by name."""
         told = list_keys(self.s3, DATA, "preparing/")
         names = {Path(key).stem for key in told if key.endswith(".json")}
         shards = self.s3.list_objects_v2(Bucket=DATA, Prefix="datasets/").get("Contents", [])
@@ -239,8 +246,9 @@ class Site:
 
     def start(self, name: str, *more: str) -> list["subprocess.Popen[str]"]:
         words = [*self.flags(), "--sagemaker", "--instances", str(MACHINES), *more]
-        options = build_parser().parse_args(words)
-        request = job_request(boto3.Session(), name, len(self.ids), options)
+        options = parsed(words)
+        del options["data"], options["share"]
+        request = job_request(boto3.Session(), name, Preparation(ids=self.ids, **options))
         files = job_files(self.ids)
         return start_hosts(request, files, self.folder / name, self.role)
 
@@ -273,24 +281,24 @@ def test_the_machines_of_a_job_make_the_shards_of_one_with_the_rights_of_its_rol
         assert host.returncode == 0, said
     assert uploaded(site.s3, DATA) == expected
     table = read_calls(TABLES / "recorded_preparation_calls.csv")
-    assert site.calls == table, "see whether each is right, then change the table"
+    assert site.calls == table, "check each call, then update the table"
 
 
 @pytest.mark.slow
 def test_a_job_that_lost_a_machine_is_completed_by_the_next(site: Site) -> None:
     expected = site.by_one_machine()
     hosts = site.start("first")
-    while not (packed := site.packed()):  # until there is something to go on with
+    while not (packed := site.packed()):  # until a shard exists that the next job can keep
         with suppress(subprocess.TimeoutExpired):
             hosts[1].wait(0.05)
-    for host in [hosts[1], hosts[0], hosts[2]]:  # SageMaker ends the others
+    for host in [hosts[1], hosts[0], hosts[2]]:  # SageMaker stops the others
         kill(host)
     assert "manifest.json" not in uploaded(site.s3, DATA)
     for host in site.start("second"):
         said, _ = host.communicate(timeout=600)
         assert host.returncode == 0, said
     assert uploaded(site.s3, DATA) == expected
-    assert packed.items() <= site.packed().items(), "they were not made again"
+    assert packed.items() <= site.packed().items(), "existing shards are not made again"
 
 
 @pytest.mark.slow
@@ -299,7 +307,7 @@ def test_shards_of_other_settings_are_not_taken_for_ours(site: Site) -> None:
     words = ["--list", str(site.folder / "ids.txt"), "--share", "1/1"]
     for size in ("48", "40", "48"):
         folder = site.folder / size
-        assert main([*site.flags(), *words, "--data", str(folder), "--size", size]) == 0
+        assert main([*site.flags(size), *words, "--data", str(folder)]) == 0
         assert verify_bucket(DATA, "bins") == []
     assert uploaded(site.s3, DATA) == usual
 
@@ -324,7 +332,7 @@ def test_a_second_job_for_a_data_set_is_not_started(
     )
     here.answers["ListProcessingJobs"] = {"ProcessingJobSummaries": [over, going_on]}
     assert submit("--yes") == 1
-    assert "job the-first is at work on it" in capsys.readouterr().err
+    assert "job the-first is preparing this data set" in capsys.readouterr().err
     assert not here.order("CreateProcessingJob")
 
 
@@ -341,7 +349,7 @@ def test_a_job_goes_on_when_the_network_fails_here(
     here.answers["DescribeProcessingJob"] = EndpointConnectionError(endpoint_url="https://aws")
     assert submit("--yes") == 1
     goes_on, error = capsys.readouterr().err.splitlines()
-    assert "the job goes on without you: `aws sagemaker describe-processing-job" in goes_on
+    assert "the job continues; to see it, run `aws sagemaker describe-processing-job" in goes_on
     assert error.startswith("error: Could not connect")
 
 
@@ -355,5 +363,5 @@ def test_requirements_name_all_that_a_machine_imports() -> None:
     found = {canonicalize_name(by) for name in imported for by in providers.get(name, ())}
     lines = processing_job.REQUIREMENTS.read_text().splitlines()
     named = [Requirement(line.partition("#")[0]).name for line in lines if line[0] != "#"]
-    # setuptools hooks into each start of Python; botocore takes certifi where it is.
+    # setuptools runs whenever Python starts; botocore uses certifi if it is installed.
     assert found - closure(named) == {"certifi", "setuptools"}

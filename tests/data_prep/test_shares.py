@@ -1,4 +1,4 @@
-"""Several machines that share the work end in the bytes of one, each photo once."""
+"""Machines that share the work produce the same bytes as one, and pack each photo once."""
 
 import json
 import os
@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from data_prep.__main__ import main
-from data_prep.shares import Settings, Share
+from data_prep.options import DatasetOptions, Share
+from data_prep.shares import work_key
 from data_prep.verify import verify_bucket
 from rehearsal.aws.stand_in import ROOT
 from tests.support.public_bins import OURS, put_bins, uploaded
@@ -23,8 +24,10 @@ MACHINES = 3
 
 @pytest.fixture
 def s3(served_s3: str, tmp_path: Path) -> Any:
-    """The public bucket with drawn bins, and ours, empty; `ids.txt` asks for one more photo, and
-    two cannot be used."""
+    """The public bucket with synthetic bins, and our bucket, which is empty.
+
+    `ids.txt` also lists a photo that does not exist; two photos cannot be used.
+    """
     client, ids = put_bins(tmp_path / "public", 200)
     (tmp_path / "ids.txt").write_text("\n".join([*ids, "absent"]))
     client.delete_object(Bucket="aft-vbi-pds", Key=f"bin-images/{ids[10]}.jpg")
@@ -52,7 +55,7 @@ def start(tmp_path: Path, number: int) -> "subprocess.Popen[str]":
 
 
 def by_one_machine(s3: Any, tmp_path: Path) -> dict[str, str]:
-    """The data set as one machine makes it, which is deleted again."""
+    """Make the data set on one machine and delete it; returns the hashes of its files."""
     assert main(command(tmp_path, "alone")) == 0
     expected = uploaded(s3)
     for name in expected:
@@ -77,7 +80,7 @@ def test_three_machines_make_the_shards_of_one(s3: Any, tmp_path: Path) -> None:
     shards = [set(folder.glob("datasets/bins/*.tar")) for folder in tmp_path.glob("machine-*")]
     names = [file.name for files in shards for file in files]
     assert sorted(names) == sorted(name for name in expected if name.endswith(".tar"))
-    assert all(shards), "each has had something to do"
+    assert all(shards), "each machine packed something"
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
@@ -111,15 +114,17 @@ def test_every_thing_falls_to_one_share(of: int) -> None:
 
 
 def test_other_photos_or_settings_are_other_work() -> None:
-    usual = Settings("bins", range(1, 6), "group", 0.2, 224, 100, 50)
+    usual = DatasetOptions()
     keys = {
-        usual.key(["1", "2"]),
-        usual.key(["1", "3"]),
-        Settings("bins", range(1, 6), "random", 0.2, 224, 100, 50).key(["1", "2"]),
-        Settings("bins", range(6), "group", 0.2, 224, 100, 50).key(["1", "2"]),
+        work_key(usual, ["1", "2"]),
+        work_key(usual, ["1", "3"]),
+        work_key(DatasetOptions(method="random"), ["1", "2"]),
+        work_key(DatasetOptions(counts=range(6)), ["1", "2"]),
     }
     assert len(keys) == 4
-    assert usual.key(["1", "2"]) in keys
+    assert work_key(DatasetOptions(workers=3), ["1", "2"]) in keys, (
+        "workers do not change the result"
+    )
 
 
 @pytest.mark.parametrize(

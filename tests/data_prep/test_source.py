@@ -1,4 +1,4 @@
-"""Which photos of the public bucket: lists, and what the bucket has."""
+"""Photos of the public bucket are selected by a list, or by listing the bucket."""
 
 from collections import Counter
 

@@ -59,7 +59,7 @@ def test_more_photos_move_none_except_by_joining_their_groups(asins, more):
 
 
 def _reached(photo_id, asins, more):
-    """Whether a new photo belongs to the photo's group: found by walking, not by union."""
+    """Tell by a graph search, not by union-find, whether a new photo is in the photo's group."""
     everything = {**more, **asins}
     seen, border = {photo_id}, [photo_id]
     while border:
@@ -103,7 +103,7 @@ def test_a_photo_without_products_is_a_group_of_its_own_even_beside_a_like_named
 
 
 def test_a_side_is_the_first_bits_of_the_name_s_sha256():
-    # As `printf B003 | sha256sum` says: 1e1f…, a share of 0.118. Another hash would move
+    # From `printf B003 | sha256sum`, for example: 1e1f…, a share of 0.118. Another hash would move
     # photos that someone has trained on.
     first_bits = {"B000": 0xFD82, "B001": 0x478C, "B002": 0x556E, "B003": 0x1E1F, "B004": 0x605C}
     for fraction in (0.1, 0.2, 0.3, 0.5):
@@ -137,7 +137,7 @@ def test_every_photo_gets_a_side_or_a_reason(tmp_path):
     left_out = [LeftOut("absent", "not in the bucket"), LeftOut("none", "count out of range")]
     write_selection(tmp_path, [*ids, "lost", "bad", "gone"], left_out)
     result = split_folder(tmp_path, range(1, 3))
-    # Whether its photo is there shows when it is packed.
+    # Packing, not splitting, finds out that a photo is missing.
     assert [photo.id for photo in result.photos] == [*ids, "lost"]
     assert result.left_out == [
         LeftOut("absent", "not in the bucket"),
@@ -177,18 +177,18 @@ def test_photos_that_others_move_from_train_to_test_are_told(tmp_path, capsys):
     add_bin(tmp_path, "joins", 1, [first_of_test, trained])
     write_selection(tmp_path, [*ids, "joins"], [])
     split_folder(tmp_path, range(1, 2), test_fraction=0.4)
-    assert "warning" not in capsys.readouterr().err, "another fraction is another split"
+    assert "warning" not in capsys.readouterr().err, "a split with another fraction is not compared"
     write_selection(tmp_path, ids, [])
     split_folder(tmp_path, range(1, 2), test_fraction=0.5)
     write_selection(tmp_path, [*ids, "joins"], [])
     split_folder(tmp_path, range(1, 2), test_fraction=0.5)
-    assert "warning: 1 photos were in train and are in test now" in capsys.readouterr().err
+    assert "warning: 1 photos have moved from train to test" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("counts", "least", "says"),
     [
-        (range(1, 2), 3, "only 2 photos are left, --min-photos asks for 3"),
+        (range(1, 2), 3, "only 2 photos are left, --min-photos requires 3"),
         (range(1, 3), 1, "no train photo with count 2"),
         (range(0, 2), 1, "no train photo with count 0"),
     ],
@@ -202,7 +202,7 @@ def test_too_little_is_one_clear_line(counts, least, says):
 
 
 def test_a_random_split_says_how_many_test_photos_training_has_seen():
-    # Pairs of photos that show one product.
+    # Pairs of photos share a product.
     bins = {f"{number:03d}": Bin(1 + number % 2, (f"asin-{number // 2}",)) for number in range(400)}
     photos = split_bins(bins, [], range(1, 3), method="random", test_fraction=0.2).photos
     assert 50 < sum(photo.side == "test" for photo in photos) < 110
@@ -228,7 +228,7 @@ def test_more_photos_move_none_that_share_nothing_with_them(method, more):
 def test_a_group_of_most_photos_is_warned_of():
     bins = {f"{number}": Bin(1, ("common",) if number < 50 else ()) for number in range(100)}
     photos = split_bins(bins, [], range(1, 2), method="group", test_fraction=0.2).photos
-    assert "warning: 50 photos (50%) hang together" in describe(photos)
+    assert "warning: 50 photos (50%) are connected" in describe(photos)
     assert "--split purge" in describe(photos)
 
 
@@ -273,7 +273,7 @@ def test_a_purged_split_parts_what_hangs_together():
         for number in range(4000)
     }
     grouped = split_bins(bins, [], range(1, 2), method="group", test_fraction=0.03).photos
-    assert "hang together" in describe(grouped)
+    assert "are connected" in describe(grouped)
     split = split_bins(bins, [], range(1, 2), method="purge", test_fraction=0.03)
     sides = [photo.side for photo in split.photos]
     assert 60 < sides.count("test") < 180

@@ -1,4 +1,4 @@
-"""The page about the photos: what it measures, and what it shows."""
+"""The measurements and the contents of the page about the photos."""
 
 import io
 import shutil
@@ -97,10 +97,10 @@ def test_the_page_shows_every_count_and_what_is_wrong(drawn, tmp_path):
     for count in range(1, 6):
         assert f"<h2>Count {count}</h2>" in html
     assert html.count("data:image/jpeg;base64,") == 8 * 7
-    assert "byte for byte</span><b>1</b>" in html
-    assert 'cannot be decoded: packing leaves them out</td><td class="number">1</td>' in html
+    assert "equal a training photo byte for byte</span><b>1</b>" in html
+    assert 'cannot be decoded, so packing will leave them out</td><td class="number">1</td>' in html
     assert "left out: count out of range" in html
-    assert "at random" in html
+    assert "split at random" in html
 
 
 def test_the_page_can_be_made_of_a_single_photo(tmp_path):

@@ -53,7 +53,6 @@ def test_photos_and_metadata_look_like_the_public_bucket_s(drawn):
         for asin, product in products.items():
             assert asin == product["asin"]
             assert len(asin) == 10
-            assert {"name", "normalizedName", "height", "length", "width", "weight"} <= set(product)
 
 
 def test_ids_hold_the_trap_of_leading_zeros(drawn):
@@ -96,8 +95,8 @@ def test_one_item_more_changes_the_picture_more_than_the_noise_does():
         noises.append(np.abs(again - twin).mean())
         changes.append(np.abs(twin - fewer).mean())
     assert np.median(changes) > 0.5
-    assert np.mean(np.array(changes) > 0.1) > 0.8, "items must be seen"
-    assert np.median(noises) < 12, "two shots of the same items look alike"
+    assert np.mean(np.array(changes) > 0.1) > 0.8, "an additional item must be visible"
+    assert np.median(noises) < 12, "photos of the same items must look alike"
 
 
 def test_an_item_on_top_of_a_box_is_in_the_picture():

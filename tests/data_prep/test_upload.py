@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def written(client, monkeypatch):
-    """Every key that is put or deleted from here on, in order."""
+    """The list of keys that are put or deleted from now on, in order."""
     calls = []
 
     def spy(name):

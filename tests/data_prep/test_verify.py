@@ -1,4 +1,4 @@
-"""A packed data set that is not what its manifest says is found out."""
+"""A packed data set that differs from its manifest is detected."""
 
 import json
 import shutil
@@ -66,14 +66,21 @@ def test_counts_that_are_not_those_of_the_shards_are_found(folder):
     assert "999" in problem
 
 
+def test_photos_of_another_size_are_found(folder):
+    change_manifest(folder, lambda manifest: manifest.update(size=48))
+    problems = verify_folder(folder, "bins", workers=1)
+    assert problems
+    assert all(problem.endswith("is not of 48 × 48 pixels") for problem in problems)
+
+
 def test_a_shard_that_is_there_twice_leaks(folder):
     def repeat(manifest):
         manifest["shards"]["test"] += manifest["shards"]["train"][:1]
 
     change_manifest(folder, repeat)
     problems = "\n".join(verify_folder(folder, "bins", workers=1))
-    assert "is in it 2 times" in problems
-    assert "groups are on both sides" in problems
+    assert "is in the data set 2 times" in problems
+    assert "groups on both sides" in problems
 
 
 def test_a_list_of_other_photos_is_found(folder):
@@ -82,7 +89,7 @@ def test_a_list_of_other_photos_is_found(folder):
     names["3"] = [*names["3"], "data/metadata/77.json"]
     file.write_text(json.dumps(names))
     assert verify_folder(folder, "bins", workers=1) == [
-        "test_list.json lists other photos than the shards hold"
+        "test_list.json does not list the photos that the shards hold"
     ]
 
 

@@ -1,6 +1,6 @@
 """The user data of TrainStack on a machine with real cloud-init and systemd, in a container.
 
-`make test-machine`. Stand-ins are `aws`, `dnf` and training.machine.attempt. It is Debian's
+`make test-machine`. Stand-ins are `aws`, `dnf` and training.machine. It is Debian's
 cloud-init, whose units are those of Amazon Linux 2023 in what matters here: user data runs once
 for an instance, as a child of cloud-final.service.
 """
@@ -47,7 +47,7 @@ Path("/s3/environment").write_text("\\n".join(sorted(os.environ)))
 Path("/s3/unit").write_text(Path("/proc/self/cgroup").read_text())
 
 def leave(*_):
-    time.sleep(3)  # a last snapshot, and its upload
+    time.sleep(3)  # a last checkpoint, and its upload
     Path("/s3/left").touch()
     sys.exit(75)
 
@@ -138,10 +138,10 @@ def machine(root: Path, stacks: dict[str, Template], tmp_path: Path) -> Booted:
 
 
 def code() -> bytes:
-    """code.tar.gz with the stand-in for training.machine.attempt."""
+    """code.tar.gz with the stand-in for training.machine."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as tar:
-        spot = tarfile.TarInfo("training/machine/attempt.py")
+        spot = tarfile.TarInfo("training/machine/__main__.py")
         spot.size = len(SPOT)
         tar.addfile(spot, io.BytesIO(SPOT.encode()))
     return content.getvalue()
@@ -183,10 +183,10 @@ def test_the_work_runs_in_a_unit_of_its_own_and_needs_no_home(machine: Booted) -
 
 
 @pytest.mark.slow
-def test_a_shutdown_leaves_the_time_for_a_last_snapshot_and_the_log(machine: Booted) -> None:
+def test_a_shutdown_leaves_the_time_for_a_last_checkpoint_and_the_log(machine: Booted) -> None:
     running = machine.boot(until=machine.at_work)
     running.terminate()
     running.wait()
-    assert machine.file("left").exists(), "training.machine.attempt was told, and came to its end"
+    assert machine.file("left").exists(), "training.machine was told, and came to its end"
     assert "boot: leaving the run to the next machine" in machine.file("machine.log").read_text()
     assert not [call for call in machine.calls() if "set-desired-capacity" in call]

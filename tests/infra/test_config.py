@@ -161,7 +161,7 @@ def in_words(value: object) -> str:
 def test_a_deny_over_budget_needs_a_budget() -> None:
     with pytest.raises(SettingError) as raised:
         Config.from_context({"budgets": "no", "over_budget": "deny"})
-    assert str(raised.value) == ("settings: over_budget=deny needs a budget: leave budgets=no out")
+    assert str(raised.value) == ("settings: over_budget=deny needs a budget: remove budgets=no")
 
 
 def test_the_environment_names_the_copy_unless_a_setting_says_otherwise(
@@ -169,7 +169,7 @@ def test_the_environment_names_the_copy_unless_a_setting_says_otherwise(
 ) -> None:
     monkeypatch.setenv(NAME_VARIABLE, "bins-dev")
     assert Config.from_context({}).name == "bins-dev"
-    with pytest.raises(SettingError, match="name is bins, and BIN_COUNTER_NAME is bins-dev"):
+    with pytest.raises(SettingError, match="name is bins, but BIN_COUNTER_NAME is bins-dev"):
         Config.from_context({"name": "bins"})
     monkeypatch.setenv(NAME_VARIABLE, "bins_dev")
     with pytest.raises(SettingError, match="should look like bins-dev"):
@@ -177,7 +177,7 @@ def test_the_environment_names_the_copy_unless_a_setting_says_otherwise(
 
 
 def test_a_name_that_parameter_store_keeps_for_aws_is_refused() -> None:
-    with pytest.raises(SettingError, match="otherwise than with aws or ssm"):
+    with pytest.raises(SettingError, match="must not begin with aws or ssm"):
         Config.from_context({"name": "aws-bins"})
 
 

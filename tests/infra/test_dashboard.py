@@ -36,7 +36,7 @@ from tqdm import tqdm
 for side in ("train", "test"):
     with tqdm(total=8, desc=f"features {side}", unit="photo") as progress:
         progress.update(6)
-print("going on after epoch 1", file=sys.stderr)
+print("resuming after epoch 1", file=sys.stderr)
 with tqdm(total=20, initial=1, desc="head", unit="epoch") as progress:
     progress.set_postfix(refresh=False, loss="1.412", accuracy="33.3%")
     progress.update(6)
@@ -189,7 +189,7 @@ def test_every_value_that_is_read_is_drawn_by_time() -> None:
 
 def test_the_last_lines_of_the_log_are_no_progress_bars(log_lines: list[str]) -> None:
     bar = python(LAST_LINES[1].removeprefix("filter @message not like "))
-    assert [line for line in log_lines if not bar.search(line)] == ["train: going on after epoch 1"]
+    assert [line for line in log_lines if not bar.search(line)] == ["train: resuming after epoch 1"]
 
 
 def test_widgets_neither_overlap_nor_leave_the_page(widgets: list[dict[str, Any]]) -> None:

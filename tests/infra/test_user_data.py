@@ -43,7 +43,7 @@ fi
 case "$call" in
   "systemd-run "*) while [ "${1#--}" != "$1" ]; do shift; done
     UNIT=1 "$@" > "$S3/unit" 2>&1; cat "$S3/unit"; exit 0 ;;
-  *"-m training.machine.attempt"*) pwd > "$S3/where"; echo "$PYTHONPATH" >> "$S3/where"
+  *"-m training.machine"*) pwd > "$S3/where"; echo "$PYTHONPATH" >> "$S3/where"
     eval "$TRAINING_DOES"; exit "$TRAINING" ;;
   "aws s3 cp"*" machine.log "*) cat machine.log > "$S3/machine.log" ;;
   "aws logs put-log-events"*) echo "${*: -1}" > "$S3/events.json" ;;
@@ -160,7 +160,7 @@ def test_a_machine_fetches_run_code_and_wheels_and_trains(tmp_path: Path) -> Non
     assert (work / "code" / "spot.py").exists()
     _, install, train = booted.names("python3.11")
     assert "--no-index --no-deps --require-hashes" in install
-    assert train == f"python3.11 -m training.machine.attempt --work {work}"
+    assert train == f"python3.11 -m training.machine --work {work}"
     where, python_path = (tmp_path / "s3" / "where").read_text().splitlines()
     assert where == str(work)
     assert python_path == f"{work}/runtime:{work}/code"
@@ -195,7 +195,7 @@ def test_without_a_unit_the_script_does_the_work_itself(tmp_path: Path) -> None:
     booted = boot(tmp_path, failing="systemd-run")
     assert not (tmp_path / "s3" / "in-unit-calls").exists()
     assert booted.calls[-2:] == [GROUP_TO_ZERO, POWER_OFF]
-    assert len([call for call in booted.calls if "training.machine.attempt" in call]) == 1
+    assert len([call for call in booted.calls if "training.machine" in call]) == 1
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_what_fails_at_first_is_tried_again_after_a_pause(
     assert booted.calls.count("sleep 30") == failures
     assert booted.output.count("boot: trying again: ") == failures
     assert len([call for call in booted.calls if failing in call]) == failures + 1
-    assert any("training.machine.attempt" in call for call in booted.calls)
+    assert any("training.machine" in call for call in booted.calls)
 
 
 def test_a_lock_that_stays_ends_the_spending(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_a_boot_step_that_fails_ends_the_spending(
     log, *end = booted.calls[-3:]
     assert log.endswith(f"machine.log s3://bins/runs/{run_id}/logs/i-1.log")
     assert end == [GROUP_TO_ZERO, POWER_OFF]
-    assert not [call for call in booted.calls if "training.machine.attempt" in call]
+    assert not [call for call in booted.calls if "training.machine" in call]
     assert "boot: nothing more to do here" in booted.output
 
 
@@ -296,13 +296,13 @@ def test_a_boot_step_that_fails_ends_the_spending(
 def test_a_damaged_pointer_to_the_run_ends_the_spending(tmp_path: Path, current: str) -> None:
     booted = boot(tmp_path, current=current)
     assert booted.calls[-2:] == [GROUP_TO_ZERO, POWER_OFF]
-    assert not [call for call in booted.calls if "training.machine.attempt" in call]
+    assert not [call for call in booted.calls if "training.machine" in call]
 
 
 def test_code_that_cannot_be_unpacked_ends_the_spending(tmp_path: Path) -> None:
     booted = boot(tmp_path, code=b"cut off")
     assert booted.calls[-2:] == [GROUP_TO_ZERO, POWER_OFF]
-    assert not [call for call in booted.calls if "training.machine.attempt" in call]
+    assert not [call for call in booted.calls if "training.machine" in call]
 
 
 def test_the_log_in_the_bucket_says_how_far_the_boot_came(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from PIL import Image
 
 from rehearsal import demo
 from rehearsal.aws.group import RehearsedGroups
@@ -89,12 +88,10 @@ def test_the_whole_path_from_stacks_to_a_page(
     assert re.search(r"240 synthetic photos, about \d min \d+ s on this machine", output)
     assert "worked on it: interrupted, interrupted, succeeded" in output
     assert "of features were computed, none twice" in output
-    assert "every request keeps to AWS's own models" in output
-    assert "going on after epoch" in output
-    page, picture = (tmp_path / "run" / name for name in ("report.html", "counted.png"))
+    assert "every request conforms to AWS's own models" in output
+    assert "resumed after epoch" in output
+    page = tmp_path / "run" / "report.html"
     assert f"Page:     {page}" in output
-    assert f"Picture:  {picture}" in output
-    assert Image.open(picture).size == (1168, 552)
     log = (tmp_path / "run" / "demo.log").read_text()
     assert "$ python -m training.launch resume" in log
     assert "GetServiceQuota" in log, "what the commands print"

@@ -1,7 +1,7 @@
 """Every ending of a training machine, in the rehearsal: the real boot script,
-training.machine.attempt and booking, on rehearsed machines; only training.train is a stand-in.
+training.machine and booking, on rehearsed machines; only training.train is a stand-in.
 
-Nothing runs after the deadline, and at most the work since the last snapshot is lost. The log of
+Nothing runs after the deadline, and at most the work since the last checkpoint is lost. The log of
 every machine is in runs/<id>/logs/ and in CloudWatch, up to its end or its last words.
 
 docs/operate.md lists them: what the user sees, and what is lost. A run near its
@@ -25,7 +25,7 @@ from rehearsal.aws.group import StillRunningError
 from rehearsal.aws.processes import Processes
 from tests.support.rehearsed_account import Account, administrator, check_permissions, deploy
 from tests.support.synthesized import Template
-from training.runs.active_run import ask_to_stop, current_run
+from training.runs.active_run import current_run, request_stop
 
 MODEL = "s3://bins/runs/r1/model.tar.gz"
 read_api = functools.cache(JSONFileLoader().load_file)
@@ -86,7 +86,7 @@ def test_code_that_raises_is_tried_three_times(account: Account) -> None:
     second, third = account.machines
     assert "train: Traceback" in account.log(second)
     assert "train: Traceback" in account.cloudwatch(third)
-    assert "train: going on after epoch 1" in account.log(third)
+    assert "train: resuming after epoch 1" in account.log(third)
     assert account.model() == "none"
     assert account.record.read("cost.json")["dollars"] > 0
 
@@ -97,7 +97,7 @@ def test_out_of_memory(account: Account) -> None:
     first, _ = account.machines
     assert "was killed, most likely out of memory: take a larger" in account.log(first)
     assert account.outcomes() == ["failed", "succeeded"]
-    assert account.record.read("metrics.json") == {"epoch": 3}  # the snapshot was of epoch 1
+    assert account.record.read("metrics.json") == {"epoch": 3}  # the checkpoint was of epoch 1
 
 
 def test_boot_without_code(account: Account) -> None:
@@ -130,7 +130,7 @@ def test_boot_that_is_not_told_which_run(account: Account) -> None:
 
 
 def ended_by_the_boot_script(account: Account, reason: str, run: str = "r1") -> None:
-    """The status is as before; launch status says that the run ended without a word."""
+    """The status is as before; launch status says that the run ended without reporting it."""
     [machine] = account.machines
     assert account.state() == "requested"
     assert account.told() == ["Training machine broke"]
@@ -160,12 +160,12 @@ def test_interruption_during_training(account: Account) -> None:
     account.launch("waits", "succeeds")
     account.group.interrupt(account.machine_at("epoch:2"))
     assert account.state() == "interrupted"
-    assert account.message() == "the machine was taken back; trying again"
+    assert account.message() == "EC2 interrupted the machine; trying again"
     account.ends()
     assert account.outcomes() == ["interrupted", "succeeded"]
     first, second = account.machines
-    assert "the machine was taken back: a last snapshot" in account.log(first)
-    assert "train: going on after epoch 2" in account.log(second)  # nothing is lost
+    assert "EC2 interrupted the machine: saving a last checkpoint" in account.log(first)
+    assert "train: resuming after epoch 2" in account.log(second)  # nothing is lost
     assert account.told() == ["Training run r1 succeeded"]
 
 
@@ -191,7 +191,7 @@ def test_interruption_whose_notice_was_never_seen(account: Account) -> None:
     account.ends()
     assert account.outcomes() == ["lost", "succeeded"]
     _, second = account.machines
-    assert "train: going on after epoch 1" in account.log(second)  # one epoch is lost
+    assert "train: resuming after epoch 1" in account.log(second)  # one epoch is lost
     lost, last = account.record.status()["attempts"]
     assert lost["ended"] == last["started"]
 
@@ -200,14 +200,14 @@ def test_recommendation_to_rebalance(account: Account) -> None:
     account.launch("waits")
     machine = account.machine_at("epoch:2")
     machine.metadata.recommend_rebalance()
-    snapshot = "checkpoints/r1/001/snapshot.json"
+    checkpoint = "checkpoints/r1/001/checkpoint.json"
     account.until(
-        lambda: snapshot in account.keys("checkpoints/") and stored(account, snapshot) == "2"
+        lambda: checkpoint in account.keys("checkpoints/") and stored(account, checkpoint) == "2"
     )
     (machine.work / "go").touch()
     account.ends()
     assert account.outcomes() == ["succeeded"]
-    assert account.log(machine).count("EC2 expects an interruption") == 1
+    assert account.log(machine).count("an interruption is likely") == 1
 
 
 def stored(account: Account, key: str) -> str:
@@ -230,8 +230,8 @@ def test_the_machine_hangs(account: Account) -> None:
     machine.hang()
     account.deadline_comes()
     account.ends()
-    assert account.state() == "running"  # launch status says that it ended without a word
-    assert account.keys("checkpoints/") == ["checkpoints/r1/001/snapshot.json"]
+    assert account.state() == "running"  # launch status says that it ended without reporting it
+    assert account.keys("checkpoints/") == ["checkpoints/r1/001/checkpoint.json"]
 
 
 def test_a_spot_machine_hangs_and_the_fallback_takes_over(account: Account) -> None:
@@ -255,7 +255,7 @@ def test_the_attempt_itself_is_killed(account: Account) -> None:
     (spot,) = (
         process
         for process in psutil.Process(machine.process.pid).children(recursive=True)
-        if "training.machine.attempt" in process.cmdline()
+        if "training.machine" in process.cmdline()
     )
     spot.kill()
     account.ends()
@@ -335,23 +335,23 @@ def test_the_group_is_set_to_0_by_hand(account: Account) -> None:
     account.deployment.end_machines()
     account.ends()
     assert account.outcomes() == ["shut down"]
-    assert stored(account, "checkpoints/r1/001/snapshot.json") == "2"
-    # Who hears of it first, training or training.machine.attempt, is left to chance.
+    assert stored(account, "checkpoints/r1/001/checkpoint.json") == "2"
+    # Who hears of it first, training or training.machine, is left to chance.
     assert "attempt 1 shut down: the machine was shut down" in account.log(machine)
 
 
 def test_the_user_asks_for_the_end(account: Account) -> None:
     account.launch("waits")
     machine = account.machine_at("epoch:2")
-    assert ask_to_stop(account.deployment.s3, "bins", "r1")
+    assert request_stop(account.deployment.s3, "bins", "r1")
     account.ends()
     assert account.state() == "stopped"
     assert account.outcomes() == ["stopped"]
     assert account.told() == ["Training run r1 stopped"]
-    assert stored(account, "checkpoints/r1/001/snapshot.json") == "2"
+    assert stored(account, "checkpoints/r1/001/checkpoint.json") == "2"
     assert current_run(account.deployment.s3, "bins") is None
     assert account.record.read("cost.json")["dollars"] > 0
-    assert "run r1 stopped: stopped as asked" in account.log(machine)
+    assert "run r1 stopped: stopped by the user" in account.log(machine)
 
 
 def test_two_machines_overlap(account: Account) -> None:
@@ -376,7 +376,7 @@ def test_a_machine_that_lost_the_lease_wakes_up(account: Account) -> None:
     before = account.record.status()
     old.wake()
     account.until(lambda: old.powered_off)
-    assert "no longer holds the lease: leaving without another word" in old.console.read_text()
+    assert "no longer holds the lease: leaving without writing anything" in old.console.read_text()
     assert account.record.status() == before
     (new.work / "go").touch()
     account.ends()

@@ -82,7 +82,7 @@ def test_a_format_that_sagemaker_refuses_is_named_with_the_command_that_rebuilds
     assert problem in line
     assert line.endswith(
         "run `docker buildx build --platform linux/amd64 --provenance=false --output "
-        f"type=registry,oci-mediatypes=false --tag {IMAGE} serving`"
+        f"type=registry,oci-mediatypes=false --tag {IMAGE} serving/container`"
     )
 
 
@@ -114,10 +114,10 @@ def test_an_image_that_is_not_there_is_named(ecr: Any, monkeypatch: pytest.Monke
 def test_without_arguments_the_settings_of_cdk_json_are_checked(
     ecr: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(image_check, "context", lambda _: {})
+    monkeypatch.setattr(image_check, "read_context", lambda _: {})
     main([])
     assert capsys.readouterr().out.startswith("serving_image is not set")
-    monkeypatch.setattr(image_check, "context", lambda _: {"serving_image": IMAGE})
+    monkeypatch.setattr(image_check, "read_context", lambda _: {"serving_image": IMAGE})
     with pytest.raises(SystemExit, match="no such image"):
         main([])
 

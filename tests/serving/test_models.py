@@ -143,7 +143,10 @@ def test_ctrl_c_is_one_line(
 @pytest.mark.usefixtures("client")
 def test_before_the_first_model_the_list_says_to_train(capsys: pytest.CaptureFixture[str]) -> None:
     deploy_stacks()
-    assert error(capsys) == "error: no run has succeeded yet: run `python -m training.launch`"
+    assert (
+        error(capsys)
+        == "error: no run has succeeded yet: start one with `python -m training.launch`"
+    )
 
 
 @pytest.mark.usefixtures("client")

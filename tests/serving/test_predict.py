@@ -239,7 +239,7 @@ def test_photos_without_a_record_are_left_out_and_said_to_be(
     main([*photos, "--model", str(folder), "--expected", "records.csv", "--format", "csv"])
     output, error = capsys.readouterr()
     assert [row["file"] for row in csv.DictReader(io.StringIO(output))] == ["c.jpg"]
-    assert "2 photos have no record in records.csv: not ranked" in error
+    assert "2 photos have no record: not ranked" in error
 
 
 @pytest.mark.parametrize("flag", ["--expected", "--output"])
@@ -272,9 +272,19 @@ def test_another_model_at_the_same_place_does_not_go_on(photos: list[str], tmp_p
 def test_a_format_that_nothing_is_printed_in_is_refused(
     photos: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as caught:
         main([*photos, "--model", "m", "--output", "counts.json", "--format", "json"])
-    assert "leave --format out" in capsys.readouterr().err
+    assert caught.value.code == 2
+    assert "--output is a CSV file, so --format has no effect" in capsys.readouterr().err
+
+
+def test_an_endpoint_and_a_model_exclude_each_other(
+    photos: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*photos, "--model", "m", "--endpoint", "bins"])
+    assert caught.value.code == 2
+    assert "{--endpoint, --model}" in capsys.readouterr().err
 
 
 def test_an_address_of_another_kind_is_named(

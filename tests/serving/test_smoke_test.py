@@ -67,13 +67,12 @@ def answer_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], list[byte
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Callable[[], str | None]:
+def run() -> Callable[[], str | None]:
     """Run the command; returns the error with which it ends, if it does."""
 
     def run() -> str | None:
-        monkeypatch.setattr("sys.argv", ["smoke_test"])
         try:
-            main()
+            main([])
         except SystemExit as error:
             return str(error.code)
         return None
@@ -185,7 +184,7 @@ def test_without_an_endpoint_it_says_what_to_deploy(
 @pytest.mark.usefixtures("client")
 def test_before_the_first_model_it_says_to_train(run: Any) -> None:
     deploy_stacks()
-    assert run() == "error: no run has succeeded yet: run `python -m training.launch`"
+    assert run() == "error: no run has succeeded yet: start one with `python -m training.launch`"
 
 
 def test_only_the_beginning_of_a_shard_is_fetched(

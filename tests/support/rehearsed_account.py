@@ -1,6 +1,6 @@
 """An account with the stacks deployed and rehearsed machines, for tests of a run's endings.
 
-The boot script, training.machine.attempt and the launcher's booking are the real ones, against
+The boot script, training.machine and the launcher's booking are the real ones, against
 moto's server; only training.train is a stand-in.
 """
 
@@ -25,13 +25,13 @@ from rehearsal.aws.machine import Machine
 from rehearsal.aws.processes import Processes
 from training.launcher.code import ON_EC2, pack_code
 from training.launcher.deployment import Deployment
-from training.runs.active_run import LEASE, CurrentRun, start_run
+from training.runs.active_run import LEASE, CurrentRun, activate_run
 
 GROUP, ON_DEMAND = GROUPS = ("trainer", "trainer-on-demand")
 LOG_GROUP, PARAMETER, ROLE = "/training", "/model", "machine"
 LIMIT = 600.0  # seconds until a test gives up, which only one that fails comes to
 
-# What training.train does as far as its machine can see: two epochs, the first with a snapshot;
+# What training.train does as far as its machine can see: two epochs, the first with a checkpoint;
 # $ENDINGS says what comes then.
 TRAINER = """
 import json, os, signal, sys, time
@@ -41,13 +41,13 @@ options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 output, checkpoints = Path(options["--output"]), Path(options["--checkpoint-dir"])
 for folder in (output / "model", checkpoints):
     folder.mkdir(parents=True, exist_ok=True)
-snapshot = checkpoints / "snapshot.json"
-epoch = json.loads(snapshot.read_text()) if snapshot.exists() else 0
-print("going on after epoch", epoch, flush=True)
+checkpoint = checkpoints / "checkpoint.json"
+epoch = json.loads(checkpoint.read_text()) if checkpoint.exists() else 0
+print("resuming after epoch", epoch, flush=True)
 
 def save(*_):
     (checkpoints / ".new").write_text(json.dumps(epoch))
-    (checkpoints / ".new").replace(snapshot)
+    (checkpoints / ".new").replace(checkpoint)
 
 def leave(*_):
     save()
@@ -74,7 +74,7 @@ if then == "hangs":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(1000)
 if then == "fills the disk":
-    Path("/dev/full").write_text("snapshot")
+    Path("/dev/full").write_text("checkpoint")
 (output / "metrics.json").write_text(json.dumps({"epoch": epoch}))
 for name in ("loss.png", "report.html", "weights.pth"):
     (output / name).write_text("content")
@@ -133,7 +133,7 @@ class Account:
             outcome="failed",
         )
         self.record.set_status("requested", "", [before] * failures)
-        start_run(s3, bucket, CurrentRun(run_id="r1", runtime="runtime/a/"))
+        activate_run(s3, bucket, CurrentRun(run_id="r1", runtime="runtime/a/"))
         self.deployment.book_end(deadline)
         self.deployment.book_fallback(20, deadline)
         self.deployment.start_machine()

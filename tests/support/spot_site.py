@@ -14,11 +14,12 @@ import pytest
 
 from common.run_record import Request, RunRecord
 from common.storage import list_keys
+from training.machine import __main__ as machine
 from training.machine import attempt as spot
 from training.runs.active_run import (
     LEASE,
     CurrentRun,
-    start_run,
+    activate_run,
 )
 from training.runs.fallback import FALLBACK
 
@@ -42,7 +43,7 @@ def give_up(*_):
     os._exit(1)
 
 def leave(*_):
-    (checkpoints / "snapshot-00001.pt").write_text("epoch 1")
+    (checkpoints / "checkpoint-00001.pt").write_text("epoch 1")
     sys.exit(75)
 
 def finish(*_):
@@ -67,7 +68,7 @@ if ending == "succeeds":
 if ending == "fails":
     sys.exit("error: no photo is left")
 on_sigterm = {
-    "snapshot": leave,
+    "checkpoint": leave,
     "finishes": finish,
     "deaf": signal.SIG_IGN,
     "importing": signal.SIG_DFL,
@@ -124,9 +125,9 @@ class Site:
         work = self.folder / f"machine-{self.machines}"
         work.mkdir()
         self.metadata = FakeMetadata(work, instance_id=f"i-{self.machines}", **told)
-        self.monkeypatch.setattr(spot, "instance_metadata", lambda: self.metadata)
+        self.monkeypatch.setattr(machine, "instance_metadata", lambda: self.metadata)
         self.monkeypatch.setenv("TRAINING", training)
-        return spot.work_on_active_run(work)
+        return machine.work_on_active_run(work)
 
     def keys(self, prefix: str = "runs/r1/") -> set[str]:
         return {key.removeprefix(prefix) for key in list_keys(self.s3, "bins", prefix)}
@@ -222,7 +223,7 @@ def deploy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     site = Site(s3=s3, queue=queue, folder=folder, monkeypatch=monkeypatch)
     request(site)
     site.record.set_status("requested", "", [])
-    start_run(s3, "bins", CurrentRun(run_id="r1", runtime="runtime/a/"))
+    activate_run(s3, "bins", CurrentRun(run_id="r1", runtime="runtime/a/"))
     return site
 
 

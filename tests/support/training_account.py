@@ -13,9 +13,9 @@ from botocore.client import BaseClient
 
 from common.run_record import Attempt, Request, RunRecord, State
 from common.storage import list_keys
-from training.launch import parse_arguments, run_command
+from training.launch import app
 from training.launcher import follow, logs, stop
-from training.runs.active_run import CurrentRun, current_run, give_up_run, start_run
+from training.runs.active_run import CurrentRun, activate_run, current_run, deactivate_run
 
 GROUP, ON_DEMAND = "trainers", "reserve"
 ROLE = "arn:aws:iam::123456789012:role/launcher"
@@ -86,7 +86,7 @@ class Account:
         """No run is active any more, as its machine says at its end."""
         active = current_run(self.s3, "bins")
         assert active
-        assert give_up_run(self.s3, "bins", active)
+        assert deactivate_run(self.s3, "bins", active)
 
     def run_ids(self) -> set[str]:
         return {key.split("/")[1] for key in list_keys(self.s3, "bins", "runs/")}
@@ -134,7 +134,7 @@ class Account:
         self.put(record.key("code.tar.gz"), "code")
         record.set_status(state, f"is {state}", list(attempts))
         if active:
-            start_run(self.s3, "bins", run)
+            activate_run(self.s3, "bins", run)
         return record
 
     def at_work(self) -> RunRecord:
@@ -269,7 +269,8 @@ def add_budget(name: str, spent: str) -> None:
 
 def run(*words: str) -> bool:
     """`python -m training.launch` with these words; errors are raised."""
-    return run_command(parse_arguments(list(words)))
+    succeeded: bool = app(list(words))
+    return succeeded
 
 
 def start(*flags: str) -> None:

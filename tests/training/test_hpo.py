@@ -22,7 +22,8 @@ from training import train as train_module
 from training.learn import task
 from training.learn.batch import Examples
 from training.learn.checkpoint import read_checked
-from training.learn.trainer import Trainer
+from training.learn.trainer import DivergedError, Trainer
+from training.search import trials as search_trials
 from training.search.results import plot_trials
 from training.search.space import SPACES, contains
 from training.settings import INTERRUPTED, RECIPES, Settings
@@ -69,9 +70,9 @@ def fakes() -> Iterator[pytest.MonkeyPatch]:
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(task, "load_backbone", lambda *_, **__: Grid())
-        patch.setattr(task, "take_over", lambda *_: False)
+        patch.setattr(task, "load_matching", lambda *_: False)
         patch.setattr(hpo, "plot_trials", lambda *_: [])
-        patch.setattr(hpo, "PRUNER", optuna.pruners.MedianPruner(1, n_warmup_steps=0))
+        patch.setattr(search_trials, "PRUNER", optuna.pruners.MedianPruner(1, n_warmup_steps=0))
         yield patch
     torch.set_num_threads(threads)
 
@@ -217,16 +218,16 @@ def at_epoch(monkeypatch: pytest.MonkeyPatch) -> AtEpoch:
 
     def plan(number: int, happens: Callable[[], None]) -> None:
         left = number
-        measure = Trainer.measure
+        evaluate = Trainer.evaluate
 
         def counted(trainer: Trainer, validation: Examples) -> dict[str, Any]:
             nonlocal left
             left -= 1
             if left == 0:
                 happens()
-            return measure(trainer, validation)
+            return evaluate(trainer, validation)
 
-        monkeypatch.setattr(Trainer, "measure", counted)
+        monkeypatch.setattr(Trainer, "evaluate", counted)
 
     return plan
 
@@ -240,11 +241,11 @@ def test_a_search_that_is_killed_goes_on_in_the_trial_and_ends_in_the_same_ones(
 ) -> None:
     at_epoch(RECIPE_EPOCHS + 3, killed)
     with pytest.raises(Killed):
-        search(tmp_path, "--snapshot-seconds", "0")
+        search(tmp_path, "--checkpoint-seconds", "0")
     first, second = trials_in(tmp_path)
     assert [first.state, second.state] == [TrialState.COMPLETE, TrialState.RUNNING]
 
-    newest = max(tmp_path.glob("trial-1/snapshot-*.pt"))
+    newest = max(tmp_path.glob("trial-1/checkpoint-*.pt"))
     begun: list[int] = []
     train_epoch = Trainer.train_epoch
 
@@ -254,7 +255,7 @@ def test_a_search_that_is_killed_goes_on_in_the_trial_and_ends_in_the_same_ones(
 
     monkeypatch.setattr(Trainer, "train_epoch", noted)
     search(tmp_path)
-    assert newest.name.startswith(f"snapshot-{begun[0]:05d}-")
+    assert newest.name.startswith(f"checkpoint-{begun[0]:05d}-")
     assert outcome(tmp_path) == outcome(peaceful)
     assert best(tmp_path) == best(peaceful)
     assert not list(tmp_path.glob("trial-*"))
@@ -274,12 +275,12 @@ def test_a_signal_shows_what_is_known_leaves_and_the_search_goes_on(
         search(tmp_path)
     assert end.value.code == INTERRUPTED
     printed = capsys.readouterr()
-    assert "the same command goes on from here" in printed.err
+    assert "run the same command again to resume" in printed.err
     assert re.search(r"^ *0 .* complete$", printed.out, re.MULTILINE)
     assert re.search(r"^ *1 .* unfinished$", printed.out, re.MULTILINE)
     assert (tmp_path / "best.json").exists()
     # The third epoch was not measured to the end: that is done again.
-    assert read_checked(max(tmp_path.glob("trial-1/snapshot-*.pt")))["epoch"] == 2
+    assert read_checked(max(tmp_path.glob("trial-1/checkpoint-*.pt")))["epoch"] == 2
     search(tmp_path)
     assert outcome(tmp_path) == outcome(peaceful)
 
@@ -289,13 +290,13 @@ def test_the_test_photos_are_never_read(
     search: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     read: set[Side] = set()
-    entries = Dataset._entries
+    open_shards = Dataset._open_shards
 
     def noted(dataset: Dataset, side: Side) -> Any:
         read.add(side)
-        return entries(dataset, side)
+        return open_shards(dataset, side)
 
-    monkeypatch.setattr(Dataset, "_entries", noted)
+    monkeypatch.setattr(Dataset, "_open_shards", noted)
     search(tmp_path, "--trials", "1", "--mode", mode, "--epochs", "5")
     assert read == {"train"}
     assert best(tmp_path)["mode"] == mode
@@ -305,12 +306,12 @@ def test_a_full_disk_is_one_line_and_the_search_goes_on(
     search: Run, peaceful: Path, tmp_path: Path, at_epoch: AtEpoch
 ) -> None:
     def full() -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "snapshot.pt")
+        raise OSError(errno.ENOSPC, "No space left on device", "checkpoint.pt")
 
     at_epoch(RECIPE_EPOCHS + 3, full)
     message = error_line(search, tmp_path)
-    assert "No space left on device at snapshot.pt" in message
-    assert "the same command goes on" in message
+    assert "No space left on device at checkpoint.pt" in message
+    assert "run the same command again to resume" in message
     search(tmp_path)
     assert outcome(tmp_path) == outcome(peaceful)
 
@@ -319,7 +320,7 @@ def test_a_trial_that_diverges_is_failed_and_the_search_goes_on(
     search: Run, tmp_path: Path, at_epoch: AtEpoch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def diverged() -> None:
-        raise hpo.DivergedError("training diverged")
+        raise DivergedError("training diverged")
 
     at_epoch(3, diverged)
     search(tmp_path, "--trials", "2")
@@ -356,8 +357,8 @@ def test_mistakes_are_one_line(search: Run, peaceful: Path, tmp_path: Path, weig
     assert f"no weights at {missing}" in error_line(search, tmp_path, "--weights", missing)
     assert "--train-on all" in error_line(search, tmp_path, "--train-on", "all")
     unsearched = error_line(search, tmp_path, "--batch-size", "100")
-    assert "--batch-size 100 is not searched: one of 64, 128, 256, 512" in unsearched
+    assert "--batch-size 100 is outside the search space: one of 64, 128, 256, 512" in unsearched
     other = error_line(search, peaceful, "--objective", "rmse", "--seed", "1")
-    assert f"{peaceful} holds a search with another objective, seed: " in other
-    with hpo.only_one(tmp_path):
-        assert "another search is at work" in error_line(search, tmp_path)
+    assert f"{peaceful} has a search with another objective, seed: " in other
+    with hpo.exclusive(tmp_path):
+        assert "another search is running" in error_line(search, tmp_path)

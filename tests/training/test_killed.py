@@ -60,7 +60,7 @@ def train(mode: str, data: Path, weights: Path, output: Path, lives: list[float]
     arguments = [
         *("--data", str(data), "--weights", str(weights), "--output", str(output)),
         *("--arch", "efficientnet_lite0", "--mode", mode, "--threads", "1", "--int8", "no"),
-        *("--validation-fraction", "0.2", "--snapshot-seconds", "0", *MODES[mode]),
+        *("--validation-fraction", "0.2", "--checkpoint-seconds", "0", *MODES[mode]),
     ]
     log = output.with_suffix(".log")
     killed = 0

@@ -15,6 +15,8 @@ from common.files import ROOT
 from tests.support import training_account
 from tests.support.training_account import Account, run
 from training import launch
+from training.launcher.arguments import ModelOptions, parse_training
+from training.launcher.deployment import LaunchError
 
 account = training_account.account
 clock = training_account.clock
@@ -33,20 +35,17 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
 def test_help_shows_how_to_start_and_each_command_on_one_screen(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(SystemExit):
-        launch.parse_arguments(["--help"])
+    run("--help")
     text = capsys.readouterr().out
-    assert len(text.splitlines()) < 40
+    assert len(text.splitlines()) < 46
     for word in ("status", "follow", "logs", "stop", "resume", "list", "--max-hours", "--yes"):
         assert word in text
 
 
 @pytest.mark.parametrize("name", ["status", "follow", "logs", "stop", "resume", "list"])
 def test_each_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        launch.parse_arguments([name, "--help"])
-    assert caught.value.code == 0
-    assert len(capsys.readouterr().out) > 100
+    run(name, "--help")
+    assert len(capsys.readouterr().out) > 80
 
 
 @pytest.mark.parametrize(
@@ -55,27 +54,39 @@ def test_each_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) ->
         (["--", "--epochs", "zero"], "--epochs"),
         (["--", "--epochs", "0"], "--epochs"),
         (["--", "--epoks", "9"], "--epoks"),
-        (["--", "--arch", "efficientnet_lite0"], "--arch is set by the machine, not after --"),
-        (["--", "--data", "elsewhere"], "--data is set by the machine"),
-        (["--", "--checkpoint-dir", "/tmp"], "--checkpoint-dir is set by the machine"),
-        (["--max-hours", "0.0001"], "--max-hours: must be 0.1 to 168, not 0.0001"),
-        (["--max-hours", "0"], "--max-hours: must be 0.1 to 168, not 0"),
-        (["--max-hours", "nan"], "--max-hours: must be 0.1 to 168"),
-        (["--max-hours", "1000"], "--max-hours: must be 0.1 to 168"),
-        (["--max-hours", "abc"], "--max-hours: must be 0.1 to 168, not abc"),
-        (["--epochs", "9"], "unrecognized arguments: --epochs"),
-        (["stauts"], "invalid choice: 'stauts'"),
-        (["resume"], "required: RUN"),
-        (["status", "one", "two"], "unrecognized arguments: two"),
+        (["--", "--data", "elsewhere"], "Unknown option: --data"),
+        (["--", "--checkpoint-dir", "/tmp"], "Unknown option: --checkpoint-dir"),
+        (["--max-hours", "0.0001"], '"0.0001" for --max-hours. Must be >= 0.1'),
+        (["--max-hours", "0"], "--max-hours. Must be >= 0.1"),
+        (["--max-hours", "nan"], "--max-hours. Must be <= 168"),
+        (["--max-hours", "1000"], "--max-hours. Must be <= 168"),
+        (["--max-hours", "abc"], '--max-hours: unable to convert "abc"'),
+        (["--epochs", "9"], "Unknown option: --epochs"),
+        (["stauts"], "Unexpected argument: stauts"),
+        (["resume"], "RUN is required"),
+        (["status", "one", "two"], "Unexpected argument: two"),
     ],
 )
 def test_wrong_words_are_refused_before_anything_is_asked_of_aws(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        launch.parse_arguments(words)
+        run(*words)
     assert caught.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_the_architecture_is_a_flag_of_the_launch() -> None:
+    with pytest.raises(LaunchError, match=r"--arch .* before --"):
+        run("--", "--arch", "efficientnet_lite0")
+
+
+def test_the_last_of_a_repeated_flag_counts() -> None:
+    words = ["--epochs", "5", "--epochs=7", "--profile", "--profile"]
+    work, values = parse_training(words, ModelOptions(), "launch")
+    assert (work["epochs"], values) == (7, {"epochs": 7, "profile": True})
 
 
 def test_a_stack_that_is_not_deployed_is_one_line(
@@ -84,7 +95,7 @@ def test_a_stack_that_is_not_deployed_is_one_line(
     boto3.client("cloudformation").delete_stack(StackName="bin-counter-TrainStack")
     assert command(monkeypatch) == (
         "error: bin-counter-TrainStack is not deployed here: run `npx cdk deploy TrainStack`, or "
-        "set BIN_COUNTER_NAME to the name of the copy that is"
+        "set BIN_COUNTER_NAME to the name of the deployed copy"
     )
 
 
@@ -139,7 +150,7 @@ def test_a_group_that_is_gone_is_one_line(
 ) -> None:
     account.answers["DescribeAutoScalingGroups"] = {"AutoScalingGroups": []}
     message = command(monkeypatch, "--dataset", "photos")
-    assert message == "error: group trainers is gone: run `npx cdk deploy TrainStack` again"
+    assert message == "error: group trainers is missing: run `npx cdk deploy TrainStack` again"
 
 
 @pytest.mark.parametrize("reply", ["n", "", "maybe", EOFError(), KeyboardInterrupt()])
@@ -228,17 +239,18 @@ launch.main()
 def test_the_settings_that_a_search_found_go_with_the_request(tmp_path: Path) -> None:
     best = tmp_path / "best.json"
     best.write_text('{"mode": "finetune", "epochs": 7, "learning_rate": 0.002}')
-    args = launch.parse_arguments(["--", "--settings", str(best), "--batch-size", "16"])
-    assert (args.mode, args.epochs) == ("finetune", 7)
-    assert args.train_arguments == [
-        *("--mode=finetune", "--epochs=7", "--learning-rate=0.002"),
-        *("--batch-size", "16"),
+    words = ["--settings", str(best), "--batch-size", "16"]
+    work, values = parse_training(words, ModelOptions(), "launch")
+    assert (work["mode"], work["epochs"]) == ("finetune", 7)
+    assert sorted(work["train_arguments"]) == [
+        *("--batch-size=16", "--epochs=7", "--learning-rate=0.002", "--mode=finetune")
     ]
+    assert values == {"mode": "finetune", "epochs": 7, "learning_rate": 0.002, "batch_size": 16}
 
 
 def test_settings_that_cannot_be_read_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        launch.parse_arguments(["--", "--settings", str(tmp_path / "none.json")])
+        run("--", "--settings", str(tmp_path / "none.json"))
     assert f"no file {tmp_path / 'none.json'}" in capsys.readouterr().err

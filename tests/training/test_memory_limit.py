@@ -23,7 +23,7 @@ UNIFIED = Path("/sys/fs/cgroup")
 # As on a machine with VNNI, which makes the int8 variant, whatever this one has.
 TRAIN = """
 import runpy, sys
-from serving import artifact
+from serving.container import artifact
 artifact.has_vnni = lambda: True
 runpy.run_module("training.train", run_name="__main__")
 """

@@ -107,7 +107,7 @@ def imports(node: ast.AST) -> Iterator[str]:
 
 def test_a_machine_lacks_nothing_that_it_imports() -> None:
     owners = packages_distributions()
-    imported, _ = third_party_imports("training.machine.attempt", "training.train")
+    imported, _ = third_party_imports("training.machine.__main__", "training.train")
     assert {"torch", "PIL", "ec2_metadata"} <= imported, "the walk works"
     needed = {canonicalize_name(owners[name][0]) for name in imported}
     listed = {canonicalize_name(requirement.name) for requirement in requirements()}
@@ -117,7 +117,7 @@ def test_a_machine_lacks_nothing_that_it_imports() -> None:
 @pytest.mark.parametrize(
     ("places", "programs"),
     [
-        (ON_EC2, ("training.machine.attempt", "training.train")),
+        (ON_EC2, ("training.machine.__main__", "training.train")),
         (ON_SAGEMAKER, ("training.sagemaker.entry",)),
     ],
 )

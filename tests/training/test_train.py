@@ -108,7 +108,7 @@ def interrupt_once(
     printed, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == INTERRUPTED, printed
     assert "Traceback" not in printed
-    assert "the same command goes on from here" in printed
+    assert "run the same command again to resume" in printed
     return printed
 
 
@@ -133,7 +133,7 @@ def outputs(
     assert 1 <= len(done) < EPOCHS
     assert not (interrupted / "model").exists()
     printed = finish(start(same_command))
-    assert re.search(r"going on after epoch \d+, step \d+", printed)
+    assert re.search(r"resuming after epoch \d+, step \d+", printed)
 
     finish(in_peace)
     return peaceful, interrupted
@@ -254,9 +254,9 @@ def test_wrong_weights_are_one_line(tmp_path: Path, data: Path, here: Here) -> N
     arguments = command(data, file, tmp_path / "run")
     assert f"no weights at {file}" in error_line(here, arguments)
     file.write_text("<html>not found</html>")
-    assert f"{file} is not a file of weights" in error_line(here, arguments)
+    assert f"{file} is not a weights file" in error_line(here, arguments)
     torch.save({"conv1.weight": torch.zeros(3)}, file)
-    assert "not those of efficientnet_lite0" in error_line(here, arguments)
+    assert "does not contain weights of efficientnet_lite0" in error_line(here, arguments)
 
 
 @pytest.mark.parametrize(("share", "side"), [("1e-9", "validation"), ("0.999999", "training")])
@@ -280,17 +280,17 @@ def test_a_run_that_diverges_is_one_line_and_no_model(
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     tmp_path: Path, data: Path, weights: Path, here: Here, quick: None, no_model: None
 ) -> None:
-    flags = ("--hidden", "64", "--epochs", "3", "--snapshot-seconds", "0")
+    flags = ("--hidden", "64", "--epochs", "3", "--checkpoint-seconds", "0")
     arguments = command(data, weights, tmp_path / "run", *flags)
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, usual[1]))  # less than a snapshot
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, usual[1]))  # less than a checkpoint
     try:
         message = error_line(here, arguments)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
-    assert "the same command goes on" in message
+    assert "run the same command again to resume" in message
     assert str(tmp_path / "run" / "checkpoints") in message
-    assert not list(tmp_path.rglob("*snapshot-*.pt*"))
+    assert not list(tmp_path.rglob("*checkpoint-*.pt*"))
     assert not (tmp_path / "run" / "model").exists()
     here(arguments)
     assert (tmp_path / "run" / "metrics.json").exists()
@@ -301,16 +301,16 @@ def test_a_number_that_cannot_be_is_refused_before_any_work(
     tmp_path: Path, here: Here, capsys: pytest.CaptureFixture[str], flag: str
 ) -> None:
     with pytest.raises(SystemExit) as end:
-        here(command(tmp_path, tmp_path, tmp_path / "run", flag, "0"))
+        here(command(tmp_path, tmp_path, tmp_path / "run", f"{flag}=-1"))
     assert end.value.code == 2
-    assert f"argument {flag}: 0 is less than 1" in capsys.readouterr().err
+    assert f'Invalid value "-1" for {flag}.' in capsys.readouterr().err
 
 
 def test_less_photos_than_a_batch_to_fine_tune_on_are_one_line(
     tmp_path: Path, data: Path, weights: Path, here: Here
 ) -> None:
     arguments = command(data, weights, tmp_path / "run", "--mode", "finetune")
-    assert "less than one batch of 64: prepare more photos, or lower" in error_line(here, arguments)
+    assert "fewer than one batch of 64: prepare more photos or lower" in error_line(here, arguments)
 
 
 def test_a_sigterm_while_the_results_are_written_leaves_at_once(
@@ -332,18 +332,18 @@ def test_a_sigterm_while_the_results_are_written_leaves_at_once(
     assert load_model(tmp_path / "run" / "model")
 
 
-def test_a_changed_flag_costs_no_snapshot(
+def test_a_changed_flag_costs_no_checkpoint(
     tmp_path: Path, data: Path, weights: Path, here: Here, quick: None, no_model: None, capsys: Any
 ) -> None:
-    more = ("--epochs", "3", "--snapshot-seconds", "0")
+    more = ("--epochs", "3", "--checkpoint-seconds", "0")
     here(command(data, weights, tmp_path / "run", *more))
-    first = set(tmp_path.rglob("snapshot-*.pt"))
+    first = set(tmp_path.rglob("checkpoint-*.pt"))
     capsys.readouterr()
     here(command(data, weights, tmp_path / "run", *more, "--decision", "median"))
     assert "this run starts from scratch" in capsys.readouterr().err
-    assert first < set(tmp_path.rglob("snapshot-*.pt"))
+    assert first < set(tmp_path.rglob("checkpoint-*.pt"))
     here(command(data, weights, tmp_path / "run", *more))
-    assert "going on after epoch 3, step 0" in capsys.readouterr().err
+    assert "resuming after epoch 3, step 0" in capsys.readouterr().err
 
 
 def test_the_report_says_how_to_repeat_the_run(
@@ -362,9 +362,9 @@ def test_another_data_set_in_the_same_folder_starts_from_scratch(
 ) -> None:
     photos = draw_photos(60, first=100)
     other = write_packed(tmp_path / "other", photos[:45], photos[45:])
-    more = ("--epochs", "3", "--snapshot-seconds", "0")
+    more = ("--epochs", "3", "--checkpoint-seconds", "0")
     here(command(data, weights, tmp_path / "shared", *more))
-    assert len(list((tmp_path / "shared").rglob("snapshot-*.pt"))) == 2
+    assert len(list((tmp_path / "shared").rglob("checkpoint-*.pt"))) == 2
     first = timeless_history(tmp_path / "shared")
     here(command(other, weights, tmp_path / "shared", *more))
     here(command(other, weights, tmp_path / "fresh", *more))
@@ -380,15 +380,15 @@ def test_a_new_machine_needs_nothing_but_the_checkpoints(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     checkpoints = tmp_path / "checkpoints"
-    more = ("--epochs", "3", "--snapshot-seconds", "0", "--checkpoint-dir", str(checkpoints))
+    more = ("--epochs", "3", "--checkpoint-seconds", "0", "--checkpoint-dir", str(checkpoints))
     here(command(data, weights, tmp_path / "lost", *more))
-    (newest,) = checkpoints.rglob("snapshot-00003-0000000.pt")
+    (newest,) = checkpoints.rglob("checkpoint-00003-0000000.pt")
     newest.unlink()  # it was on its way when the machine went
     here(command(data, weights, tmp_path / "new", *more))
     assert [line["epoch"] for line in timeless_history(tmp_path / "new")] == [1, 2, 3]
     assert timeless_history(tmp_path / "new") == timeless_history(tmp_path / "lost")
     # The one before may not be of the step before: while one is being written none is taken.
-    assert re.search(r"going on after epoch [012], step \d", capsys.readouterr().err)
+    assert re.search(r"resuming after epoch [012], step \d", capsys.readouterr().err)
     weights_of = map(network_weights, (tmp_path / "lost", tmp_path / "new"))
     for one, other in zip(*weights_of, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -409,7 +409,7 @@ def test_a_sigterm_before_the_head_is_trained_leaves_as_well(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_sigusr1_takes_one_snapshot_and_goes_on(
+def test_sigusr1_takes_one_checkpoint_and_goes_on(
     tmp_path: Path,
     data: Path,
     weights: Path,
@@ -422,9 +422,9 @@ def test_sigusr1_takes_one_snapshot_and_goes_on(
         return Grid()
 
     monkeypatch.setattr(task, "load_backbone", asked)
-    here(command(data, weights, tmp_path / "run", "--epochs", "3", "--snapshot-seconds", "1000"))
-    names = sorted(file.name for file in tmp_path.rglob("snapshot-*"))
-    assert names == ["snapshot-00001-0000000.pt", "snapshot-00003-0000000.pt"]
+    here(command(data, weights, tmp_path / "run", "--epochs", "3", "--checkpoint-seconds", "1000"))
+    names = sorted(file.name for file in tmp_path.rglob("checkpoint-*"))
+    assert names == ["checkpoint-00001-0000000.pt", "checkpoint-00003-0000000.pt"]
     assert [line["epoch"] for line in timeless_history(tmp_path / "run")] == [1, 2, 3]
 
 

@@ -1,1 +1,1 @@
-"""How good a network is, and the report of a run. Knows no AWS."""
+"""Metrics and the report of a run. Uses no AWS."""

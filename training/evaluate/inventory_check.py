@@ -1,4 +1,4 @@
-"""What the counts are used for: how well wrong inventory records are found."""
+"""How well the probabilities reveal wrong inventory records."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from training.evaluate.metrics import BOOTSTRAP_SAMPLES, interval_of
 
-WRONG_SHARE = 0.1  # of the records
-LOOKED_AT = (0.05, 0.1, 0.2)  # shares of the bins that people have time for
+WRONG_SHARE = 0.1  # assumed share of wrong records
+LOOKED_AT = (0.05, 0.1, 0.2)  # shares of the bins that are checked by hand
 
 
 def check_inventory(
@@ -21,21 +21,21 @@ def check_inventory(
     ids: Sequence[str],
     groups: Sequence[str],
 ) -> dict[str, Any]:
-    """How well records that are off by one are told from right ones.
+    """Evaluate how well records that are off by one are distinguished from correct ones.
 
-    For N photos: `probabilities` [N, K] of `counts`, true counts `truth` [N], ids and product
-    groups. The photos that have a wrong record (`wrong_records`) take part, each with that one
-    and with its right record, the true count. A record is as suspicious as it is improbable:
+    Takes, for N photos, `probabilities` [N, K] of `counts`, the true counts `truth` [N], ids and
+    product groups. Evaluates the photos that have a wrong record (see `wrong_records`), each with
+    this record and with the correct one, its true count. The suspicion of a record is
     1 − P(record).
 
-    `auroc` is the chance that a wrong record is more suspicious than a right one, ties half
-    (Mann-Whitney). `found` is the share of the wrong records that people find who look at the
-    5, 10 and 20 % most suspicious bins, where a tenth of the records (WRONG_SHARE) is wrong. No
-    tenth is drawn: wrong records weigh 0.1 and right ones 0.9, for the mean over all tenths.
-    Looking at bins in any order finds the share that is looked at. Intervals are percentile
-    bootstraps over product groups, 95 %, as photos of one bin lend each other their counts.
+    `auroc` is the probability that a wrong record is more suspicious than a correct one; ties count
+    half (Mann-Whitney). `found` is the share of the wrong records among the 5, 10 and 20 % most
+    suspicious bins, if WRONG_SHARE of all records are wrong. Instead of drawing the wrong ones at
+    random, wrong records get a weight of 0.1 and correct ones of 0.9, which gives the mean over all
+    draws. Checking bins in random order would find the share that is checked. Intervals are 95 %
+    percentile bootstrap intervals over product groups, as photos of one bin are not independent.
 
-    Where no photo takes part, `photos` is 0 and the other figures are left out.
+    If no photo can be evaluated, returns only `photos`, which is 0.
     """
     wrong = wrong_records(ids, groups, truth)
     if not wrong:
@@ -43,18 +43,19 @@ def check_inventory(
     rows = np.array(list(wrong))
     records = np.stack([truth[rows], list(wrong.values())])
     probable = probabilities[rows, np.searchsorted(np.array(counts), records)]
-    # Ranks, 0 for the most suspicious; one rank for all that tie.
-    right_ranks, wrong_ranks = np.unique(probable, return_inverse=True)[1].reshape(records.shape)
+    # Rank 0 is the most suspicious one; ties share a rank.
+    correct_ranks, wrong_ranks = np.unique(probable, return_inverse=True)[1].reshape(records.shape)
     names, of_photo = np.unique([groups[row] for row in rows], return_inverse=True)
     total = len(names)
 
     def figures(times: NDArray[np.int64]) -> list[float]:
-        """AUROC, then the shares found, when the photos of group g are there `times[g]` times."""
-        right, wrong = (
+        """Return AUROC and shares found if the photos of group g occur `times[g]` times."""
+        correct, wrong = (
             np.bincount(ranks, times[of_photo], records.size).astype(np.float64)
-            for ranks in (right_ranks, wrong_ranks)
+            for ranks in (correct_ranks, wrong_ranks)
         )
-        return [auroc(right, wrong), *(share_found(right, wrong, share) for share in LOOKED_AT)]
+        found = (share_found(correct, wrong, share) for share in LOOKED_AT)
+        return [auroc(correct, wrong), *found]
 
     generator = np.random.default_rng(0)
     draws = [
@@ -75,11 +76,11 @@ def check_inventory(
 def wrong_records(
     ids: Sequence[str], groups: Sequence[str], truth: NDArray[np.int64]
 ) -> dict[int, int]:
-    """Row of a photo → the count that a wrong record of its bin says.
+    """Return row of a photo → wrong record of its bin, for the photos that have one.
 
-    That is the count of a neighbouring photo, one item more or fewer: a bin is photographed again
-    after an item went in or out, and the two ids follow each other and share a product group.
-    Where both neighbours will do, a hash of the id chooses. Other photos are left out.
+    The wrong record is the count of a neighbouring photo with one item more or fewer. A bin is
+    photographed again after an item was added or removed; the two photos have consecutive ids and
+    the same product group. If both neighbours qualify, a hash of the id chooses one.
     """
     rows = {photo_id: row for row, photo_id in enumerate(ids)}
     records = {}
@@ -92,16 +93,16 @@ def wrong_records(
             and abs(truth[other] - truth[row]) == 1
         ]
         if candidates:
-            coin = hashlib.sha256(f"wrong record:{photo_id}".encode()).digest()[0]
-            records[row] = candidates[coin % len(candidates)]
+            choice = hashlib.sha256(f"wrong record:{photo_id}".encode()).digest()[0]
+            records[row] = candidates[choice % len(candidates)]
     return records
 
 
 def neighbours(photo_id: str) -> list[str]:
-    """The ids just before and after, as strings: `00002` and not `2` follows `00001`.
+    """Return the next and the previous id as strings, in the same width.
 
-    After `999` comes `1000`; before `1000` come `0999` and `999`. An id that is no number has no
-    neighbours.
+    `00001` is followed by `00002`, and `999` by `1000`; `1000` is preceded by `0999` or `999`. Ids
+    that are not numbers have no neighbours.
     """
     if not (photo_id.isascii() and photo_id.isdecimal()):
         return []
@@ -115,20 +116,22 @@ def neighbours(photo_id: str) -> list[str]:
     return found
 
 
-def auroc(right: NDArray[np.float64], wrong: NDArray[np.float64]) -> float:
-    """The chance that a wrong record ranks before a right one, ties half.
+def auroc(correct: NDArray[np.float64], wrong: NDArray[np.float64]) -> float:
+    """Return the probability that a wrong record ranks before a correct one; ties count half.
 
-    `right` and `wrong` are the numbers of such records at each rank, the most suspicious first.
+    `correct` and `wrong` are the numbers of records at each rank, the most suspicious first.
     """
-    behind = right.sum() - right.cumsum() + right / 2
-    return float((wrong * behind).sum() / (wrong.sum() * right.sum()))
+    behind = correct.sum() - correct.cumsum() + correct / 2
+    return float((wrong * behind).sum() / (wrong.sum() * correct.sum()))
 
 
-def share_found(right: NDArray[np.float64], wrong: NDArray[np.float64], looked_at: float) -> float:
-    """The share of wrong records among the `looked_at` most suspicious; arguments as for `auroc`.
+def share_found(
+    correct: NDArray[np.float64], wrong: NDArray[np.float64], looked_at: float
+) -> float:
+    """Return the share of wrong records within the `looked_at` most suspicious records.
 
-    Of records that tie, those looked at are as often wrong as the others.
+    Arguments are those of `auroc`. A rank that is checked in part counts in proportion.
     """
-    looked = (right * (1 - WRONG_SHARE) + wrong * WRONG_SHARE).cumsum()
+    checked = (correct * (1 - WRONG_SHARE) + wrong * WRONG_SHARE).cumsum()
     found = wrong.cumsum()
-    return float(np.interp(looked_at, np.r_[0, looked] / looked[-1], np.r_[0, found] / found[-1]))
+    return float(np.interp(looked_at, np.r_[0, checked] / checked[-1], np.r_[0, found] / found[-1]))

@@ -1,4 +1,4 @@
-"""How well the counts are right, with intervals: what metrics.json holds."""
+"""The metrics in metrics.json, with confidence intervals."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,25 +19,26 @@ def evaluate(
     majority: int,
     decision: Decision = "argmax",
 ) -> dict[str, Any]:
-    """Metrics of `probabilities` [photos, classes] against the true counts `truth` [photos].
+    """Compare `probabilities` [photos, classes] with the true counts `truth` [photos].
 
-    Class k stands for `counts[k]`. `majority` is the commonest count of the training side: the
-    answer that needs no model. Intervals are percentile bootstraps over photos (Efron 1979), 95 %;
-    the difference is paired, both answers judged on the same photos. `recall` has no entry for a
-    count without photos, `decisions` has what each way to decide would give. Calibration is of
-    the most probable count, whatever the decision.
+    Class k stands for `counts[k]`. `majority` is the most frequent count of the training photos, a
+    baseline without a model. Intervals are 95 % percentile bootstrap intervals over photos (Efron
+    1979); the difference from the baseline is paired. `recall` omits counts without photos.
+    `decisions` has the errors of each decision. `calibration` is that of the most probable count,
+    whatever the decision.
     """
     predicted = decide(probabilities, counts, decision)
     error = (predicted - truth).astype(float)
-    right = (error == 0).astype(float)
-    of_truth = probabilities[np.arange(len(truth)), np.searchsorted(np.array(counts), truth)]
-    surprise = -np.log(np.maximum(of_truth, np.finfo(np.float32).tiny, dtype=np.float64))
-    majority_right = (truth == majority).astype(float)
+    correct = (error == 0).astype(float)
+    classes = np.searchsorted(np.array(counts), truth)
+    of_truth = probabilities[np.arange(len(truth)), classes]
+    nll = -np.log(np.maximum(of_truth, np.finfo(np.float32).tiny, dtype=np.float64))
+    majority_correct = (truth == majority).astype(float)
     intervals = {
         "within_one": with_interval((abs(error) <= 1).astype(float)),
         "mae": with_interval(abs(error)),
         "rmse": _root(with_interval(error**2)),
-        "cross_entropy": with_interval(surprise),
+        "cross_entropy": with_interval(nll),
         "rmse_of_expected": _root(with_interval((_expected(probabilities, counts) - truth) ** 2)),
     }
     confusion = [[int(((truth == t) & (predicted == p)).sum()) for p in counts] for t in counts]
@@ -47,18 +48,18 @@ def evaluate(
         "decisions": {
             name: _errors(decide(probabilities, counts, name) - truth) for name in DECISIONS
         },
-        "accuracy": with_interval(right),
-        "majority": {"count": majority, **with_interval(majority_right)},
-        "accuracy_minus_majority": with_interval(right - majority_right),
+        "accuracy": with_interval(correct),
+        "majority": {"count": majority, **with_interval(majority_correct)},
+        "accuracy_minus_majority": with_interval(correct - majority_correct),
         **{name: interval["value"] for name, interval in intervals.items()},
         "intervals": intervals,
         "recall": {
-            str(count): {"photos": int((truth == count).sum()), **with_interval(right[of_count])}
+            str(count): {"photos": int((truth == count).sum()), **with_interval(correct[of_count])}
             for count in counts
             if (of_count := truth == count).any()
         },
         "confusion": {"counts": counts, "rows_true_columns_predicted": confusion},
-        "calibration": reliability(probabilities, np.searchsorted(np.array(counts), truth)),
+        "calibration": reliability(probabilities, classes),
     }
 
 
@@ -78,15 +79,15 @@ def worst_mistakes(
     decision: Decision,
     number: int,
 ) -> NDArray[np.int64]:
-    """Rows of at most `number` wrong answers, the surest first."""
+    """Return the rows of at most `number` wrong predictions, the most confident ones first."""
     predicted = decide(probabilities, counts, decision)
     wrong = np.flatnonzero(predicted != truth)
-    sureness = probabilities[wrong, np.searchsorted(np.array(counts), predicted[wrong])]
-    return wrong[np.argsort(-sureness, kind="stable")[:number]]
+    confidence = probabilities[wrong, np.searchsorted(np.array(counts), predicted[wrong])]
+    return wrong[np.argsort(-confidence, kind="stable")[:number]]
 
 
 def interval_of(value: float, draws: Sequence[float]) -> dict[str, float]:
-    """A figure and its 95 % percentile interval, from the same figure of bootstrap samples."""
+    """Return `value` with its 95 % percentile interval, from its values in bootstrap samples."""
     low, high = np.percentile(draws, [2.5, 97.5])
     return {"value": float(value), "low": float(low), "high": float(high)}
 
@@ -96,9 +97,9 @@ def _expected(probabilities: NDArray[np.float32], counts: Sequence[int]) -> NDAr
 
 
 def with_interval(values: NDArray[np.float64]) -> dict[str, float]:
-    """Mean of `values` and its 95 % bootstrap interval."""
-    # How often each level is drawn says all; one draw at a time, as errors of expected counts
-    # have as many levels as there are photos.
+    """Return the mean of `values` and its 95 % bootstrap interval."""
+    # A multinomial draw of the distinct values equals resampling. One draw at a time saves memory,
+    # as the errors of expected counts are nearly all distinct.
     levels, photos = np.unique(values, return_counts=True)
     shares = photos / len(values)
     generator = np.random.default_rng(0)
@@ -110,5 +111,5 @@ def with_interval(values: NDArray[np.float64]) -> dict[str, float]:
 
 
 def _root(squares: dict[str, float]) -> dict[str, float]:
-    """A mean square and its interval → those of its root, which keeps the order of samples."""
+    """Return the root of a mean square and of its interval; the root preserves percentiles."""
     return {name: float(np.sqrt(value)) for name, value in squares.items()}

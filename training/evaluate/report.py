@@ -1,28 +1,28 @@
-"""What a run looked like: loss.png, and report.html with everything in one file."""
+"""Plots and report of a run: loss.png, and report.html, a single self-contained file."""
 
 import base64
 import io
-import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from training.learn.loss_warnings import warnings_of
+from common.page import template
+from training.learn.loss_warnings import loss_warnings
 
 INKS = {"light": "#1d2733", "dark": "#e3e8ee"}  # as in report.html.j2
-BLUE, ORANGE = "#3f83d1", "#e07b1a"  # told apart by the colour-blind, seen on white and on black
+# Safe for colour-blind readers, and visible on white and on black.
+BLUE, ORANGE = "#3f83d1", "#e07b1a"
 
-ERRORS = (  # of metrics.json, what it is called, its unit
+ERRORS = (  # name in metrics.json, label, unit
     ("mae", "Mean absolute error", "items"),
-    ("rmse", "RMSE of the answer", "items"),
+    ("rmse", "RMSE of the prediction", "items"),
     ("rmse_of_expected", "RMSE of the expected count", "items"),
     ("cross_entropy", "Cross-entropy of the calibrated probabilities", "nats"),
 )
@@ -30,7 +30,7 @@ ERRORS = (  # of metrics.json, what it is called, its unit
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """A photo that was counted wrong; `probability` is that of the predicted count."""
+    """A photo with a wrong prediction, and the `probability` of that prediction."""
 
     id: str
     jpeg: bytes
@@ -41,7 +41,7 @@ class Mistake:
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """One plot as data URIs of SVGs, for either background."""
+    """A plot as data URIs of SVGs, one for each background."""
 
     light: str
     dark: str
@@ -55,91 +55,77 @@ def write_report(
     settings: Mapping[str, Any],
     metrics: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],
-    mistakes: Sequence[Mistake] = (),
+    mistakes: Sequence[Mistake],
 ) -> None:
-    """Write the report of a run to `file`: one HTML page that loads nothing else.
+    """Write the report of a run to `file`, an HTML page without external resources.
 
-    `command` is what reproduces the run, in words as a shell passes them; `metrics` the content of
-    metrics.json, its `test`, or without it `validation`, from `metrics.evaluate`, with `inventory`
-    in it from `check_inventory`, and `temperature` from `fit_temperature` if there are any;
-    `history` the lines of metrics.jsonl. What is missing there is left out of the page.
+    `command` reproduces the run. `metrics` is the content of metrics.json: the page shows `test`,
+    or `validation` if there is none, from `metrics.evaluate` and, as `inventory`,
+    `check_inventory`. `history` has the lines of metrics.jsonl.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    evaluated = metrics.get("test") or metrics["validation"]
+    bins = evaluated["calibration"]["bins"]
+    page = template(
+        Path(__file__).with_name("report.html.j2"),
+        percent=lambda share: f"{100 * share:.1f}",
+        data_uri=data_uri,
     )
-    environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
-    environment.filters["data_uri"] = data_uri
-    losses = _lines_with_losses(history)
-    judged = metrics.get("test") or metrics.get("validation") or {}
-    bins = judged.get("calibration", {}).get("bins", [])
-    html = environment.get_template("report.html.j2").render(
+    html = page.render(
         title=title,
-        command=_over_lines(command),
+        command=_format_command(command),
         settings=settings,
         metrics=metrics,
-        judged=judged,
+        evaluated=evaluated,
         tested="test" in metrics,
         history=history,
         mistakes=mistakes,
-        warnings=warnings_of(history),
-        losses=losses,
-        loss_plot=_plot(lambda axes: _draw_loss(axes, losses)) if losses else None,
-        reliability_plot=_plot(lambda axes: _draw_reliability(axes, bins)) if bins else None,
+        warnings=loss_warnings(history),
+        loss_plot=_plot(lambda axes: _draw_loss(axes, history)),
+        reliability_plot=_plot(lambda axes: _draw_reliability(axes, bins)),
         time=_time_split(history),
         errors=ERRORS,
     )
     file.write_text(html, encoding="utf-8")
 
 
-def plot_loss(metrics_file: Path, picture: Path) -> None:
-    """Draw training and validation loss over the epochs of a metrics.jsonl."""
-    lines = [json.loads(line) for line in metrics_file.read_text().splitlines()]
+def plot_loss(history: Sequence[Mapping[str, Any]], picture: Path) -> None:
+    """Plot training and validation loss over the steps of a run."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.set_title("Loss")
-    _draw_loss(axes, _lines_with_losses(lines))
+    _draw_loss(axes, history)
     figure.savefig(picture, dpi=100)
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """`content` as an address that holds it; `kind` is its media type, such as image/jpeg."""
+    """Return `content` as a data URI; `kind` is its media type, such as image/jpeg."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _lines_with_losses(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [line for line in history if {"train_loss", "validation_loss"} <= line.keys()]
-
-
-def _draw_loss(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Over the steps where every line has one, or else over the epochs."""
-    unit = "step" if all("step" in line for line in lines) else "epoch"
-    places = [line[unit] for line in lines]
-    marker = "o" if len(lines) <= 40 else ""
+def _draw_loss(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
+    steps = [line["step"] for line in history]
+    marker = "o" if len(history) <= 40 else ""
     for side, name, colour in (
         ("training", "train_loss", BLUE),
         ("validation", "validation_loss", ORANGE),
     ):
-        values = [line[name] for line in lines]
-        axes.plot(places, values, label=side, color=colour, marker=marker, markersize=3)
-    axes.set(xlabel=unit, ylabel="cross-entropy")
+        values = [line[name] for line in history]
+        axes.plot(steps, values, label=side, color=colour, marker=marker, markersize=3)
+    axes.set(xlabel="step", ylabel="cross-entropy")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(framealpha=0)
     axes.grid(alpha=0.25)
 
 
 def _draw_reliability(axes: Axes, bins: Sequence[Mapping[str, Any]]) -> None:
-    """Accuracy over confidence, the area of a dot by its photos, and the diagonal."""
+    """Plot accuracy over confidence; the area of a dot shows its number of photos."""
     axes.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="calibrated")
-    most = max(one["photos"] for one in bins)
-    confidence, accuracy = ([one[name] for one in bins] for name in ("confidence", "accuracy"))
+    most = max(each["photos"] for each in bins)
+    confidence, accuracy = ([each[name] for each in bins] for name in ("confidence", "accuracy"))
     axes.plot(confidence, accuracy, color=BLUE, linewidth=1)
-    areas = [8 + 120 * one["photos"] / most for one in bins]
+    areas = [8 + 120 * each["photos"] / most for each in bins]
     axes.scatter(confidence, accuracy, areas, color=BLUE, label="model", zorder=3)
-    axes.set(xlabel="probability of the answer", ylabel="share that is right")
+    axes.set(xlabel="probability of the prediction", ylabel="share of correct predictions")
     axes.set(xlim=(0, 1.03), ylim=(0, 1.03))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
@@ -148,7 +134,7 @@ def _draw_reliability(axes: Axes, bins: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _plot(draw: Callable[[Axes], None]) -> Plot:
-    """Draw once for either background, small enough that text can be read on a phone."""
+    """Draw a plot for each background, small enough to be readable on a phone."""
     drawn = {}
     for background, ink in INKS.items():
         with matplotlib.rc_context(
@@ -170,19 +156,17 @@ def _plot(draw: Callable[[Axes], None]) -> Plot:
 
 
 def _time_split(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds of the whole run by what they went to; empty where nobody measured them."""
-    split = {
-        name: sum(line.get(f"{name}_seconds", 0.0) for line in history)
-        for name in ("loading", "computing")
-    }
-    if not sum(split.values()):
-        return {}
-    total = sum(line.get("seconds", 0.0) for line in history)
-    return {**split, "rest": max(0.0, total - sum(split.values()))}
+    """Return the seconds of the whole run by activity."""
+    loading, computing, total = (
+        sum(line[name] for line in history)
+        for name in ("loading_seconds", "computing_seconds", "seconds")
+    )
+    rest = max(0.0, total - loading - computing)
+    return {"loading": loading, "computing": computing, "rest": rest}
 
 
-def _over_lines(command: Sequence[str]) -> str:
-    """A command for a shell, a flag a line."""
+def _format_command(command: Sequence[str]) -> str:
+    """Format a command for a shell, with one flag per line."""
     text = ""
     for word in command:
         text += (" \\\n  " if word.startswith("--") else " ") + shlex.quote(word)

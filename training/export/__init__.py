@@ -1,1 +1,1 @@
-"""The model folder that is served: ONNX, int8, handlers. Knows no AWS."""
+"""The model folder that is served: ONNX, int8 and handlers. Uses no AWS."""

@@ -1,6 +1,7 @@
-"""The handlers as SageMaker's own containers call them; in model.tar.gz it is code/inference.py.
+"""The handlers for SageMaker's own containers, copied into model.tar.gz as code/inference.py.
 
-They count a handler's parameters and pass one more, their context, to one that has room for it.
+The containers pass a context as one more argument if a handler has a parameter for it, so these
+have none to spare.
 """
 
 from serving.container import inference

@@ -1,9 +1,9 @@
-"""The model folder: the network in ONNX, what it needs as data, how good it is, and the handlers.
+"""The model folder that is served.
 
-model.onnx, model-int8.onnx     the second where it is as good
-model.json                      preprocessing, labels, provenance, what was checked
+model.onnx, model-int8.onnx     the network; in int8 only if it is nearly as accurate
+model.json                      preprocessing, labels, provenance, results of checks
 metrics.json
-code/                           serving/container/, for other containers
+code/                           the handlers, for containers other than ours
 """
 
 import json
@@ -27,13 +27,13 @@ from training.export.int8 import export_int8
 from training.learn.model import Counter, export_onnx
 
 DESCRIPTION = "model.json"
-NEEDED = ("numpy", "onnxruntime", "pillow")
+PINNED = ("numpy", "onnxruntime", "pillow")  # requirements of the handlers
 CHECKED_PHOTOS = 16
-TOLERANCE = 1e-3  # in probability; float32 on two runtimes differs by about 1e-6
+TOLERANCE = 1e-3  # in probability; two runtimes differ by about 1e-6 in float32
 
 
 class ExportError(RuntimeError):
-    """The exported model does not answer as the trained one."""
+    """The exported model differs from the trained one; the message is one line."""
 
 
 def export_model(
@@ -46,28 +46,30 @@ def export_model(
     metrics: dict[str, Any],
     run_id: str,
     settings: dict[str, Any],
-    int8: bool = True,
+    int8: bool,
 ) -> None:
-    """Write the model folder. With `int8`, and on a CPU where int8 is exact, a variant in int8 is
-    calibrated on `calibration` photos and kept if it does as well on `validation` photos.
+    """Write the model folder, model.json last: without it, no model is served.
 
-    model.json comes last, and nothing serves a folder without it: a model is complete or absent.
-    The export is checked on real photos: raises ExportError when a probability differs by more
-    than TOLERANCE between ONNX Runtime and PyTorch.
+    With `int8`, on a CPU with VNNI, also exports an int8 variant, calibrated on `calibration`
+    photos, and keeps it if it is nearly as accurate on `validation` photos. Raises ExportError if
+    a probability of a photo differs by more than TOLERANCE between ONNX Runtime and PyTorch.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DESCRIPTION).unlink(missing_ok=True)
-    model.eval()  # compared as it is served, without dropout
+    model.eval()
     file = folder / "model.onnx"
     pixels = _photos(dataset, int(settings["size"]))
     export_onnx(model, pixels[:2], file, names=("pixels", "probabilities"))
     difference = _largest_difference(model, file, pixels)
-    if not difference <= TOLERANCE:  # nor is it a number when an answer is none
-        raise ExportError(f"ONNX and PyTorch differ by {difference:.2g} in probability")
-    variant = {"served": False, "why": "not tried"}
+    if not difference <= TOLERANCE:  # also if it is NaN
+        raise ExportError(
+            f"the export failed: probabilities of ONNX Runtime and PyTorch differ by "
+            f"{difference:.2g}; install the versions in training/requirements.txt"
+        )
+    variant: dict[str, Any] = {"served": False, "why": "not tried"}
     (folder / NETWORKS["int8"]).unlink(missing_ok=True)
     if int8 and not has_vnni():
-        variant = {"served": False, "why": "the training machine had no VNNI to judge it with"}
+        variant["why"] = "the training machine has no VNNI, which the comparison needs"
     elif int8:
         variant = export_int8(
             file,
@@ -79,24 +81,29 @@ def export_model(
             decision=settings["decision"],
         )
     _write_code(folder / "code")
-    description = {
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    description = _describe(dataset, settings) | {
+        "run_id": run_id,
+        "onnx_check": {"photos": len(pixels), "largest_difference": difference},
+        "int8": variant,
+    }
+    write_atomic(folder / DESCRIPTION, json.dumps(description, indent=1).encode())
+
+
+def _describe(dataset: Dataset, settings: dict[str, Any]) -> dict[str, Any]:
+    return {
         "arch": settings["arch"],
         "size": settings["size"],
-        "preprocessing": "upright by EXIF, RGB, squashed to size × size, bicubic; 0 to 255",
+        "preprocessing": "upright by EXIF, RGB, resized to size × size, bicubic; 0 to 255",
         "decision": settings["decision"],
         "labels": [str(count) for count in dataset.counts],
-        "run_id": run_id,
         "dataset": {"name": dataset.name, "manifest_sha256": dataset.manifest_sha256},
         "settings": settings,
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "timm", "onnx", "onnxruntime", "pillow")},
         },
-        "onnx_check": {"photos": len(pixels), "largest_difference": difference},
-        "int8": variant,
     }
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    write_atomic(folder / DESCRIPTION, json.dumps(description, indent=1).encode())
 
 
 def _write_code(folder: Path) -> None:
@@ -105,7 +112,7 @@ def _write_code(folder: Path) -> None:
     for file in Path(serving.container.__file__).parent.glob("*.py"):
         shutil.copyfile(file, container / file.name)
     shutil.copyfile(Path(__file__).with_name("entry_point.py"), folder / "inference.py")
-    pins = "".join(f"{name}=={version(name)}\n" for name in NEEDED)
+    pins = "".join(f"{name}=={version(name)}\n" for name in PINNED)
     (folder / "requirements.txt").write_text(pins)
 
 

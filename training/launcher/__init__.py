@@ -1,1 +1,1 @@
-"""On the user's computer: starts a run on EC2, shows it, stops it."""
+"""On the user's computer: starts, shows and stops runs on EC2."""

@@ -1,4 +1,4 @@
-"""Checks before something starts, a line on the screen for each."""
+"""A list of checks, which prints one line for each."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,33 +9,35 @@ from botocore.exceptions import BotoCoreError, ClientError
 from common.command import in_one_line
 from common.outputs import NotDeployedError
 
-# A check that may be left out is not worth a long wait.
+# Timeouts for checks that may be skipped.
 BRIEF = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 2})
-
 
 Found = TypeVar("Found")
 
 
 class CheckFailedError(Exception):
-    """The answer is no; the message says what is wrong and what to do."""
+    """The check failed; the message says what is wrong and what to do."""
 
 
 class WarningError(Exception):
-    """Nothing is in the run's way; the message says what the user should know, and do."""
+    """The run can start; the message says what the user should know and do."""
 
 
 class NotCheckedError(Exception):
-    """There is no answer; the message says why."""
+    """The check could not be made; the message says why."""
 
 
 class Checklist:
-    """Prints each check's line at once, and remembers which ones failed."""
+    """Prints the result of each check, and collects the names of those that failed."""
 
     def __init__(self) -> None:
         self.failed: list[str] = []
 
     def require(self, name: str, check: Callable[[], tuple[str, Found]]) -> Found | None:
-        """What the check found, or None if it failed; an error of AWS is not caught."""
+        """Run `check`, which returns a note and a result; return the result, or None if it failed.
+
+        Errors of AWS are raised.
+        """
         try:
             note, found = check()
         except CheckFailedError as error:
@@ -45,8 +47,8 @@ class Checklist:
         self._print("ok", name, note)
         return found
 
-    def look(self, name: str, check: Callable[[], tuple[str, Found]]) -> Found | None:
-        """The same, but when AWS does not answer the line says so, and nothing is blocked."""
+    def try_check(self, name: str, check: Callable[[], tuple[str, Found]]) -> Found | None:
+        """Run `check` as `require` does, but print "not checked" if AWS does not answer it."""
         try:
             return self.require(name, check)
         except WarningError as error:
@@ -55,7 +57,7 @@ class Checklist:
             self._print("not checked", name, str(error))
         except ClientError as error:
             code = error.response["Error"]["Code"]
-            self._print("not checked", name, f"{error.operation_name} is answered by {code}")
+            self._print("not checked", name, f"{error.operation_name} failed with {code}")
         except (BotoCoreError, NotDeployedError) as error:
             self._print("not checked", name, in_one_line(error))
         return None

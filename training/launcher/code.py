@@ -1,4 +1,4 @@
-"""The code that a machine is sent: the folders that it needs, and nothing else."""
+"""Packs the code that a machine needs."""
 
 import io
 import tarfile
@@ -9,6 +9,7 @@ from common.files import ROOT
 _TRAINING = (
     "common",
     "serving/container",
+    "training/flags.py",
     "training/settings.py",
     "training/train.py",
     "training/learn",
@@ -18,17 +19,17 @@ _TRAINING = (
 ON_EC2 = (*_TRAINING, "costs", "training/runs", "training/machine")
 ON_SAGEMAKER = (*_TRAINING, "training/sagemaker/environment.py")
 PREPARATION = ("common", "serving/container", "data_prep")
-SENT = {".py", ".json", ".j2"}
+SUFFIXES = {".py", ".json", ".j2"}
 
 
 def pack_code(places: Sequence[str], at_root: Mapping[str, bytes] | None = None) -> bytes:
-    """What a machine executes, whatever is deployed or edited later.
+    """Return a tar.gz of `places`, folders without their subfolders, and the files `at_root`.
 
-    A tar.gz of `places`, folders without those in them, and the files `at_root`.
+    A run keeps this code whatever is deployed or edited later.
     """
     files = set()
     for place in map(ROOT.joinpath, places):
-        found = [place] if place.is_file() else [f for f in place.iterdir() if f.suffix in SENT]
+        found = [place] if place.is_file() else [f for f in place.iterdir() if f.suffix in SUFFIXES]
         packages = (parent for parent in place.relative_to(ROOT).parents if parent.name)
         files |= {*found, *(ROOT / package / "__init__.py" for package in packages)}
     content = io.BytesIO()

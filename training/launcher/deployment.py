@@ -1,4 +1,4 @@
-"""What is deployed, seen with the launcher's role: the bucket, and the groups that train."""
+"""The deployed bucket and Auto Scaling groups, used with the launcher's role."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,9 +10,10 @@ import boto3
 import botocore.session
 from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
 
+from common.choices import Purchase
 from common.outputs import stack_output
-from common.run_record import Purchase, RunRecord
-from training.runs.fallback import FALLBACK, book_end, cancel, put_off
+from common.run_record import RunRecord
+from training.runs.fallback import FALLBACK, book_end, book_fallback, cancel_fallback
 
 if TYPE_CHECKING:
     from mypy_boto3_autoscaling import AutoScalingClient
@@ -20,18 +21,18 @@ if TYPE_CHECKING:
 
 
 class LaunchError(RuntimeError):
-    """What was asked for cannot be done; the message is one line."""
+    """The command cannot be carried out; the message is one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Groups:
-    """The Auto Scaling groups at one moment, together."""
+    """The combined state of the Auto Scaling groups."""
 
-    desired: int
+    desired: int  # sum of their desired capacities
     instance_ids: tuple[str, ...]
-    instance_types: tuple[str, ...]  # that they may start
+    instance_types: tuple[str, ...]  # that the first may start
     purchases: tuple[Purchase, ...]  # of the first and, with spot_first, of the fallback
-    suspended: tuple[tuple[str, str], ...]  # group, and a process of it that somebody halted
+    suspended: tuple[tuple[str, str], ...]  # pairs of a group and a suspended process
 
     @property
     def idle(self) -> bool:
@@ -39,10 +40,10 @@ class Groups:
 
 
 class Deployment:
-    """The data bucket and the groups of one account."""
+    """The data bucket and the Auto Scaling groups of one account."""
 
     def __init__(self, session: boto3.Session, *, bucket: str, groups: Sequence[str]) -> None:
-        """`groups`: the one that a launch starts and, with spot_first, that of the fallback."""
+        """`groups` has the group that a launch starts and, with spot_first, the fallback's."""
         self.session = session
         self.bucket = bucket
         self.group_names = groups
@@ -51,7 +52,7 @@ class Deployment:
 
     @classmethod
     def connect(cls) -> "Deployment":
-        """Raises NotDeployedError without the stacks."""
+        """Assume the launcher's role; raises NotDeployedError without the stacks."""
         return cls(
             launcher_session(stack_output("TrainStack", "LauncherRoleArn")),
             bucket=stack_output("DataStack", "BucketName"),
@@ -59,8 +60,8 @@ class Deployment:
         )
 
     @property
-    def named_groups(self) -> str:
-        """For messages: `group a`, or `groups a and b`."""
+    def group_label(self) -> str:
+        """The groups' names for messages, such as `group a` or `groups a and b`."""
         names = " and ".join(self.group_names)
         return f"groups {names}" if len(self.group_names) > 1 else f"group {names}"
 
@@ -68,10 +69,10 @@ class Deployment:
         return RunRecord(self.s3, self.bucket, run_id)
 
     def run_ids(self) -> list[str]:
-        """Every run that has a record, the newest first.
+        """Return the ids of all runs, the newest first.
 
-        Their ids begin with the date; beside them are the logs of machines without a run, and what
-        the searches on SageMaker left.
+        They begin with the date. Other prefixes belong to machines without a run and to searches
+        on SageMaker.
         """
         pages = self.s3.get_paginator("list_objects_v2").paginate(
             Bucket=self.bucket, Prefix="runs/", Delimiter="/"
@@ -81,14 +82,14 @@ class Deployment:
         return sorted((run for run in runs if run[0].isdigit()), reverse=True)
 
     def groups(self) -> Groups:
-        """Raises LaunchError when one is gone."""
+        """Describe the groups; raises LaunchError if one has been deleted."""
         described = self._autoscaling.describe_auto_scaling_groups(
             AutoScalingGroupNames=list(self.group_names)
         )["AutoScalingGroups"]
         found = {group["AutoScalingGroupName"]: group for group in described}
-        gone = ", ".join(name for name in self.group_names if name not in found)
-        if gone:
-            raise LaunchError(f"group {gone} is gone: run `npx cdk deploy TrainStack` again")
+        missing = ", ".join(name for name in self.group_names if name not in found)
+        if missing:
+            raise LaunchError(f"group {missing} is missing: run `npx cdk deploy TrainStack` again")
         groups = [found[name] for name in self.group_names]
         policies = [group["MixedInstancesPolicy"] for group in groups]
         return Groups(
@@ -113,7 +114,7 @@ class Deployment:
         )
 
     def last_activity(self) -> str:
-        """What the groups say of the last attempt to start or end a machine, in one line."""
+        """Return the groups' status message of the last scaling activity, in one line."""
         activities = [
             activity
             for name in self.group_names
@@ -124,14 +125,13 @@ class Deployment:
         if not activities:
             return ""
         last = max(activities, key=lambda activity: activity["StartTime"])
-        said = last.get("StatusMessage") or last.get("Description", "")
-        return " ".join(said.split())
+        message = last.get("StatusMessage") or last.get("Description", "")
+        return " ".join(message.split())
 
     def book_end(self, deadline: datetime) -> None:
-        """Have the groups go to 0 at the deadline, whatever happens, and read that back.
+        """Book that the groups go to 0 at `deadline`, in whole seconds, and verify each booking.
 
-        `deadline` is in whole seconds, as AWS keeps it. Raises LaunchError when a booking
-        is not there.
+        Raises LaunchError if a booking does not exist.
         """
         for name in self.group_names:
             booking = book_end(self._autoscaling, name, deadline)
@@ -141,20 +141,20 @@ class Deployment:
             booked = [(each["DesiredCapacity"], each["StartTime"]) for each in actions]
             if booked != [(0, deadline)]:
                 raise LaunchError(
-                    f"the end at {deadline:%H:%M} UTC could not be booked, nothing started"
+                    f"the end at {deadline:%H:%M} UTC could not be booked: nothing was started"
                 )
 
     def book_fallback(self, minutes: float, deadline: datetime) -> None:
-        """Have an on-demand machine start in `minutes`, unless a machine puts that off."""
+        """Book the start of an on-demand machine in `minutes`."""
         for name in self.group_names[1:]:
-            put_off(self._autoscaling, name, minutes=minutes, deadline=deadline)
+            book_fallback(self._autoscaling, name, minutes=minutes, deadline=deadline)
 
     def cancel_fallback(self) -> None:
         for name in self.group_names[1:]:
-            cancel(self._autoscaling, name)
+            cancel_fallback(self._autoscaling, name)
 
     def fallback_time(self) -> datetime | None:
-        """When an on-demand machine is booked to start; None when none is."""
+        """Return the booked start of an on-demand machine, or None."""
         for name in self.group_names[1:]:
             actions = self._autoscaling.describe_scheduled_actions(
                 AutoScalingGroupName=name, ScheduledActionNames=[FALLBACK]
@@ -163,8 +163,8 @@ class Deployment:
                 return actions[0]["StartTime"]
         return None
 
-    def keep_zones(self) -> None:
-        """Never end a machine at work to even out the zones; CloudFormation cannot say so."""
+    def suspend_az_rebalance(self) -> None:
+        """Keep the groups from ending a machine to balance zones; CloudFormation cannot do so."""
         for name in self.group_names:
             self._autoscaling.suspend_processes(
                 AutoScalingGroupName=name, ScalingProcesses=["AZRebalance"]
@@ -174,8 +174,8 @@ class Deployment:
         self._set_desired(self.group_names[0], 1)
 
     def end_machines(self) -> None:
-        """No machine any more, and none that is booked to come; one refusal stops no other."""
-        with ExitStack() as steps:  # the last one first
+        """Cancel the fallback and set the groups to 0; a failed call does not stop the others."""
+        with ExitStack() as steps:  # in reverse order
             for name in reversed(self.group_names):
                 steps.callback(self._set_desired, name, 0)
             steps.callback(self.cancel_fallback)
@@ -185,7 +185,7 @@ class Deployment:
 
 
 def launcher_session(role_arn: str) -> boto3.Session:
-    """A session with the launcher's role, renewed each hour for as long as it is used."""
+    """Return a session with the launcher's role, whose credentials renew themselves."""
     user = botocore.session.get_session()
     fetcher = AssumeRoleCredentialFetcher(
         user.create_client,
@@ -194,7 +194,7 @@ def launcher_session(role_arn: str) -> boto3.Session:
         extra_args={"RoleSessionName": "launch"},
     )
     launcher = botocore.session.get_session()
-    # botocore has no public way to hand a session credentials that renew themselves.
+    # botocore has no public API for a session with such credentials.
     launcher._credentials = DeferredRefreshableCredentials(  # type: ignore[attr-defined]
         fetcher.fetch_credentials, "assume-role"
     )

@@ -1,4 +1,4 @@
-"""All runs on one screen, the newest first."""
+"""Lists the newest runs."""
 
 from datetime import datetime
 
@@ -8,15 +8,17 @@ from common.chosen_model import NoModelError, chosen_model, run_of
 from common.run_record import RunRecord, billed_seconds
 from common.table import table
 from training.launcher.deployment import Deployment, Groups, LaunchError
-from training.launcher.status import attempt_dollars, cost_words, duration, find_standing
+from training.launcher.status import attempt_dollars, cost_words, duration, find_live_status
 from training.runs.active_run import CurrentRun, current_run
 
 SHOWN = 20
 
 
 def list_runs(deployment: Deployment) -> str:
-    """A table: run, state, start, machine time, dollars, test accuracy; the newest model's run is
-    marked. Raises LaunchError when there is no run."""
+    """Return a table of the newest runs, the newest first; it marks the run of the chosen model.
+
+    Raises LaunchError if there is no run.
+    """
     runs = deployment.run_ids()
     if not runs:
         raise LaunchError("there is no run yet: start one with `python -m training.launch`")
@@ -25,7 +27,7 @@ def list_runs(deployment: Deployment) -> str:
     rows = [_row(deployment, run_id, active, groups, model) for run_id in runs[:SHOWN]]
     shown = table(["run", "state", "started (UTC)", "machines", "cost", "exact", ""], rows)
     older = len(runs) - SHOWN
-    return f"{shown}\nand {older} older ones" if older > 0 else shown
+    return f"{shown}\nand {older} older runs" if older > 0 else shown
 
 
 def _row(
@@ -37,7 +39,7 @@ def _row(
 ) -> list[str]:
     record = deployment.record(run_id)
     try:
-        standing, status = find_standing(deployment, run_id, active, groups)
+        live, status = find_live_status(deployment, run_id, active, groups)
         request = record.request()
     except (LaunchError, ClientError):
         return [run_id, "no record", *[""] * 5]
@@ -46,11 +48,11 @@ def _row(
     started = datetime.fromisoformat(attempts[0]["started"]) if attempts else None
     return [
         run_id,
-        standing.state,
+        live.state,
         f"{started:%Y-%m-%d %H:%M}" if started else "never",
         f"{len(attempts)}, {duration(sum(seconds))}" if attempts else "0",
         cost_words(attempt_dollars(attempts, seconds)),
-        _accuracy(record) if standing.state == "succeeded" else "",
+        _accuracy(record) if live.state == "succeeded" else "",
         "← model" if run_id == model else "",
     ]
 
@@ -60,7 +62,7 @@ def _accuracy(record: RunRecord) -> str:
 
 
 def _model_run(deployment: Deployment) -> str | None:
-    """The run whose model the endpoint takes at its next deploy; None before the first."""
+    """Return the run whose model the next deployment of the endpoint serves, if there is one."""
     try:
         return run_of(chosen_model(deployment.session))
     except NoModelError:

@@ -1,28 +1,29 @@
-"""What the machines of a run printed, from the copies that they keep in runs/<id>/logs/.
+"""Prints the logs of a run's machines, from their copies in runs/<id>/logs/.
 
-The same lines are in CloudWatch; these outlive it, and need no further permission.
+CloudWatch has the same lines, but deletes them earlier and needs another permission.
 """
 
 import sys
 import time
 from pathlib import PurePosixPath
 
+from common.storage import list_objects
 from training.launcher.deployment import Deployment, LaunchError
 from training.launcher.follow import POLL_SECONDS
-from training.launcher.status import Run, look
+from training.launcher.status import Run, load_run
 
 
 def print_logs(deployment: Deployment, run_id: str, *, follow: bool) -> None:
-    """Print the log of each machine in turn; with `follow`, what is added until the run ends.
+    """Print the log of each machine in turn; with `follow`, until the run ends.
 
-    Raises LaunchError for a run without a log, and for one on SageMaker, which keeps it itself.
+    Raises LaunchError for a run without a log or on SageMaker.
     """
-    _refuse_jobs(look(deployment, run_id))
-    printed: dict[str, int] = {}  # bytes, by key
+    _refuse_jobs(load_run(deployment, run_id))
+    printed: dict[str, int] = {}  # bytes, by machine
     while True:
-        run = look(deployment, run_id)  # before the logs: they end later
+        run = load_run(deployment, run_id)  # before the logs, which end later than the run
         _print_new(deployment, run, printed)
-        if not (follow and run.standing.at_work):
+        if not (follow and run.live.in_progress):
             break
         time.sleep(POLL_SECONDS)
     if not printed:
@@ -39,16 +40,12 @@ def _refuse_jobs(run: Run) -> None:
 
 def _print_new(deployment: Deployment, run: Run, printed: dict[str, int]) -> None:
     prefix = deployment.record(run.run_id).key("logs/")
-    pages = deployment.s3.get_paginator("list_objects_v2").paginate(
-        Bucket=deployment.bucket, Prefix=prefix
-    )
     sizes = {
         PurePosixPath(item["Key"]).stem: item["Size"]
-        for page in pages
-        for item in page.get("Contents", [])
+        for item in list_objects(deployment.s3, deployment.bucket, prefix)
     }
     attempts = [attempt["instance_id"] for attempt in run.attempts]
-    others = sorted(sizes.keys() - set(attempts))  # that never began, or have not yet
+    others = sorted(sizes.keys() - set(attempts))  # machines without an attempt
     for machine in [*attempts, *others]:
         seen = printed.get(machine, 0)
         if sizes.get(machine, 0) <= seen:

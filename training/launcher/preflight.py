@@ -1,12 +1,12 @@
-"""What is looked at before a run starts, a line on the screen for each check."""
+"""Checks before a run starts, and its estimate."""
 
 import json
 from dataclasses import dataclass
 from typing import Literal
 
 from common.outputs import NO_BUDGETS, stack_output
-from common.run_record import Mode
-from common.storage import list_keys
+from common.run_record import Work
+from common.storage import list_keys, list_objects
 from costs.estimate import Estimate, estimate_training
 from costs.prices import load_prices
 from training.launcher.checklist import (
@@ -28,81 +28,84 @@ from training.settings import CHUNK_PHOTOS
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run will use and cost."""
+    """What a run will use and is expected to cost."""
 
     runtime: str  # prefix of the wheels
     chunks: int  # of features
     instance_type: str
     groups: Groups
     estimate: Estimate
-    fallback_dollars: float | None  # the same on demand, where the stacks fall back
+    fallback_dollars: float | None  # the estimate on demand, if there is a fallback
 
 
 def make_plan(
     deployment: Deployment,
+    work: Work,
     *,
-    dataset: str,
-    arch: str,
-    epochs: int,
-    mode: Mode,
-    ensemble_size: int,
     runtime: str | None,
-    at_work: str | None,
+    busy: str | None,
 ) -> Plan:
-    """Make all checks; `at_work` says what the group is busy with, if it is.
+    """Make all checks and estimate time and cost.
 
-    `runtime` is the prefix of the wheels that a run began with; None, the newest. Raises
-    LaunchError after the last check when one failed.
+    `busy` says what occupies the group, if anything does. `runtime` is the prefix of the wheels
+    that a resumed run began with, or None for the newest. Raises LaunchError after the last check
+    if one failed.
     """
     checks = Checklist()
     groups = deployment.groups()
-    checks.require("group", lambda: _group_idle(deployment, groups, at_work))
-    photos = checks.require("data set", lambda: check_dataset(deployment, dataset))
-    checks.require("weights", lambda: check_weights(deployment, arch))
+    checks.require("group", lambda: _group_idle(deployment, groups, busy))
+    photos = checks.require("data set", lambda: check_dataset(deployment, work["dataset"]))
+    checks.require("weights", lambda: check_weights(deployment, work["arch"]))
     wheels = checks.require("wheels", lambda: _wheels(deployment, runtime))
-    types = checks.look("types", lambda: check_instance_types(deployment, groups))
+    types = checks.try_check("types", lambda: check_instance_types(deployment, groups))
     if types:
-        checks.look("quota", lambda: check_quotas(deployment, groups, types))
-        checks.look("plan", lambda: check_account_plan(deployment, types))
-        checks.look("memory", lambda: check_memory(types, mode, ensemble_size, photos))
-    checks.look("alerts", lambda: _alerts(deployment))
-    estimate, fallback_dollars = None, None
-    if photos:
-        first, *fallback = (
-            estimate_training(
-                sum(photos),
-                arch,
-                epochs,
-                groups.instance_types[0],  # one of the others costs about as much
-                load_prices(),
-                mode=mode,
-                ensemble_size=ensemble_size,
-                purchase=purchase,
-            )
-            for purchase in groups.purchases
+        checks.try_check("quota", lambda: check_quotas(deployment, groups, types))
+        checks.try_check("plan", lambda: check_account_plan(deployment, types))
+        checks.try_check(
+            "memory", lambda: check_memory(types, work["mode"], work["ensemble_size"], photos)
         )
-        estimate, fallback_dollars = first, fallback[0].dollars if fallback else None
-        dollars = max(each.dollars for each in (first, *fallback))
-        checks.look("budget", lambda: check_budget(deployment, dollars, "training"))
-    if checks.failed or not (photos and wheels and estimate):
+    checks.try_check("alerts", lambda: _alerts(deployment))
+    estimates = _estimates(work, groups, sum(photos)) if photos else []
+    if estimates:
+        dollars = max(each.dollars for each in estimates)
+        checks.try_check("budget", lambda: check_budget(deployment, dollars, "training"))
+    if checks.failed or not (photos and wheels):
         raise LaunchError(f"not started, see above: {', '.join(checks.failed)}")
+    first, *fallback = estimates
     return Plan(
         runtime=wheels,
-        chunks=sum(-(-side // CHUNK_PHOTOS) for side in photos) if mode == "head" else 0,
+        chunks=sum(-(-side // CHUNK_PHOTOS) for side in photos) if work["mode"] == "head" else 0,
         instance_type=groups.instance_types[0],
         groups=groups,
-        estimate=estimate,
-        fallback_dollars=fallback_dollars,
+        estimate=first,
+        fallback_dollars=fallback[0].dollars if fallback else None,
     )
 
 
-def _group_idle(deployment: Deployment, groups: Groups, at_work: str | None) -> tuple[str, None]:
-    if at_work:
-        raise CheckFailedError(at_work)
+def _estimates(work: Work, groups: Groups, photos: int) -> list[Estimate]:
+    """Estimate the run for each group; other instance types cost about as much as the first."""
+    return [
+        estimate_training(
+            photos,
+            work["arch"],
+            work["epochs"],
+            groups.instance_types[0],
+            load_prices(),
+            mode=work["mode"],
+            ensemble_size=work["ensemble_size"],
+            purchase=purchase,
+        )
+        for purchase in groups.purchases
+    ]
+
+
+def _group_idle(deployment: Deployment, groups: Groups, busy: str | None) -> tuple[str, None]:
+    if busy:
+        raise CheckFailedError(busy)
     for group, process in groups.suspended:
         if process in ("ScheduledActions", "Terminate"):
             raise CheckFailedError(
-                f"{process} of {group} suspended, so the booked end would not come: run `aws "
+                f"{process} of {group} is suspended, which disables the booked end: run `aws "
                 f"autoscaling resume-processes --auto-scaling-group-name {group} "
                 f"--scaling-processes {process}`"
             )
@@ -110,7 +113,7 @@ def _group_idle(deployment: Deployment, groups: Groups, at_work: str | None) -> 
 
 
 def check_dataset(deployment: Deployment, name: str) -> tuple[str, list[int]]:
-    """Photos of the training and of the test side."""
+    """Check that the data set exists; return the numbers of training and of test photos."""
     key = f"datasets/{name}/manifest.json"
     if not _exists(deployment, key):
         raise CheckFailedError(f"{key} is missing: run `python -m data_prep all --name {name}`")
@@ -128,22 +131,18 @@ def check_weights(deployment: Deployment, arch: str) -> tuple[str, None]:
 
 
 def _wheels(deployment: Deployment, runtime: str | None) -> tuple[str, str]:
-    """The prefix of the wheels that a machine will install."""
+    """Return the prefix of the wheels that a machine will install."""
     if runtime:
         if not _exists(deployment, f"{runtime}requirements.txt"):
-            raise CheckFailedError(f"{runtime}, which the run began with, is gone: start a new run")
+            raise CheckFailedError(f"{runtime} of this run has been deleted: start a new run")
         return runtime, runtime
-    pages = deployment.s3.get_paginator("list_objects_v2").paginate(
-        Bucket=deployment.bucket, Prefix="runtime/"
-    )
     built = [
         (item["LastModified"], item["Key"])
-        for page in pages
-        for item in page.get("Contents", [])
+        for item in list_objects(deployment.s3, deployment.bucket, "runtime/")
         if item["Key"].endswith("/requirements.txt")
     ]
     if not built:
-        raise CheckFailedError("none for the machine: run `python -m training.runtime`")
+        raise CheckFailedError("there are none: run `python -m training.runtime`")
     prefix = max(built)[1].removesuffix("requirements.txt")
     return prefix, prefix
 
@@ -153,7 +152,7 @@ def _exists(deployment: Deployment, key: str) -> bool:
 
 
 def _alerts(deployment: Deployment) -> tuple[str, None]:
-    """Whether anybody hears how a run ends; an address does once it has confirmed AWS's mail.
+    """Check that someone is notified of a run's end; a subscription has to be confirmed by mail.
 
     docs.aws.amazon.com/sns/latest/api/API_Subscription.html
     """
@@ -163,12 +162,10 @@ def _alerts(deployment: Deployment) -> tuple[str, None]:
     found = [each["SubscriptionArn"] for page in pages for each in page["Subscriptions"]]
     confirmed = sum(each.startswith("arn:") for each in found)  # or PendingConfirmation, Deleted
     if not confirmed:
-        waiting = (
-            ", a subscription waits for confirmation" if "PendingConfirmation" in found else ""
-        )
+        pending = ", one awaits confirmation" if "PendingConfirmation" in found else ""
         raise WarningError(
-            f"no one hears of them{waiting}: run `aws sns subscribe --protocol email --topic-arn "
-            f"{topic} --notification-endpoint you@example.com` and confirm the mail that comes"
+            f"no confirmed subscription{pending}: run `aws sns subscribe --protocol email "
+            f"--topic-arn {topic} --notification-endpoint you@example.com` and confirm AWS's mail"
         )
     return f"subscriptions: {confirmed} of {len(found)} confirmed", None
 
@@ -176,9 +173,9 @@ def _alerts(deployment: Deployment) -> tuple[str, None]:
 def check_budget(
     deployment: Deployment, dollars: float, part: Literal["training", "sagemaker"]
 ) -> tuple[str, None]:
-    """Whether the run fits into what is left this month of the budgets it counts to.
+    """Check that this month's budgets have enough left for the run.
 
-    AWS updates what is spent some hours late.
+    AWS updates the amounts spent with a delay of some hours.
     """
     names = stack_output("BudgetStack", "BudgetNames")
     if names == NO_BUDGETS:
@@ -192,7 +189,7 @@ def check_budget(
         budget = budgets.describe_budget(AccountId=account, BudgetName=name)["Budget"]
         limit = float(budget["BudgetLimit"]["Amount"])
         if "CalculatedSpend" not in budget:  # optional in the API
-            raise NotCheckedError(f"AWS does not say what is spent of {name}")
+            raise NotCheckedError(f"AWS does not report the spending of {name}")
         spent = float(budget["CalculatedSpend"]["ActualSpend"]["Amount"])
         note = f"{kind}: ${max(limit - spent, 0):.2f} left of ${limit:.2f}"
         if limit - spent < dollars:

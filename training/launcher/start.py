@@ -1,6 +1,5 @@
-"""Starts a run, or goes on with one: request, what is booked, and only then the machine."""
+"""Starts and resumes runs: the request first, then the bookings, then the machine."""
 
-import argparse
 import dataclasses
 import secrets
 from collections.abc import Iterator
@@ -15,135 +14,131 @@ from common.run_record import (
     Request,
     RunRecord,
     StatusChangedError,
+    Work,
+    close_last_attempt,
     close_record,
-    closed,
     utc_now,
 )
 from common.storage import list_keys
+from training.launcher.arguments import LaunchOptions
 from training.launcher.code import ON_EC2, pack_code
 from training.launcher.deployment import Deployment, LaunchError
 from training.launcher.preflight import Plan, make_plan
-from training.launcher.status import duration, find_standing
+from training.launcher.status import duration, find_live_status
 from training.runs.active_run import (
     CurrentRun,
     RunActiveError,
+    activate_run,
     current_run,
-    give_up_run,
+    deactivate_run,
     is_active,
-    start_run,
 )
 
 
-def start(deployment: Deployment, args: argparse.Namespace) -> str:
-    """Start a new run; returns its id.
+def start(
+    deployment: Deployment, work: Work, options: LaunchOptions, fallback_minutes: float
+) -> str:
+    """Start a new run; return its id.
 
-    Raises LaunchError when something is missing or the user says no, RunActiveError when another
-    run is active.
+    Raises LaunchError if a check fails or the user declines, RunActiveError if another run is
+    active.
     """
-    run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{args.arch}-{secrets.token_hex(2)}"
+    run_id = new_run_id(work["arch"])
     record = deployment.record(run_id)
-    plan = make_plan(
-        deployment,
-        dataset=args.dataset,
-        arch=args.arch,
-        epochs=args.epochs,
-        mode=args.mode,
-        ensemble_size=args.ensemble_size,
-        runtime=None,
-        at_work=_find_work(deployment),
-    )
-    _ask(run_id, plan, args)
+    plan = make_plan(deployment, work, runtime=None, busy=_busy(deployment))
+    _confirm_plan(run_id, plan, options, fallback_minutes)
     request = Request(
+        **work,  # type: ignore[typeddict-item]  # it has the keys of Work only
         run_id=run_id,
-        dataset=args.dataset,
-        arch=args.arch,
-        train_arguments=args.train_arguments,
-        deadline=_deadline(args.max_hours),
+        deadline=_deadline(options.max_hours),
         estimate=dataclasses.asdict(plan.estimate),
-        mode=args.mode,
-        ensemble_size=args.ensemble_size,
-        epochs=args.epochs,
         chunks=plan.chunks,
         runtime=plan.runtime,
-        fallback_minutes=args.fallback_minutes,
+        fallback_minutes=fallback_minutes,
     )
     record.s3.put_object(
         Bucket=record.bucket, Key=record.key("code.tar.gz"), Body=pack_code(ON_EC2)
     )
     record.write("request.json", request)
     record.set_status("requested", f"requested {utc_now()}", [])
-    run = _launch_of(run_id, plan)
+    run = _new_launch(run_id, plan)
     try:
-        _take_place(deployment, run)
+        _activate(deployment, run)
     except RunActiveError:
-        record.set_status("failed", "not started, another run was faster", [])
+        record.set_status("failed", "not started, another run started first", [])
         raise
-    with _given_up_on_failure(deployment, run, record, []):
+    with _failed_on_error(deployment, run, record, []):
         _start_machine(deployment, run, request)
     print(f"started; its record: {record.uri('')}")
     return run_id
 
 
-def resume(deployment: Deployment, args: argparse.Namespace) -> str:
-    """Go on with a run that has ended without success; returns its id.
+def resume(
+    deployment: Deployment, run_id: str, options: LaunchOptions, fallback_minutes: float
+) -> str:
+    """Resume a run that has ended without success; return its id.
 
-    The same code, wheels and arguments, a new deadline. Raises LaunchError for a run that cannot
-    go on, RunActiveError when another run is active.
+    Code, wheels and arguments stay the same; the deadline is new. Raises LaunchError if the run
+    cannot be resumed, RunActiveError if another run is active.
     """
-    record = deployment.record(args.run)
-    active, groups = current_run(deployment.s3, deployment.bucket), deployment.groups()
-    standing, status = find_standing(deployment, args.run, active, groups)
-    if standing.at_work:
-        raise LaunchError(f"run {args.run} is {standing.state}: {standing.message}")
-    if standing.state == "succeeded":
-        raise LaunchError(f"run {args.run} has succeeded: start a new one")
-    if record.key("code.tar.gz") not in list_keys(record.s3, record.bucket, record.key("code")):
-        raise LaunchError(f"{record.uri('code.tar.gz')} is missing: start a new run")
-    request = record.request()
-    check_version(request)
-    if request.get("service") == "sagemaker":
-        raise LaunchError(f"run {args.run} is on SageMaker: `python -m training.sagemaker resume`")
-    print(f"run {args.run}, {standing.state} after {len(status['attempts'])} attempts")
-    plan = make_plan(
-        deployment,
-        dataset=request["dataset"],
-        arch=request["arch"],
-        epochs=request["epochs"],
-        mode=request["mode"],
-        ensemble_size=request["ensemble_size"],
-        runtime=request["runtime"],
-        at_work=_find_work(deployment),
-    )
-    kept = bool(list_keys(record.s3, record.bucket, f"checkpoints/{args.run}/"))
+    record = deployment.record(run_id)
+    request = _resumable(deployment, record)
+    plan = make_plan(deployment, request, runtime=request["runtime"], busy=_busy(deployment))
+    kept = bool(list_keys(record.s3, record.bucket, f"checkpoints/{run_id}/"))
     print(
-        "  from its checkpoints, so that less than this is left:"
+        "  it continues from its checkpoints, so it needs less than this:"
         if kept
-        else "  its checkpoints have expired, or there never were any: it starts from zero"
+        else "  it has no checkpoints, or they have expired: it starts from the beginning"
     )
-    _ask(args.run, plan, args)
-    run = _launch_of(args.run, plan)
-    _take_place(deployment, run)
-    attempts = closed(record.status()["attempts"], request, "lost")
-    with _given_up_on_failure(deployment, run, record, attempts):
-        request["deadline"] = _deadline(args.max_hours)
-        request["fallback_minutes"] = args.fallback_minutes
+    _confirm_plan(run_id, plan, options, fallback_minutes)
+    run = _new_launch(run_id, plan)
+    _activate(deployment, run)
+    attempts = close_last_attempt(record.status()["attempts"], request, "lost")
+    with _failed_on_error(deployment, run, record, attempts):
+        request["deadline"] = _deadline(options.max_hours)
+        request["fallback_minutes"] = fallback_minutes
         request["earlier_attempts"] = len(attempts)
         record.write("request.json", request)
         record.set_status("requested", f"resumed {utc_now()}", attempts)
         _start_machine(deployment, run, request)
     print(f"resumed; its record: {record.uri('')}")
-    return run["run_id"]
+    return run_id
+
+
+def _resumable(deployment: Deployment, record: RunRecord) -> Request:
+    """Return the request of a run; raises LaunchError if it cannot be resumed."""
+    run_id = record.run_id
+    active, groups = current_run(deployment.s3, deployment.bucket), deployment.groups()
+    live, status = find_live_status(deployment, run_id, active, groups)
+    if live.in_progress:
+        raise LaunchError(f"run {run_id} is {live.state}: {live.message}")
+    if live.state == "succeeded":
+        raise LaunchError(f"run {run_id} has succeeded: start a new one")
+    if record.key("code.tar.gz") not in list_keys(record.s3, record.bucket, record.key("code")):
+        raise LaunchError(f"{record.uri('code.tar.gz')} is missing: start a new run")
+    request = record.request()
+    check_version(request)
+    if request.get("service") == "sagemaker":
+        raise LaunchError(
+            f"run {run_id} is on SageMaker: use `python -m training.sagemaker resume {run_id}`"
+        )
+    print(f"run {run_id}, {live.state} after {len(status['attempts'])} attempts")
+    return request
 
 
 def check_version(request: Request) -> None:
-    """Raises LaunchError for the request of an older version of this code, which asked for less."""
+    """Raise LaunchError for a request by an older version of this code, which lacks keys."""
     if Request.__required_keys__ - request.keys():
         raise LaunchError(
-            f"run {request['run_id']} is of an older version of this code: start a new one"
+            f"run {request['run_id']} is from an older version of this code: start a new one"
         )
 
 
-def _launch_of(run_id: str, plan: Plan) -> CurrentRun:
+def new_run_id(arch: str) -> str:
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{arch}-{secrets.token_hex(2)}"
+
+
+def _new_launch(run_id: str, plan: Plan) -> CurrentRun:
     return CurrentRun(
         run_id=run_id, runtime=plan.runtime, launch=secrets.token_hex(8), launched=utc_now()
     )
@@ -153,31 +148,31 @@ def _deadline(hours: float) -> str:
     return (datetime.now(UTC) + timedelta(hours=hours)).isoformat(timespec="seconds")
 
 
-def _ask(run_id: str, plan: Plan, args: argparse.Namespace) -> None:
-    """State time and cost. Raises LaunchError like `confirm`."""
+def _confirm_plan(run_id: str, plan: Plan, options: LaunchOptions, fallback_minutes: float) -> None:
+    """Print time and cost, and ask the user; raises LaunchError as `confirm` does."""
     estimate, purchase = plan.estimate, plan.groups.purchases[0].replace("_", "-")
     print(
         f"run {run_id}: about {duration(estimate.seconds)} and ${estimate.dollars:.3f} on a "
         f"{plan.instance_type}, {purchase}; ended by force after "
-        f"{duration(args.max_hours * 3600)}\n"
+        f"{duration(options.max_hours * 3600)}\n"
         f"  basis: {estimate.basis}"
     )
     if plan.fallback_dollars is not None:
         print(
-            f"  on demand, for ${plan.fallback_dollars:.3f}, when no spot machine has worked on it "
-            f"for {duration(args.fallback_minutes * 60)}"
+            f"  on demand, for ${plan.fallback_dollars:.3f}, if no spot machine works on it for "
+            f"{duration(fallback_minutes * 60)}"
         )
-    confirm(args.yes)
+    confirm(options.yes)
 
 
 def confirm(yes: bool) -> None:
-    """Raises LaunchError unless the user, or --yes, says to start."""
+    """Ask whether to start unless `yes`; raises LaunchError if the user declines."""
     if not yes and not confirmed("Start it?"):
         raise LaunchError("not started")
 
 
-def _find_work(deployment: Deployment) -> str | None:
-    """What the group is busy with, in words; None when a run may start."""
+def _busy(deployment: Deployment) -> str | None:
+    """Return a message if the groups are busy, None if a run can start."""
     try:
         _find_ended(deployment)
     except RunActiveError as error:
@@ -186,71 +181,71 @@ def _find_work(deployment: Deployment) -> str | None:
 
 
 def _find_ended(deployment: Deployment) -> CurrentRun | None:
-    """The active run if it has ended without a word; None if there is none.
+    """Return the active run if it has ended without reporting it, None if no run is active.
 
-    Raises RunActiveError when the group is at work, or about to be.
+    Raises RunActiveError if a run is in progress or a machine is left.
     """
     active = current_run(deployment.s3, deployment.bucket)
-    groups = deployment.groups()  # after the pointer: a run that starts in between changes that
+    groups = deployment.groups()  # after the pointer, which a run that starts meanwhile changes
     stop = "`python -m training.launch stop`"
     if active:
-        standing, _ = find_standing(deployment, active["run_id"], active, groups)
-        if standing.at_work:
+        live, _ = find_live_status(deployment, active["run_id"], active, groups)
+        if live.in_progress:
             raise RunActiveError(
-                f"run {active['run_id']} is {standing.state}, {standing.message}: "
-                f"wait for its end, or {stop}"
+                f"run {active['run_id']} is {live.state}, {live.message}: "
+                f"wait for its end, or run {stop}"
             )
     if not groups.idle:
-        raise RunActiveError(f"the machine of a run that is over is not gone: wait, or {stop}")
+        raise RunActiveError(f"the machine of an ended run still exists: wait, or run {stop}")
     return active
 
 
-def _take_place(deployment: Deployment, run: CurrentRun) -> None:
-    """Make `run` the active one, and close the record of one that ended without a word.
+def _activate(deployment: Deployment, run: CurrentRun) -> None:
+    """Make `run` the active run, and close the record of one that ended without reporting it.
 
-    Raises RunActiveError when another launch was faster, or a run is at work.
+    Raises RunActiveError if a run is in progress or another launch came first.
     """
     ended = _find_ended(deployment)
-    start_run(deployment.s3, deployment.bucket, run, instead_of=ended)
+    activate_run(deployment.s3, deployment.bucket, run, instead_of=ended)
     if ended and ended["run_id"] != run["run_id"]:
         close_lost_run(deployment.record(ended["run_id"]))
 
 
 def close_lost_run(record: RunRecord) -> None:
-    """Note that a run has failed, if its record does not say how it ended."""
-    close_record(record, "failed", "ended without a word, see `logs`", "lost")
+    """Record that a run has failed, unless its record says how it ended."""
+    close_record(record, "failed", "ended without reporting a status, see `logs`", "lost")
 
 
 @contextmanager
-def _given_up_on_failure(
+def _failed_on_error(
     deployment: Deployment, run: CurrentRun, record: RunRecord, attempts: list[Attempt]
 ) -> Iterator[None]:
-    """When the start breaks off, no machine will come to end the run: do it here."""
+    """End the run if its start fails, as no machine will do so."""
     try:
         yield
-    except BaseException:  # Ctrl-C as well
+    except BaseException:  # including Ctrl-C
         try:
-            # Unless another launch has taken its place, and has closed its record.
-            if give_up_run(deployment.s3, deployment.bucket, run):
-                with suppress(StatusChangedError):  # by a machine that came nevertheless
+            # Another launch that has replaced this run has also closed its record.
+            if deactivate_run(deployment.s3, deployment.bucket, run):
+                with suppress(StatusChangedError):  # by a machine that started nevertheless
                     record.set_status("failed", "could not be started", attempts)
         finally:
-            with suppress(BotoCoreError, ClientError):  # the first error is the one to be told
+            with suppress(BotoCoreError, ClientError):  # report the first error only
                 if current_run(deployment.s3, deployment.bucket) is None:
                     deployment.cancel_fallback()
         raise
 
 
 def _start_machine(deployment: Deployment, run: CurrentRun, request: Request) -> None:
-    """Book the end and the fallback, then ask for a machine.
+    """Book the end and the fallback, then request a machine.
 
-    Raises RunActiveError when this run is no longer the active one: this launch took too long.
+    Raises RunActiveError if this launch took so long that another run has become active.
     """
-    _check_still_active(deployment, run)  # or the booking of another run would be overwritten
+    _check_still_active(deployment, run)  # so as not to replace the bookings of another run
     deadline = datetime.fromisoformat(request["deadline"])
     deployment.book_end(deadline)
     deployment.book_fallback(request["fallback_minutes"], deadline)
-    deployment.keep_zones()
+    deployment.suspend_az_rebalance()
     _check_still_active(deployment, run)
     deployment.start_machine()
 

@@ -1,4 +1,4 @@
-"""Where a run stands: what its record says, and what the group really does."""
+"""The status of a run: its record, compared with what the Auto Scaling groups do."""
 
 import json
 from dataclasses import dataclass
@@ -15,40 +15,47 @@ from costs.prices import PriceError, Prices, load_prices
 from training.launcher.deployment import Deployment, Groups, LaunchError
 from training.runs.active_run import CurrentRun, current_run
 
-STARTING = timedelta(minutes=2)  # from a launch's first word to the group's 1, at most
+STARTING = timedelta(minutes=2)  # the longest time from a launch to its request for a machine
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
-    """A run's state; `ended`: it was not over, and no machine works on it or will."""
+class LiveStatus:
+    """A run's state and message.
+
+    `ended` is the state of a run that its record has as in progress, although no machine works on
+    it or will.
+    """
 
     state: State | Literal["ended"]
     message: str
-    machine: str | None = None  # which trains right now
+    machine: str | None = None  # that is training
 
     @property
-    def at_work(self) -> bool:
+    def in_progress(self) -> bool:
         return self.state not in ENDED and self.state != "ended"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """All that is known about a run at one moment."""
+    """Everything about a run that `status` prints."""
 
     run_id: str
-    standing: Standing
+    live: LiveStatus
     request: Request
     attempts: list[Attempt]
     epoch: dict[str, Any] | None  # the last line of metrics.jsonl
     chunks: int  # of features, stored so far
-    seconds: list[float]  # paid for, of each attempt
-    dollars: float | None  # None: a machine without a known price
+    seconds: list[float]  # billed, for each attempt
+    dollars: float | None  # None if a machine has no known price
 
 
-def choose_run(deployment: Deployment, asked: str | None) -> str:
-    """The run asked for, or else the active one, or the newest. Raises LaunchError for none."""
-    if asked:
-        return asked
+def choose_run(deployment: Deployment, requested: str | None) -> str:
+    """Return `requested`, or else the active run, or else the newest run.
+
+    Raises LaunchError if there is no run.
+    """
+    if requested:
+        return requested
     active = current_run(deployment.s3, deployment.bucket)
     if active:
         return active["run_id"]
@@ -58,13 +65,14 @@ def choose_run(deployment: Deployment, asked: str | None) -> str:
     return runs[0]
 
 
-def find_standing(
+def find_live_status(
     deployment: Deployment, run_id: str, active: CurrentRun | None, groups: Groups
-) -> tuple[Standing, Status]:
-    """Judge a run by its record, read here, after the pointer to the active run and the group.
+) -> tuple[LiveStatus, Status]:
+    """Read a run's record, and compare it with the active run and the groups, read before it.
 
-    In this order a machine that ends the run meanwhile is seen to have done so: it writes the
-    record first and the group last. Raises LaunchError for a run without a record.
+    A machine that ends a run writes the record first and sets the groups last, so reading in the
+    opposite order never reports a regular end as `ended`. Raises LaunchError for a run without a
+    record.
     """
     try:
         status = deployment.record(run_id).status()
@@ -75,29 +83,29 @@ def find_standing(
             f"there is no run {run_id}: see `python -m training.launch list`"
         ) from error
     if status["state"] not in ENDED and _on_sagemaker(deployment, run_id):
-        message = f"on SageMaker, see `python -m training.sagemaker follow {run_id}`"
-        return Standing(state=status["state"], message=message), status
-    return _judge(deployment, run_id, status, active, groups), status
+        message = f"on SageMaker: see `python -m training.sagemaker follow {run_id}`"
+        return LiveStatus(state=status["state"], message=message), status
+    return _compare(deployment, run_id, status, active, groups), status
 
 
 def _on_sagemaker(deployment: Deployment, run_id: str) -> bool:
     return deployment.record(run_id).request().get("service") == "sagemaker"
 
 
-def _judge(
+def _compare(
     deployment: Deployment, run_id: str, status: Status, active: CurrentRun | None, groups: Groups
-) -> Standing:
+) -> LiveStatus:
     state, message = status["state"], status["message"]
     if active and active["run_id"] == run_id and groups.idle and _is_young(active):
-        # Whatever the record says: that of a resumed run still tells of its last end.
-        return Standing(state="requested", message="its launch is under way")
+        # The record of a resumed run still has its previous end.
+        return LiveStatus(state="requested", message="the launch is under way")
     if state in ENDED:
-        old = _age(status["updated"]) > STARTING  # a machine's last act is to set the group to 0
+        old = _age(status["updated"]) > STARTING  # a machine sets the group to 0 after the record
         if active is None and groups.desired and old:
             message += (
-                f"; but a machine is still asked for, `stop` sets {deployment.named_groups} to 0"
+                f"; but a machine is still requested: `stop` sets {deployment.group_label} to 0"
             )
-        return Standing(state=state, message=message)
+        return LiveStatus(state=state, message=message)
     if active is None or active["run_id"] != run_id:
         return _ended(state)
     fallback = None if groups.instance_ids else deployment.fallback_time()
@@ -105,19 +113,25 @@ def _judge(
         return _ended(state)
     machine = status["attempts"][-1]["instance_id"] if state == "running" else None
     if not groups.instance_ids:
-        said = deployment.last_activity()
-        message = "waiting for a machine"
-        if fallback:
-            message += f"; one on demand is asked for at {fallback:%H:%M} UTC"
-        if said:
-            message += f"; the group says: {said}"
-        machine = None
+        machine, message = None, _waiting(deployment, fallback)
     elif machine not in groups.instance_ids:
-        message = f"machine {groups.instance_ids[0]} boots"
-        machine = None
+        machine, message = None, f"machine {groups.instance_ids[0]} is booting"
     if active.get("stop"):
         message += "; asked to stop"
-    return Standing(state=state, message=message, machine=machine)
+    return LiveStatus(state=state, message=message, machine=machine)
+
+
+def _ended(state: State) -> LiveStatus:
+    message = f"ended without reporting a status while {state}, see `logs`"
+    return LiveStatus(state="ended", message=message)
+
+
+def _waiting(deployment: Deployment, fallback: datetime | None) -> str:
+    message = "waiting for a machine"
+    if fallback:
+        message += f"; an on-demand machine is booked for {fallback:%H:%M} UTC"
+    activity = deployment.last_activity()
+    return f"{message}; last activity of the group: {activity}" if activity else message
 
 
 def _is_young(launch: CurrentRun) -> bool:
@@ -129,20 +143,16 @@ def _age(moment: str) -> timedelta:
     return datetime.now(UTC) - datetime.fromisoformat(moment)
 
 
-def _ended(state: State) -> Standing:
-    return Standing(state="ended", message=f"ended without a word while {state}, see `logs`")
-
-
-def look(deployment: Deployment, run_id: str) -> Run:
-    """Everything about a run. Raises LaunchError for a run without a record."""
+def load_run(deployment: Deployment, run_id: str) -> Run:
+    """Collect everything about a run; raises LaunchError for a run without a record."""
     active = current_run(deployment.s3, deployment.bucket)
     groups = deployment.groups()
-    standing, status = find_standing(deployment, run_id, active, groups)
+    live, status = find_live_status(deployment, run_id, active, groups)
     request = deployment.record(run_id).request()
     seconds = billed_seconds(status["attempts"], request)
     return Run(
         run_id=run_id,
-        standing=standing,
+        live=live,
         request=request,
         attempts=status["attempts"],
         epoch=_last_epoch(deployment, run_id),
@@ -153,7 +163,7 @@ def look(deployment: Deployment, run_id: str) -> Run:
 
 
 def attempt_dollars(attempts: list[Attempt], seconds: list[float]) -> float | None:
-    """What they cost with the default disk, or None when a machine has no known price."""
+    """Return the cost of attempts with the default disk, None if a machine has no known price."""
     prices = load_prices()
     try:
         return sum(
@@ -165,7 +175,7 @@ def attempt_dollars(attempts: list[Attempt], seconds: list[float]) -> float | No
 
 def _dollars(attempt: Attempt, paid: float, prices: Prices) -> float:
     instance_type = attempt["instance_type"]
-    if instance_type.startswith("ml."):  # billed by SageMaker, whose disk is a hundredth of it
+    if instance_type.startswith("ml."):  # on SageMaker, whose disk costs a hundredth of this
         return paid / 3600 * prices.sagemaker_hour(instance_type, "training").dollars
     return total(run_cost(paid, instance_type, attempt["purchase"], DEFAULT_VOLUME_GIB, prices))
 
@@ -187,13 +197,13 @@ def _stored_chunks(deployment: Deployment, run_id: str) -> int:
 
 
 def format_run(run: Run, *, now: datetime) -> str:
-    """Some lines for a person: what `status` prints."""
+    """Format a run as `status` prints it."""
     request = run.request
     deadline = datetime.fromisoformat(request["deadline"])
-    left = f", {duration((deadline - now).total_seconds())} left" if run.standing.at_work else ""
+    left = f", {duration((deadline - now).total_seconds())} left" if run.live.in_progress else ""
     rows = [
-        ("state", run.standing.state),
-        ("message", run.standing.message),
+        ("state", run.live.state),
+        ("message", run.live.message),
         ("trains", f"{request['arch']} on {request['dataset']}"),
         ("deadline", f"{deadline:%Y-%m-%d %H:%M} UTC{left}"),
         *((f"attempt {number}", line) for number, line in enumerate(_attempt_lines(run), start=1)),
@@ -210,7 +220,7 @@ def _attempt_lines(run: Run) -> list[str]:
     for attempt, seconds in zip(run.attempts, run.seconds, strict=True):
         started = datetime.fromisoformat(attempt["started"])
         last = attempt is run.attempts[-1]
-        outcome: str = attempt.get("outcome", "at work" if last and run.standing.at_work else "?")
+        outcome: str = attempt.get("outcome", "running" if last and run.live.in_progress else "?")
         end = f"{datetime.fromisoformat(attempt['ended']):%H:%M}" if "ended" in attempt else ""
         lines.append(
             f"{attempt['instance_id']}  {attempt['instance_type']}  {attempt['zone']}  "
@@ -220,7 +230,7 @@ def _attempt_lines(run: Run) -> list[str]:
 
 
 def progress(run: Run) -> str:
-    """How far the training is: the last epoch, or before the first, the chunks of features."""
+    """Describe the last epoch, or, before the first epoch, the stored chunks of features."""
     if run.epoch:
         return (
             f"epoch {run.epoch['epoch']} of {run.request['epochs']}, loss "
@@ -237,7 +247,7 @@ def cost_words(dollars: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words, such as `1 h 05 min`."""
+    """Format seconds, such as `1 h 05 min`."""
     minutes = round(seconds / 60)
     if minutes < 1:
         return f"{max(seconds, 0):.0f} s"

@@ -1,1 +1,1 @@
-"""From photos to trained weights. Knows no AWS."""
+"""Training: from photos to weights. Uses no AWS."""

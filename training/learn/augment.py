@@ -1,7 +1,7 @@
-"""What a photo may look like without changing how many items it shows.
+"""Random changes of a photo that keep its number of items.
 
-Never a crop: it can cut an item off. What happens to a photo is a function of (seed, epoch, photo
-id), so that neither the order of work nor an interruption changes it.
+Photos are never cropped, as that could cut off an item. The changes depend only on (seed, epoch,
+photo id), so that neither the order of work nor an interruption affects them.
 """
 
 import hashlib
@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-DEGREES = 5.0  # rotation, to either side
-STRETCH = 0.06  # each axis, in or out; what leaves the frame is a margin of the bin
-SHIFT = 0.03  # of the photo's side; as above
-BRIGHTNESS, CONTRAST, SATURATION = 0.3, 0.25, 0.25  # relative, up or down
+# Maximum amounts, in either direction.
+DEGREES = 5.0  # of rotation
+STRETCH = 0.06  # of each axis; only margins of the bin leave the frame
+SHIFT = 0.03  # relative to the side of the photo; as above
+BRIGHTNESS, CONTRAST, SATURATION = 0.3, 0.25, 0.25  # relative
 
-FIELDS = 9  # random numbers a photo
+FIELDS = 9  # random numbers per photo
 
 
 def draw(ids: Sequence[str], *, seed: int, epoch: int) -> Tensor:
-    """Random numbers for each photo, uniform in [-1, 1), float32 [N, FIELDS]."""
+    """Draw random numbers for each photo, uniform in [-1, 1), float32 [N, FIELDS]."""
     rows = []
     for photo_id in ids:
         digest = hashlib.sha256(f"{seed}:{epoch}:{photo_id}".encode()).digest()
@@ -31,19 +32,20 @@ def draw(ids: Sequence[str], *, seed: int, epoch: int) -> Tensor:
 
 
 def augment(pixels: Tensor, drawn: Tensor, size: int) -> Tensor:
-    """Pixels, uint8 [N, any, any, 3], changed as draw() says → float32 [N, size, size, 3], 0–255.
+    """Change `pixels`, uint8 [N, any, any, 3], by the numbers from draw().
 
-    Moved and brought to `size` at once: each interpolation blurs what is to be counted.
+    Returns float32 [N, size, size, 3], 0–255. One interpolation both transforms and resizes, as
+    each one blurs the photo.
     """
     photos = pixels.permute(0, 3, 1, 2).float()
     shape = [len(photos), 3, size, size]
     grid = functional.affine_grid(_geometry(drawn), shape, align_corners=False)
     moved = functional.grid_sample(photos, grid, padding_mode="reflection", align_corners=False)
-    return _coloured(moved, drawn).permute(0, 2, 3, 1)
+    return _change_colours(moved, drawn).permute(0, 2, 3, 1)
 
 
-def _coloured(photos: Tensor, drawn: Tensor) -> Tensor:
-    """Brightness, contrast and saturation at once: a matrix on the channels of each photo."""
+def _change_colours(photos: Tensor, drawn: Tensor) -> Tensor:
+    """Change brightness, contrast and saturation by one matrix product per photo."""
     brightness, contrast, saturation = (
         (1 + amount * drawn[:, column]).view(-1, 1, 1)
         for column, amount in ((6, BRIGHTNESS), (7, CONTRAST), (8, SATURATION))
@@ -56,7 +58,7 @@ def _coloured(photos: Tensor, drawn: Tensor) -> Tensor:
 
 
 def _geometry(drawn: Tensor) -> Tensor:
-    """The affine maps of grid_sample, [N, 2, 3]: mirror, rotation, stretch, shift."""
+    """Return affine matrices for grid_sample, [N, 2, 3]: mirror, rotation, stretch and shift."""
     mirror = torch.where(drawn[:, 0] < 0, -1.0, 1.0)
     angle = drawn[:, 1] * (DEGREES * torch.pi / 180)
     across, down = 1 + STRETCH * drawn[:, 2], 1 + STRETCH * drawn[:, 3]

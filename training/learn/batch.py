@@ -1,4 +1,4 @@
-"""What a network is trained and measured on: batches, and where they come from."""
+"""Batches to train and evaluate on, and the interface of their sources."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
@@ -8,40 +8,40 @@ from torch import Tensor, nn
 
 
 class Batch(NamedTuple):
-    """What the network takes, and the distribution over classes that it should answer."""
+    """Inputs of the network, and the class distributions that it should predict."""
 
     inputs: Tensor  # [N, …]
     targets: Tensor  # float32 [N, classes], rows sum to 1
-    total: int  # examples that all processes have in this step
+    total: int  # examples in this step over all processes
 
 
 class Source(Protocol):
-    """Where training batches come from."""
+    """A source of training batches."""
 
     steps: int  # batches in an epoch
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        """The batches of an epoch (from 0), beginning with number `first`.
+        """Yield the batches of an epoch (from 0), starting with batch number `first`.
 
-        A function of the seed, `epoch` and the batch's number alone.
+        A batch depends only on the seed, `epoch` and its number.
         """
 
 
 class Examples(NamedTuple):
-    """What to measure on: nothing random was done to it."""
+    """Examples to evaluate on, without augmentation."""
 
-    batches: Iterable[Tensor]  # inputs [N, …], as often as asked
+    batches: Iterable[Tensor]  # inputs [N, …]; can be iterated repeatedly
     classes: Tensor  # int64 [photos]
 
 
-def soft_targets(classes: Tensor, counts: list[int], spread: float) -> Tensor:
-    """Distributions around the true counts, float32 [photos, classes], from int64 [photos].
+def soft_targets(classes: Tensor, counts: list[int], sigma: float) -> Tensor:
+    """Return target distributions, float32 [photos, classes], for `classes`, int64 [photos].
 
-    A Gaussian over `counts` with standard deviation `spread`, in items (Díaz and Marathe 2019):
-    an answer that is one off is less wrong than one that is three off. 0 leaves the count alone.
+    Each is a Gaussian around the true count with standard deviation `sigma`, in items (Díaz and
+    Marathe 2019), so that larger errors cost more. With `sigma=0` targets are one-hot.
     """
-    if not spread:
+    if not sigma:
         return nn.functional.one_hot(classes, len(counts)).float()
     items = torch.tensor(counts, dtype=torch.float32)
     distances = items[None, :] - items[classes][:, None]
-    return torch.softmax(-(distances**2) / (2 * spread**2), dim=1)
+    return torch.softmax(-(distances**2) / (2 * sigma**2), dim=1)

@@ -1,4 +1,4 @@
-"""Snapshots of a training run: one file each, complete or absent, the newest that is whole wins."""
+"""Checkpoints of a training run, one file each."""
 
 import hashlib
 import io
@@ -14,9 +14,9 @@ from typing import Any, TypedDict, TypeVar, cast
 import torch
 
 from common.files import replacing
-from training.settings import SNAPSHOTS_KEPT
+from training.settings import CHECKPOINTS_KEPT
 
-CHECK_BYTES = 32  # of a SHA-256
+HASH_BYTES = 32  # SHA-256
 CPU_INFO = Path("/proc/cpuinfo")
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "onnxruntime")
 
@@ -24,21 +24,21 @@ Tree = TypeVar("Tree")
 
 
 class Best(TypedDict):
-    """The averaged weights with the lowest loss on validation so far."""
+    """The averaged weights with the lowest validation loss so far."""
 
-    epoch: float  # epochs before it was measured
+    epoch: float  # after how many epochs
     validation_loss: float
     network: dict[str, Any]
 
 
-class Snapshot(TypedDict):
-    """All that the next step depends on. Randomness is a function of seed, epoch and step."""
+class Checkpoint(TypedDict):
+    """The state that the next step depends on; random numbers follow from seed, epoch and step."""
 
     settings: dict[str, Any]
-    machine: dict[str, Any]  # that took it
-    epoch: int  # epochs finished
-    step: int  # steps taken after them
-    losses: list[float]  # of the steps since the last measurement
+    machine: dict[str, Any]  # machine_details() where it was saved
+    epoch: int  # epochs completed
+    step: int  # steps taken in the next one
+    losses: list[float]  # of the steps since the last evaluation
     network: dict[str, Any]
     average: dict[str, Any]
     optimizer: dict[str, Any]
@@ -48,8 +48,8 @@ class Snapshot(TypedDict):
     history: list[dict[str, Any]]  # the lines of metrics.jsonl
 
 
-def machine() -> dict[str, Any]:
-    """What the last bits of the weights depend on, besides settings and data."""
+def machine_details() -> dict[str, Any]:
+    """Return what the exact weights depend on besides settings and data."""
     return {
         "processor": _processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -60,38 +60,38 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Its model: two with the same instructions may still compute in another order."""
+    """Return the model name; equal instruction sets do not imply the same order of additions."""
     lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
 
 
-class SnapshotWriter:
-    """Saves snapshots in a thread of its own: training waits for a copy in memory only."""
+class CheckpointWriter:
+    """Saves checkpoints in a thread; training only waits until they are copied in memory."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._pool = ThreadPoolExecutor(1)
         self._saving: Future[Path] | None = None
 
-    def save(self, snapshot: Snapshot) -> None:
-        """Begin to save. Raises OSError when the one before could not be saved."""
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Start saving `checkpoint`. Raises OSError if the previous one could not be saved."""
         self.wait()
-        self._saving = self._pool.submit(save_snapshot, self._folder, copy_tensors(snapshot))
+        self._saving = self._pool.submit(save_checkpoint, self._folder, copy_tensors(checkpoint))
 
     @property
     def busy(self) -> bool:
         return self._saving is not None and not self._saving.done()
 
     def wait(self) -> None:
-        """Return when the last one is on disk. Raises OSError when it could not be saved."""
+        """Wait until the last checkpoint is on disk. Raises OSError if it could not be saved."""
         if self._saving:
             self._saving.result()
             self._saving = None
 
 
 def copy_tensors(tree: Tree) -> Tree:
-    """`tree` with its tensors, lists and dicts copied, on the CPU."""
+    """Copy the tensors, lists and dicts of `tree` to the CPU."""
     copied: Any = tree
     if isinstance(tree, torch.Tensor):
         copied = tree.detach().to("cpu", copy=True)
@@ -104,11 +104,12 @@ def copy_tensors(tree: Tree) -> Tree:
 
 
 def write_tensors(file: Path, tree: Mapping[str, Any], *, checked: bool = False) -> None:
-    """Save `tree` as one file, complete or absent; if `checked`, behind its SHA-256, 32 bytes.
+    """Save `tree` to a file that is complete or absent.
 
-    Raises OSError, which names the file, when there is no room.
+    With `checked`, the SHA-256 of the content precedes it (32 bytes). Raises OSError, which names
+    the file, if the disk is full.
     """
-    # To memory first: of a full disk PyTorch says that a position was not expected.
+    # To memory first, as torch.save reports a full disk with a misleading error.
     content = io.BytesIO()
     torch.save(tree, content)
     try:
@@ -121,91 +122,89 @@ def write_tensors(file: Path, tree: Mapping[str, Any], *, checked: bool = False)
 
 
 def disk_error_line(error: OSError) -> str:
-    """What a command says when it can no longer write, or read, its files."""
+    """Return the message of a command that cannot write or read its files."""
     at = f" at {error.filename}" if error.filename else ""
     return (
-        f"error: {error.strerror or error}{at}: mend that, and the same command goes on with what "
-        "was saved"
+        f"error: {error.strerror or error}{at}: fix this, then run the same command again to resume"
     )
 
 
 def read_checked(file: Path) -> dict[str, Any]:
-    """What write_tensors saved as `checked`. Raises ValueError when a bit of it has changed.
+    """Read a file that write_tensors saved with `checked`. Raises ValueError if it is damaged.
 
-    PyTorch itself reads many damaged files without an error, with other numbers in them.
+    PyTorch reads many damaged files without an error, but with wrong numbers.
     """
     content = file.read_bytes()
-    if hashlib.sha256(content[CHECK_BYTES:]).digest() != content[:CHECK_BYTES]:
-        raise ValueError("not what was written")
+    if hashlib.sha256(content[HASH_BYTES:]).digest() != content[:HASH_BYTES]:
+        raise ValueError("the checksum does not match")
     tree: dict[str, Any] = torch.load(
-        io.BytesIO(content[CHECK_BYTES:]), map_location="cpu", weights_only=True
+        io.BytesIO(content[HASH_BYTES:]), map_location="cpu", weights_only=True
     )
     return tree
 
 
-def snapshots_folder(
+def checkpoints_folder(
     checkpoints: Path, settings: Mapping[str, Any], *, inputs: str, processes: int
 ) -> Path:
-    """Where the snapshots of a run are: those of another run, be it of one changed flag, stay
-    where they are.
+    """Return the folder in `checkpoints` for a run; each combination of arguments has its own.
 
-    `inputs` stands for data and pretrained weights. The position in an epoch is counted in the
-    steps of so many `processes`.
+    `inputs` identifies the data and the pretrained weights. The number of `processes` determines
+    the steps of an epoch.
     """
     identity = json.dumps([dict(settings), inputs, processes], sort_keys=True)
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    folder = checkpoints / f"snapshots-{key}"
-    others = [other.name for other in checkpoints.glob("snapshots-*") if other != folder]
+    folder = checkpoints / f"checkpoints-{key}"
+    others = [other.name for other in checkpoints.glob("checkpoints-*") if other != folder]
     if others and not folder.exists():
         print(
-            f"{checkpoints} has snapshots of other settings, data or processes "
+            f"{checkpoints} only has checkpoints of other settings, data or numbers of processes "
             f"({', '.join(sorted(others))}): this run starts from scratch",
             file=sys.stderr,
         )
     return folder
 
 
-def save_snapshot(folder: Path, snapshot: Snapshot) -> Path:
-    """Write `snapshot-<epoch>-<step>.pt` and remove all but the newest SNAPSHOTS_KEPT.
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write `checkpoint-<epoch>-<step>.pt` and remove all but the newest CHECKPOINTS_KEPT.
 
-    One of a later step goes as well: it is damaged.
+    Also removes checkpoints of later steps: they are damaged, or the run would have resumed there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"snapshot-{snapshot['epoch']:05d}-{snapshot['step']:07d}.pt"
-    write_tensors(file, snapshot, checked=True)
-    earlier = sorted(other for other in folder.glob("snapshot-*.pt") if other <= file)
-    for other in folder.glob("snapshot-*.pt"):
-        if other not in earlier[-SNAPSHOTS_KEPT:]:
+    file = folder / f"checkpoint-{checkpoint['epoch']:05d}-{checkpoint['step']:07d}.pt"
+    write_tensors(file, checkpoint, checked=True)
+    earlier = sorted(other for other in folder.glob("checkpoint-*.pt") if other <= file)
+    for other in folder.glob("checkpoint-*.pt"):
+        if other not in earlier[-CHECKPOINTS_KEPT:]:
             other.unlink()
     return file
 
 
-def load_snapshot(folder: Path, settings: dict[str, Any]) -> Snapshot | None:
-    """The newest whole snapshot taken with these settings, or None: start from scratch."""
-    for file in sorted(folder.glob("snapshot-*.pt"), reverse=True):
+def load_checkpoint(folder: Path, settings: dict[str, Any]) -> Checkpoint | None:
+    """Load the newest undamaged checkpoint with these settings; None if there is none."""
+    for file in sorted(folder.glob("checkpoint-*.pt"), reverse=True):
         try:
-            snapshot = cast(Snapshot, read_checked(file))
-            same_settings = snapshot["settings"] == settings
-        except Exception as error:  # for files of another version torch.load raises nearly anything
+            checkpoint = cast(Checkpoint, read_checked(file))
+            same_settings = checkpoint["settings"] == settings
+        except Exception as error:  # torch.load raises nearly any type for damaged files
             print(f"{file.name} is damaged, trying an older one ({error!r:.80})", file=sys.stderr)
             continue
         if same_settings:
-            _compare_machines(snapshot["machine"])
-            return snapshot
-        print(f"{file.name} was taken with other settings, not used", file=sys.stderr)
+            _warn_of_other_machine(checkpoint["machine"])
+            return checkpoint
+        print(f"{file.name} has other settings and is not used", file=sys.stderr)
     return None
 
 
-def _compare_machines(taken_on: dict[str, Any]) -> None:
-    here = machine()
-    others = [
-        f"{name} {taken_on.get(name)}, here {here[name]}"
+def _warn_of_other_machine(saved_on: dict[str, Any]) -> None:
+    here = machine_details()
+    differences = [
+        f"{name} {saved_on.get(name)}, here {here[name]}"
         for name in here
-        if here[name] != taken_on.get(name)
+        if here[name] != saved_on.get(name)
     ]
-    if others:
+    if differences:
         print(
-            f"the snapshot is of another machine ({'; '.join(others)}): the weights will be as "
-            "good, but not the same to the last bit",
+            f"the checkpoint is from another machine ({'; '.join(differences)}): the final weights "
+            "will be as good, but not bit-for-bit the same",
             file=sys.stderr,
         )

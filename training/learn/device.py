@@ -1,4 +1,4 @@
-"""What computes: the GPU of this process, or the CPU."""
+"""The device to train on."""
 
 import os
 
@@ -6,16 +6,16 @@ import torch
 
 
 def choose_device(local_rank: int = 0) -> torch.device:
-    """The GPU number `local_rank` where there are any, else the CPU.
+    """Choose the device of this process: GPU number `local_rank` if there are GPUs, else the CPU.
 
-    A GPU is told to compute the same bits each time, as CPUs do: a run that was interrupted ends
-    in the weights of one that was not.
+    Makes GPU operations deterministic, as those of CPUs are, so that an interrupted run ends with
+    the same weights as an uninterrupted one.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's condition for that
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it for that
     torch.use_deterministic_algorithms(True)
-    # Nothing reads it before it is written.
+    # Not needed, as no tensor is read before it is written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)

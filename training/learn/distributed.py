@@ -1,7 +1,6 @@
-"""The processes that train together: torchrun starts them, on one machine or on several."""
+"""Data-parallel training in several processes, which torchrun starts on one or more machines."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -9,14 +8,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-TIMEOUT = timedelta(hours=2)  # one process may export or quantise while the others wait
+TIMEOUT = timedelta(hours=2)  # the first process may export a model while the others wait
 
-Anything = TypeVar("Anything")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size`; alone, every exchange gives back what it was given."""
+    """This process among `size` processes; with one process, collectives return their input."""
 
     rank: int = 0
     local_rank: int = 0  # on its machine
@@ -24,11 +23,11 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes what is written once."""
+        """Whether this process has rank 0, which writes the files."""
         return self.rank == 0
 
     def sum(self, value: float) -> float:
-        """Over all processes."""
+        """Sum `value` over all processes."""
         if self.size == 1:
             return value
         total = torch.tensor(value, dtype=torch.float64)
@@ -36,28 +35,28 @@ class World:
         return float(total.item())
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so in one of them."""
+        """Return whether `flag` is true in any process."""
         return self.sum(float(flag)) > 0
 
-    def gather(self, mine: Anything) -> list[Anything]:
-        """What each process has, by rank."""
+    def gather(self, value: Value) -> list[Value]:
+        """Return the values of all processes, by rank."""
         if self.size == 1:
-            return [mine]
-        found: list[Any] = [None] * self.size
-        distributed.all_gather_object(found, mine)
-        return found
+            return [value]
+        gathered: list[Any] = [None] * self.size
+        distributed.all_gather_object(gathered, value)
+        return gathered
 
-    def broadcast(self, mine: Anything) -> Anything:
-        """What the first process has."""
+    def broadcast(self, value: Value) -> Value:
+        """Return the value of the first process."""
         if self.size == 1:
-            return mine
-        box: list[Any] = [mine]
-        distributed.broadcast_object_list(box, src=0)
-        result: Anything = box[0]
-        return result
+            return value
+        values: list[Any] = [value]
+        distributed.broadcast_object_list(values, src=0)
+        first: Value = values[0]
+        return first
 
     def barrier(self) -> None:
-        """Until all processes are here."""
+        """Wait for all processes."""
         if self.size > 1:
             distributed.barrier()
 
@@ -69,19 +68,18 @@ class World:
 ALONE = World()
 
 
-def join(environment: Mapping[str, str] = os.environ) -> World:
-    """Meet the other processes that torchrun started, over gloo, or NCCL where there are GPUs."""
-    size = int(environment.get("WORLD_SIZE", "1"))
+def join() -> World:
+    """Join the processes that torchrun started, over gloo, and NCCL for tensors on GPUs."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return World()
-    if "SM_NETWORK_INTERFACE_NAME" in environment:  # else gloo asks what a host's name means
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", environment["SM_NETWORK_INTERFACE_NAME"])
-    # What is not on a GPU goes over gloo in any case.
+        return ALONE
+    if "SM_NETWORK_INTERFACE_NAME" in os.environ:  # else gloo relies on resolving the host's name
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", os.environ["SM_NETWORK_INTERFACE_NAME"])
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, timeout=TIMEOUT)
-    return World(int(environment["RANK"]), int(environment["LOCAL_RANK"]), size)
+    return World(int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), size)
 
 
-def share(rows: Tensor, world: World) -> Tensor:
-    """Those of `rows` that this process works on; together they are all, none twice."""
+def shard(rows: Tensor, world: World) -> Tensor:
+    """Return the part of `rows` for this process; the parts are disjoint and complete."""
     return rows[world.rank :: world.size]

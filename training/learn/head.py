@@ -1,4 +1,4 @@
-"""The new head alone, on features that the backbone computed once."""
+"""Batches of cached features, to train a new head on a frozen backbone."""
 
 from collections.abc import Iterator
 
@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from training.learn.batch import Batch
-from training.learn.distributed import ALONE, World, share
+from training.learn.distributed import ALONE, World, shard
 
 
 class FeatureBatches:
-    """Batches of cached features, of each photo a random view; a trainer.Source."""
+    """A batch.Source of cached features: of each photo, one view at random per epoch."""
 
     def __init__(
         self,
@@ -22,19 +22,20 @@ class FeatureBatches:
         seed: int,
         world: World = ALONE,
     ) -> None:
-        """`views` is float16 [photos, views, features], `targets` float32 [photos, classes].
+        """Take `views`, float16 [photos, views, features].
 
-        `batch_size` photos for each process."""
+        `targets` are float32 [photos, classes]. `batch_size` is the number of photos per process.
+        """
         self._views, self._targets = views, targets
         self._batch_size, self._seed, self._world = batch_size * world.size, seed, world
         self.steps = -(-len(targets) // self._batch_size)
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        """The batches of an epoch, from number `first` on."""
+        """Yield the batches of an epoch, starting with number `first`."""
         generator = np.random.default_rng([self._seed, epoch])
         photos, views = self._views.shape[:2]
         order = torch.from_numpy(generator.permutation(photos))
         view = torch.from_numpy(generator.integers(views, size=photos))
         for rows in order.split(self._batch_size)[first:]:
-            mine = share(rows, self._world)
+            mine = shard(rows, self._world)
             yield Batch(self._views[mine, view[mine]].float(), self._targets[mine], len(rows))

@@ -1,11 +1,11 @@
-"""All steps of a run: progress, metrics, snapshots, and leaving when asked to."""
+"""The training loop: steps, progress, metrics, checkpoints, and stopping on a signal."""
 
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,51 +14,51 @@ from tqdm import tqdm
 
 from common.signals import Signals, StoppedError
 from training.learn.batch import Examples
-from training.learn.checkpoint import SnapshotWriter
+from training.learn.checkpoint import CheckpointWriter
 from training.learn.events import write_events
-from training.learn.loss_warnings import warnings_of
+from training.learn.loss_warnings import loss_warnings
 from training.learn.metric_line import metric_line
 from training.learn.profile import profiled
 from training.learn.trainer import Trainer
 
-EVENTS_SECONDS = 10.0  # between two writings of TensorBoard's events
+EVENTS_SECONDS = 10.0  # between updates of the TensorBoard events
 
 
-class Saving:
-    """When a snapshot is due: every `seconds`, on SIGUSR1, and on SIGTERM before leaving."""
+class Checkpointing:
+    """Saves a checkpoint every `seconds`, on SIGUSR1, and on SIGTERM before stopping."""
 
     def __init__(self, folder: Path, seconds: float, signals: Signals) -> None:
-        self._writer = SnapshotWriter(folder)
+        self._writer = CheckpointWriter(folder)
         self._seconds, self._signals = seconds, signals
         self._saved = time.monotonic()
 
     def after_step(self, trainer: Trainer) -> None:
-        """Save if it is time to. Raises StoppedError after SIGTERM, with the snapshot on disk."""
-        # A signal reaches the processes between different steps: they leave after the same one.
+        """Save if it is due. Raises StoppedError after SIGTERM, with the checkpoint on disk."""
+        # Processes may receive the signal in different steps, but must stop after the same one.
         stopping = trainer.world.any(self._signals.seen(signal.SIGTERM))
-        asked = stopping or self._signals.seen(signal.SIGUSR1)
+        requested = stopping or self._signals.seen(signal.SIGUSR1)
         due = time.monotonic() - self._saved >= self._seconds and not self._writer.busy
-        if (asked or due) and trainer.world.first:
+        if (requested or due) and trainer.world.first:
             self._signals.forget(signal.SIGUSR1)
-            self._writer.save(trainer.snapshot())
+            self._writer.save(trainer.checkpoint())
             self._saved = time.monotonic()
         if stopping:
             self.wait()
             raise StoppedError
 
     def finish(self, trainer: Trainer) -> None:
-        """Save the end of training, so that what comes after it can be interrupted as well."""
+        """Save the final state, so that an interruption after training does not repeat it."""
         if trainer.world.first:
-            self._writer.save(trainer.snapshot())
+            self._writer.save(trainer.checkpoint())
         self.wait()
 
     def wait(self) -> None:
-        """Until the snapshot on its way is on disk."""
+        """Wait until the last checkpoint is on disk."""
         self._writer.wait()
 
 
-class Record:
-    """metrics.jsonl and TensorBoard's events, by the first process alone."""
+class MetricsFiles:
+    """Writes metrics.jsonl and the TensorBoard events, in the first process only."""
 
     def __init__(self, trainer: Trainer, output: Path) -> None:
         self._trainer, self._output = trainer, output
@@ -68,7 +68,7 @@ class Record:
             self._file.write_text("".join(json.dumps(line) + "\n" for line in trainer.history))
 
     def add(self, line: dict[str, Any]) -> None:
-        """Take up the last line of the history."""
+        """Append the last line of the history."""
         if not self._trainer.world.first:
             return
         with self._file.open("a") as stream:
@@ -79,10 +79,10 @@ class Record:
 
 
 class Progress:
-    """The line on the terminal, and the seconds and dollars since the last measurement."""
+    """Shows the progress bar, and measures time and cost between evaluations."""
 
     def __init__(self, trainer: Trainer, dollars_an_hour: float, started: float) -> None:
-        """`started` is when this process was, by time.monotonic()."""
+        """Start measuring; `started` is the time.monotonic() at which this process started."""
         total = trainer.settings.epochs * trainer.steps
         taken = trainer.epoch * trainer.steps + trainer.step
         self._bar = tqdm(
@@ -90,82 +90,85 @@ class Progress:
             initial=taken,
             desc=trainer.settings.mode,
             unit="step",
-            # What is said here, tqdm does not ask its environment for.
+            # An explicit value overrides TQDM_DISABLE, so respect it here.
             disable=not trainer.world.first or "TQDM_DISABLE" in os.environ,
         )
         self._trainer, self._dollars_an_hour = trainer, dollars_an_hour
         self._spent = trainer.history[-1].get("dollars", 0.0) if trainer.history else 0.0
-        self._begun, self._measured = started, time.monotonic()
-        self._before = self._so_far()
-        self._told: set[str] = set()
-        # On a terminal the bar says enough.
-        self._in_log = trainer.world.first and not sys.stderr.isatty()
+        self._started, self._evaluated = started, time.monotonic()
+        self._totals_then = self._totals()
+        self._shown_warnings: set[str] = set()
+        # On a terminal, the progress bar is enough.
+        self._log_metrics = trainer.world.first and not sys.stderr.isatty()
 
     def after_step(self, loss: float) -> None:
-        words = {"loss": f"{loss:.3f}"}
+        shown = {"loss": f"{loss:.3f}"}
         if self._trainer.history:
-            words["accuracy"] = f"{self._trainer.history[-1]['validation_accuracy']:.1%}"
-        loading, computing, photos = self._since()
-        words["photos/s"] = f"{photos / max(loading + computing, 1e-9):.1f}"
+            shown["accuracy"] = f"{self._trainer.history[-1]['validation_accuracy']:.1%}"
+        loading, computing, photos = self._since_evaluation()
+        shown["photos/s"] = f"{photos / max(loading + computing, 1e-9):.1f}"
         if self._dollars_an_hour:
-            words["$"] = f"{self.dollars():.4f}"
-        self._bar.set_postfix(words, refresh=False)
+            shown["$"] = f"{self.dollars():.4f}"
+        self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
 
     def dollars(self) -> float:
-        """What the run cost so far, this process and, by its own account, those before it."""
-        return self._spent + (time.monotonic() - self._begun) / 3600 * self._dollars_an_hour
+        """Return the cost of the run so far, including what earlier processes recorded."""
+        return self._spent + (time.monotonic() - self._started) / 3600 * self._dollars_an_hour
 
     def times(self) -> dict[str, float]:
-        """What it took since the last call: in metrics.jsonl, but in no comparison of runs."""
+        """Return the times since the last call, for metrics.jsonl; they differ from run to run."""
         now = time.monotonic()
-        loading, computing, photos = self._since()
+        loading, computing, photos = self._since_evaluation()
         times = {
-            "seconds": now - self._measured,
+            "seconds": now - self._evaluated,
             "loading_seconds": loading,
             "computing_seconds": computing,
             "photos_per_second": photos / max(loading + computing, 1e-9),
         }
         if self._dollars_an_hour:
             times["dollars"] = self.dollars()
-        self._measured, self._before = now, self._so_far()
+        self._evaluated, self._totals_then = now, self._totals()
         return {name: round(value, 4) for name, value in times.items()}
 
-    def _so_far(self) -> tuple[float, float, int]:
-        """Seconds of loading and of computing, and photos, of this process."""
+    def _totals(self) -> tuple[float, float, int]:
+        """Return the seconds of loading and of computing, and the photos, of this process."""
         trainer = self._trainer
         return trainer.loading_seconds, trainer.computing_seconds, trainer.photos
 
-    def _since(self) -> tuple[float, float, int]:
-        """The same since the last measurement."""
-        loading, computing, photos = self._so_far()
-        before = self._before
-        return loading - before[0], computing - before[1], photos - before[2]
+    def _since_evaluation(self) -> tuple[float, float, int]:
+        """Return the increase of the totals since the last evaluation."""
+        loading, computing, photos = self._totals()
+        then = self._totals_then
+        return loading - then[0], computing - then[1], photos - then[2]
 
-    def tell(self, line: Mapping[str, Any]) -> None:
-        """Write the measurement, the last one, to a log, and what the losses warn of, once."""
-        if self._in_log:
-            tqdm.write(metric_line([*self._trainer.history[:-1], line]), file=sys.stderr)
-        for warning in warnings_of(self._trainer.history):
-            if warning not in self._told and self._trainer.world.first:
-                self._told.add(warning)
+    def log_evaluation(self) -> None:
+        """Log the last line of the history, and each new warning about the losses."""
+        if self._log_metrics:
+            tqdm.write(metric_line(self._trainer.history), file=sys.stderr)
+        for warning in loss_warnings(self._trainer.history):
+            if warning not in self._shown_warnings and self._trainer.world.first:
+                self._shown_warnings.add(warning)
                 tqdm.write(f"warning: {warning}", file=sys.stderr)
 
     def close(self) -> None:
         self._bar.close()
 
 
-def measure_if_due(trainer: Trainer, validation: Examples, saving: Saving) -> dict[str, Any] | None:
-    """Call it after each step, and before the first: an interruption may have left it undone.
+def evaluate_if_due(
+    trainer: Trainer, validation: Examples, checkpointing: Checkpointing
+) -> dict[str, Any] | None:
+    """Evaluate if it is due; returns the line of metrics.jsonl, or None.
 
-    Returns the line of metrics.jsonl, or None. Raises StoppedError with the snapshot on disk.
+    To be called after each step, and before the first, as an interruption may have prevented the
+    last evaluation. Raises StoppedError after SIGTERM, with the checkpoint on disk.
     """
-    if not trainer.measurement_due:
+    if not trainer.evaluation_due:
         return None
     try:
-        return trainer.measure(validation)
+        return trainer.evaluate(validation)
     except StoppedError:
-        saving.after_step(trainer)
+        checkpointing.after_step(trainer)
         raise
 
 
@@ -173,35 +176,34 @@ def train(
     trainer: Trainer,
     validation: Examples,
     output: Path,
-    saving: Saving,
+    checkpointing: Checkpointing,
     *,
     dollars_an_hour: float = 0.0,
     started: float | None = None,
     profile: bool = False,
 ) -> None:
-    """All steps that are left, with a line in `output`/metrics.jsonl for each measurement.
+    """Take all remaining steps, and write a line of metrics.jsonl in `output` per evaluation.
 
-    The file reads as if the run had never been interrupted (its times aside). Raises
-    StoppedError on SIGTERM. Of several processes the first writes. Dollars count from `started`,
-    by time.monotonic(), or from now on.
+    Apart from its times, the file is the same whether or not the run was interrupted. Costs count
+    from `started`, by time.monotonic(), or from this call. Raises StoppedError on SIGTERM.
     """
-    record = Record(trainer, output)
+    files = MetricsFiles(trainer, output)
     progress = Progress(trainer, dollars_an_hour, started or time.monotonic())
     with profiled(output) if profile and trainer.world.first else nullcontext() as profiler:
         after_step: Callable[[], None] = profiler.step if profiler else lambda: None
 
-        def measure() -> None:
-            if line := measure_if_due(trainer, validation, saving):
-                line |= progress.times()
-                record.add(line)
-                progress.tell(line)
+        def evaluate() -> None:
+            if line := evaluate_if_due(trainer, validation, checkpointing):
+                line |= progress.times()  # in the history as well
+                files.add(line)
+                progress.log_evaluation()
 
-        measure()
+        evaluate()
         while not trainer.finished:
             for loss in trainer.train_epoch():
                 progress.after_step(loss)
                 after_step()
-                measure()
-                saving.after_step(trainer)
-    saving.finish(trainer)
+                evaluate()
+                checkpointing.after_step(trainer)
+    checkpointing.finish(trainer)
     progress.close()

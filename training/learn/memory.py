@@ -1,29 +1,29 @@
-"""Memory that is freed is used again while a network is trained, and given back after that."""
+"""Settings of glibc's malloc: keep freed memory during training, and return it afterwards."""
 
 import ctypes
 
 from serving.container.memory import mallopt
 
-# malloc.h of glibc
+# Parameters of mallopt, from malloc.h of glibc.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-KEPT_BYTES = 2**31 - 1  # the largest that mallopt takes
-DEFAULT_PAD, DEFAULT_MAPS = 2**17, 2**16  # mallopt(3)
+MAX_BYTES = 2**31 - 1  # the largest value that mallopt accepts
+DEFAULT_PAD, DEFAULT_MAPS = 2**17, 2**16  # from mallopt(3)
 
 
 def keep_freed_memory() -> None:
-    """Let this process use freed memory again instead of giving it back at once.
+    """Let this process reuse freed memory instead of returning it to the kernel at once.
 
-    By default glibc gives every large block back to the kernel when it is freed, and each step
-    of training on a CPU gets its feature maps from the kernel anew, zeroed page by page: a third
-    of the time. Elsewhere than on glibc nothing happens.
+    By default, glibc returns each large block when it is freed. Each training step on a CPU would
+    then get its feature maps from the kernel again, zeroed page by page, which takes a third of
+    the time. Does nothing without glibc.
     """
     mallopt(M_MMAP_MAX, 0)
-    mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+    mallopt(M_TRIM_THRESHOLD, MAX_BYTES)
     mallopt(M_TOP_PAD, 2**28)
 
 
-def give_freed_memory_back() -> None:
-    """Give what is kept back to the kernel, and from now on each large block when it is freed."""
+def release_freed_memory() -> None:
+    """Return the kept memory to the kernel and restore the defaults of glibc."""
     mallopt(M_MMAP_MAX, DEFAULT_MAPS)
     mallopt(M_TRIM_THRESHOLD, DEFAULT_PAD)
     mallopt(M_TOP_PAD, DEFAULT_PAD)

@@ -1,10 +1,10 @@
-"""A measurement as a line of the log, and how CloudWatch and SageMaker's tuner read it there."""
+"""Metrics as a log line, and how CloudWatch and SageMaker's tuner parse them from it."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-OBJECTIVE = "validation:best_loss"  # the same whether its last value is taken, or its least
+OBJECTIVE = "validation:best_loss"  # a running minimum: its last value is its lowest
 # Metric in CloudWatch → name in the line.
 METRICS = {
     "train:loss": "train_loss",
@@ -16,7 +16,7 @@ METRICS = {
 
 
 def metric_line(history: Sequence[Mapping[str, Any]]) -> str:
-    """The last line of metrics.jsonl, such as `epoch 3: train_loss=1.2 validation_loss=1.3 …`."""
+    """Format the last line of metrics.jsonl, such as `epoch 3: train_loss=1.2 …`."""
     last = history[-1]
     best = min(line["validation_loss"] for line in history)
     values = {**last, "best_validation_loss": best}
@@ -25,14 +25,14 @@ def metric_line(history: Sequence[Mapping[str, Any]]) -> str:
 
 
 def metric_definitions() -> list[dict[str, str]]:
-    """Name and regular expression of each metric, as SageMaker takes them."""
+    """Return the name and regular expression of each metric in the format of SageMaker."""
     return [{"Name": metric, "Regex": rf"\s{name}=(\S+)"} for metric, name in METRICS.items()]
 
 
 def describe_metrics(values: Mapping[str, float]) -> str:
-    """Some of the latest values by metric, for a person; empty before the first."""
+    """Summarise the latest values by metric for a user; empty before the first evaluation."""
     loss, validation = values.get("train:loss", math.nan), values.get("validation:loss", math.nan)
     if math.isnan(validation):
         return ""
-    right = values.get("validation:accuracy", math.nan)
-    return f"loss {loss:.3f}, validation {validation:.3f}, {right:.1%} right"
+    accuracy = values.get("validation:accuracy", math.nan)
+    return f"loss {loss:.3f}, validation {validation:.3f}, {accuracy:.1%} right"

@@ -1,4 +1,4 @@
-"""A pretrained backbone with a new head, and what both look like as one ONNX graph."""
+"""The network: a pretrained backbone with a new head, and its export to ONNX."""
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from training.settings import ARCHITECTURES
 
-STANDARDISED_AT_ONCE = 512  # features, which then take four bytes a number
+STANDARDISE_BLOCK = 512  # features converted to float32 at a time, to save memory
 
 
 class WeightsError(ValueError):
@@ -20,15 +20,15 @@ class WeightsError(ValueError):
 
 
 class Backbone(nn.Module):
-    """RGB pixels 0–255 [N, size, size, 3], uint8 or float32 → features, float32 [N, features].
+    """Map RGB pixels to features.
 
-    Features are the mean of each channel of the last feature map, which is what training every
-    layer shapes. With `all_stages` they are the mean and the spread of each channel of every
-    stage: where the layers stay as they are, the early stages know edges and textures, of which
-    there are more where there are more items.
+    Input: [N, size, size, 3], uint8 or float32, 0–255. Output: float32 [N, features], the mean of
+    each channel of the last feature map. With `all_stages`, the output is the mean and standard
+    deviation of each channel of every stage: early stages of a frozen network respond to edges and
+    textures, which increase with the number of items.
     """
 
-    network: Any  # timm's models have more than the methods of nn.Module
+    network: Any  # a timm model, which has methods that nn.Module lacks
     mean: Tensor
     std: Tensor
 
@@ -37,7 +37,7 @@ class Backbone(nn.Module):
         architecture = ARCHITECTURES[arch]
         self.network = timm.create_model(architecture.timm_name, pretrained=False, num_classes=0)
         self.all_stages = all_stages
-        self.dtype = torch.float32  # of the network's weights
+        self.dtype = torch.float32  # of the weights
         self.register_buffer("mean", torch.tensor(architecture.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(architecture.std).view(1, 3, 1, 1))
 
@@ -53,15 +53,17 @@ class Backbone(nn.Module):
 
     @staticmethod
     def _mean_and_spread(feature_map: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each channel, float32 [N, C] each, of [N, C, H, W]. By squares: one pass less over
-        memory than by differences, which counts as much as some layers."""
+        """Return the mean and standard deviation of each channel of [N, C, H, W], float32 [N, C].
+
+        E[x²] − E[x]² needs one pass over memory less than averaging squared differences.
+        """
         values = feature_map.float()
         mean = values.mean((2, 3))
         return mean, ((values * values).mean((2, 3)) - mean * mean).clamp_min(0).sqrt()
 
     @torch.no_grad()
     def width(self) -> int:
-        """How many features there are."""
+        """Return the number of features."""
         was_training = self.training
         features = self.eval()(torch.zeros(1, 64, 64, 3))
         self.train(was_training)
@@ -69,10 +71,10 @@ class Backbone(nn.Module):
 
 
 class Head(nn.Module):
-    """Features, float32 [N, features] → logits, float32 [N, classes].
+    """Map features, float32 [N, features], to logits, float32 [N, classes].
 
-    `standardise` takes the mean and spread of the training features, so that one learning
-    rate fits every backbone. Without `hidden` units it is linear.
+    Features are standardised with the statistics of the training set (`standardise`), so that one
+    learning rate suits every backbone. With `hidden=0` the head is linear.
     """
 
     mean: Tensor
@@ -88,8 +90,8 @@ class Head(nn.Module):
         )
 
     def standardise(self, features: Tensor) -> None:
-        """Take over the mean and standard deviation of `features` [N, features]."""
-        blocks = features.split(STANDARDISED_AT_ONCE, dim=1)
+        """Store the mean and standard deviation of `features` [N, features]."""
+        blocks = features.split(STANDARDISE_BLOCK, dim=1)
         stds, means = zip(*(torch.std_mean(block.float(), 0) for block in blocks), strict=True)
         self.mean.copy_(torch.cat(means))
         self.std.copy_(torch.cat(stds).clamp_min(1e-3))
@@ -100,10 +102,10 @@ class Head(nn.Module):
 
 
 class Network(nn.Module):
-    """RGB pixels 0–255 [N, size, size, 3], uint8 or float32 → logits, float32 [N, classes].
+    """Map RGB pixels to logits, float32 [N, classes].
 
-    With `frozen_batch_norm` the statistics of the backbone's BatchNorm stay as they are in
-    training too, and an answer depends on its own photo alone.
+    Input: [N, size, size, 3], uint8 or float32, 0–255. With `frozen_batch_norm`, the BatchNorm
+    layers of the backbone stay in eval mode during training.
     """
 
     def __init__(
@@ -127,11 +129,11 @@ class Network(nn.Module):
         return logits
 
 
-class Members(nn.Module):
-    """Networks or heads that count together (Lakshminarayanan et al. 2017).
+class Ensemble(nn.Module):
+    """Ensemble of networks or heads (Lakshminarayanan et al. 2017).
 
-    They answer the mean of their logits, [N, classes]. In training each answers for itself: all
-    N photos of the first, then of the second, [members × N, classes].
+    In eval mode, returns the mean of the members' logits, [N, classes]. In training mode, returns
+    the logits of each member, one after the other, [members × N, classes].
     """
 
     def __init__(self, members: Iterable[nn.Module]) -> None:
@@ -143,17 +145,17 @@ class Members(nn.Module):
         return torch.cat(logits) if self.training else torch.stack(logits).mean(0)
 
 
-def together(members: Sequence[nn.Module]) -> nn.Module:
-    """Members of these, or the only one."""
-    return members[0] if len(members) == 1 else Members(members)
+def make_ensemble(members: Sequence[nn.Module]) -> nn.Module:
+    """Return an Ensemble of `members`, or the member itself if there is only one."""
+    return members[0] if len(members) == 1 else Ensemble(members)
 
 
 class Counter(nn.Module):
-    """Pixels, uint8 [N, size, size, 3] → probabilities, float32 [N, classes]: what is served.
+    """The model that is served: pixels, uint8 [N, size, size, 3], to probabilities.
 
-    `temperature` divides the logits, so that the probabilities say how often the count is right.
-    With `mirror` the logits are the mean of those of the photo and of its mirror image, which the
-    network sees as one batch: each of its layers is in the graph once.
+    Returns float32 [N, classes]. `temperature` divides the logits to calibrate the probabilities.
+    With `mirror`, the logits of a photo and of its mirror image are averaged; both go through the
+    network as one batch, so that the exported graph contains each layer once.
     """
 
     def __init__(
@@ -172,11 +174,11 @@ class Counter(nn.Module):
 
 
 def load_backbone(arch: str, weights: Path, *, all_stages: bool) -> Backbone:
-    """The backbone of `arch` in eval mode, with the pretrained `weights`.
+    """Return the backbone of `arch` in eval mode, with the pretrained `weights`.
 
-    They are a state dict of timm's, or what an earlier run left as weights.pth; of several
-    members the first one's.
-    Raises WeightsError when the file is missing, damaged, or of another architecture.
+    The file holds a state dict of timm, or it is weights.pth of an earlier run; of an ensemble, the
+    backbone of the first member is loaded. Raises WeightsError if the file is missing, is damaged
+    or belongs to another architecture.
     """
     backbone = Backbone(arch, all_stages=all_stages)
     state = _read_weights(arch, weights)
@@ -191,13 +193,15 @@ def load_backbone(arch: str, weights: Path, *, all_stages: bool) -> Backbone:
     try:
         backbone.network.load_state_dict({k: v for k, v in state.items() if k in wanted})
     except RuntimeError as error:
-        raise WeightsError(f"the weights in {weights} are not those of {arch}") from error
+        raise WeightsError(f"{weights} does not contain weights of {arch}") from error
     return backbone.eval()
 
 
 def fold_batch_norm(module: nn.Module) -> None:
-    """Put each BatchNorm of a network in eval mode into the convolution before it, as timm orders
-    them. The activation that timm keeps in some of them stays."""
+    """Fold each BatchNorm into the convolution before it, in the order in which timm defines them.
+
+    The network must be in eval mode. Activations that timm keeps inside a BatchNorm remain.
+    """
     convolution = ""
     for name, child in list(module.named_children()):
         if isinstance(child, nn.Conv2d):
@@ -210,16 +214,16 @@ def fold_batch_norm(module: nn.Module) -> None:
             fold_batch_norm(child)
 
 
-def take_over(network: nn.Module, arch: str, weights: Path) -> bool:
-    """Give `network` what an earlier run left as weights.pth, head and members included.
+def load_matching(network: nn.Module, arch: str, weights: Path) -> bool:
+    """Load all of weights.pth of an earlier run, including heads, if it fits `network`.
 
-    False, with nothing changed, where it holds another head, other members, or a backbone alone.
-    Raises WeightsError as load_backbone does.
+    Returns False and leaves `network` unchanged if the file has another head, another number of
+    members, or only a backbone. Raises WeightsError like load_backbone.
     """
-    found, own = _read_weights(arch, weights), network.state_dict()
-    if found.keys() != own.keys() or any(found[k].shape != own[k].shape for k in own):
+    loaded, own = _read_weights(arch, weights), network.state_dict()
+    if loaded.keys() != own.keys() or any(loaded[k].shape != own[k].shape for k in own):
         return False
-    network.load_state_dict(found)
+    network.load_state_dict(loaded)
     return True
 
 
@@ -231,14 +235,14 @@ def _read_weights(arch: str, file: Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"no weights at {file}: run `python -m data_prep weights --arch {arch}`"
         ) from error
-    except Exception as error:  # for damaged files torch.load raises nearly anything
-        raise WeightsError(f"{file} is not a file of weights, or is damaged") from error
+    except Exception as error:  # torch.load raises nearly any type for damaged files
+        raise WeightsError(f"{file} is not a weights file, or it is damaged") from error
 
 
 def keep_depthwise_in_float32(network: nn.Module) -> None:
-    """Take the depthwise convolutions out of autocast.
+    """Exclude depthwise convolutions from autocast.
 
-    On CPUs many of their gradients take five to twenty times as long in bfloat16 as in float32.
+    On CPUs, many of their gradients take 5 to 20 times as long in bfloat16 as in float32.
     """
 
     def outside_autocast(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -254,14 +258,15 @@ def keep_depthwise_in_float32(network: nn.Module) -> None:
 
 
 def export_onnx(module: nn.Module, example: Tensor, file: Path, *, names: tuple[str, str]) -> None:
-    """Write `module` as one ONNX file with a dynamic batch; `names` are its input and output.
+    """Export `module` to one ONNX file with a dynamic batch size.
 
-    BatchNorm is folded beforehand, and no activation works in place: the exporter comes to the
-    same graph either way, but traces each of the two at length first.
+    `names` are those of its input and output. Folding BatchNorm and avoiding in-place activations
+    beforehand gives the same graph, but makes the export much faster.
     """
     traced = copy.deepcopy(module).eval()
     for layer in traced.modules():
-        vars(layer).pop("forward", None)  # of keep_depthwise_in_float32: it calls the original
+        # keep_depthwise_in_float32 sets it, and it would call the original layer.
+        vars(layer).pop("forward", None)
         if getattr(layer, "inplace", False):
             layer.inplace = False  # type: ignore[assignment]
     fold_batch_norm(traced)

@@ -1,4 +1,4 @@
-"""Photos → batches of pixels: decoded ahead by threads, augmented, in an order of their own."""
+"""Batches of pixels: photos are decoded ahead in threads, and augmented for training."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -15,9 +15,9 @@ from common.dataset import PhotoIndex
 from serving.container.preprocess import to_pixels
 from training.learn.augment import augment, draw
 from training.learn.batch import Batch
-from training.learn.distributed import ALONE, World, share
+from training.learn.distributed import ALONE, World, shard
 
-AHEAD = 4  # batches being decoded while the network works on one
+AHEAD = 4  # batches that are decoded while the network works on another
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -26,8 +26,11 @@ Result = TypeVar("Result")
 def map_ahead(
     function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, ahead: int
 ) -> Iterator[Result]:
-    """`function` of each item, in order, at most `ahead` of them worked on before they are asked
-    for: the built-in Executor.map takes all items at once, and the memory for them."""
+    """Apply `function` to each item in threads, and yield the results in order.
+
+    At most `ahead` results are computed before they are needed. Executor.map would take all items,
+    and memory for all results, at once.
+    """
     remaining = iter(items)
     with ThreadPoolExecutor(threads) as pool:
         futures: deque[Future[Result]] = deque(
@@ -44,9 +47,9 @@ def map_ahead(
 
 
 class PhotoBatches:
-    """Augmented photos to train every layer on; a trainer.Source.
+    """A batch.Source of augmented photos, to train every layer.
 
-    A batch has pixels, float32 [N, size, size, 3], on `device`.
+    The inputs of a batch are pixels, float32 [N, size, size, 3], on `device`.
     """
 
     def __init__(
@@ -62,22 +65,23 @@ class PhotoBatches:
         device: torch.device,
         world: World = ALONE,
     ) -> None:
-        """`targets` is float32 [photos, classes]; photos are decoded at `packed` pixels a side.
+        """Take `photos` and their `targets`, float32 [photos, classes].
 
-        `batch_size` photos for each process.
+        Photos are decoded to `packed` pixels a side. `batch_size` is the number of photos per
+        process.
         """
         self._photos, self._targets, self._world = photos, targets, world
         self._batch_size, self._seed = batch_size * world.size, seed
         self._packed, self._size = packed, size
         self._threads, self._device = threads, device
-        # A short last batch would upset BatchNorm; the photos left over differ with each epoch.
+        # A short last batch would harm BatchNorm; each epoch leaves out other photos.
         self.steps = len(photos) // self._batch_size
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        """The batches of an epoch, from number `first` on."""
+        """Yield the batches of an epoch, starting with number `first`."""
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._photos))
         batches = torch.from_numpy(order[: self.steps * self._batch_size]).split(self._batch_size)
-        rows = [share(batch, self._world).numpy() for batch in batches[first:]]
+        rows = [shard(batch, self._world).numpy() for batch in batches[first:]]
         decoded = map_ahead(self._decode, rows, threads=self._threads, ahead=AHEAD)
         for chosen, pixels in zip(rows, decoded, strict=True):
             drawn = draw([self._photos.ids[row] for row in chosen], seed=self._seed, epoch=epoch)
@@ -92,10 +96,10 @@ class PhotoBatches:
         return tensor.to(self._device, non_blocking=True)
 
 
-class StillPhotos:
-    """Photos as they are, or all mirrored, in batches, as often as asked: to measure on.
+class EvalPhotos:
+    """Photos without augmentation in batches, optionally all mirrored; can be iterated repeatedly.
 
-    Iterating gives pixels, uint8 [N, size, size, 3], on `device`.
+    Yields pixels, uint8 [N, size, size, 3], on `device`.
     """
 
     def __init__(
@@ -125,8 +129,8 @@ class StillPhotos:
         return decode(self._photos, rows, self._size, pinned=_on_gpu(self._device))
 
 
-def decode(photos: PhotoIndex, rows: Iterable[int], size: int, *, pinned: bool) -> Tensor:
-    """The photos at `rows` as they are served, uint8 [N, size, size, 3]."""
+def decode(photos: PhotoIndex, rows: Iterable[int], size: int, *, pinned: bool = False) -> Tensor:
+    """Decode the photos at `rows` as serving does, uint8 [N, size, size, 3]."""
     pixels = torch.from_numpy(np.stack([to_pixels(photos.jpeg(row), size) for row in rows]))
     return pixels.pin_memory() if pinned else pixels
 

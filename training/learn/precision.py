@@ -1,33 +1,38 @@
-"""Which precision `--precision auto` stands for, settled once for a run."""
+"""The precision that `--precision auto` stands for, chosen once per run."""
 
 from pathlib import Path
+from typing import cast
 
 import torch
 
+from common.choices import Mode
 from common.files import write_atomic
+from training.settings import TrainingPrecision
 
 CPU_INFO = Path("/proc/cpuinfo")
-FAST_ON_CPU = {"avx512_bf16", "amx_bf16"}  # instructions that multiply bfloat16
+FAST_ON_CPU = {"avx512_bf16", "amx_bf16"}  # instructions for bfloat16 products
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SETTLED = "precision.txt"  # beside the snapshots, so that the next machine has it
+CHOSEN = "precision.txt"  # beside the checkpoints, so that the next machine finds it
 
 
-def settle_precision(asked: str, mode: str, device: torch.device, checkpoints: Path) -> str:
-    """`asked`, or for auto what is fastest on this machine or was fastest where the run began.
+def resolve_precision(
+    requested: TrainingPrecision, mode: Mode, device: torch.device, checkpoints: Path
+) -> TrainingPrecision:
+    """Return `requested`, or for auto the fastest precision of the machine that began the run.
 
-    bfloat16 keeps float32's range, so that losses need no scaling: float16 is for GPUs without.
+    bfloat16 is preferred to float16, as it has the range of float32 and needs no loss scaling.
     """
-    if asked != "auto":
-        return asked
+    if requested != "auto":
+        return requested
     if mode == "head":
-        return "float32"  # its steps take no time
-    file = checkpoints / SETTLED
+        return "float32"  # its steps are fast in any precision
+    file = checkpoints / CHOSEN
     if not file.exists():
         write_atomic(file, _fastest(device).encode())
-    return file.read_text()
+    return cast(TrainingPrecision, file.read_text())
 
 
-def _fastest(device: torch.device) -> str:
+def _fastest(device: torch.device) -> TrainingPrecision:
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     words = set(CPU_INFO.read_text().split()) if CPU_INFO.exists() else set()

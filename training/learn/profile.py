@@ -1,4 +1,4 @@
-"""Where the time of a step goes: a table and a trace by torch.profiler."""
+"""Where the time of a step goes, as measured by torch.profiler."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-STEPS = schedule(wait=1, warmup=1, active=3, repeat=1)  # the first steps are not like the others
+STEPS = schedule(wait=1, warmup=1, active=3, repeat=1)  # the first steps are not representative
 ROWS = 30  # of the table
 
 
 @contextmanager
 def profiled(folder: Path) -> Iterator[profile]:
-    """Profile a few steps; the caller calls `step()` after each.
+    """Profile three steps; the caller calls `step()` of the result after each step.
 
-    At the end of the third, `profile.txt` is a table of operators by their own time, and
-    `trace.json` opens in chrome://tracing or ui.perfetto.dev.
+    Afterwards, `profile.txt` in `folder` is a table of operators by their own time, and
+    `trace.json` can be opened in chrome://tracing or ui.perfetto.dev.
     """
 
     def write(finished: profile) -> None:

@@ -1,10 +1,8 @@
-"""What a mode trains, on what, and on what it is measured."""
+"""What a run trains and evaluates, by mode."""
 
-import argparse
 import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,29 +13,28 @@ from common.dataset import Dataset, DatasetError, PhotoIndex, Side, in_validatio
 from common.signals import Signals
 from training.learn.batch import Examples, Source, soft_targets
 from training.learn.distributed import ALONE, World
-from training.learn.features import Precision, compute_features, features_key
+from training.learn.features import FeatureExtractor, features_key
 from training.learn.head import FeatureBatches
 from training.learn.model import (
     Head,
     Network,
     keep_depthwise_in_float32,
     load_backbone,
-    take_over,
-    together,
+    load_matching,
+    make_ensemble,
 )
-from training.learn.photos import PhotoBatches, StillPhotos
+from training.learn.photos import EvalPhotos, PhotoBatches
 from training.learn.trainer import Trainer
-from training.settings import Settings
+from training.settings import BackbonePrecision, Options, Settings
 
-MEASURED_BATCH = 64  # photos
+EVAL_BATCH = 64  # photos
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """Photos to measure on, and what the trained network sees of them.
+class EvalSet:
+    """Photos to evaluate on, with one or two `views` of them as inputs of the trained network.
 
-    `views` are one, the photos as they are, or two, their mirror images as well; an answer is the
-    mean over the views.
+    The views are the photos and, with --mirror, their mirror images; their logits are averaged.
     """
 
     photos: PhotoIndex
@@ -46,176 +43,185 @@ class Measured:
 
     @property
     def examples(self) -> Examples:
-        """The photos as they are."""
+        """The photos that are not mirrored."""
         return Examples(self.views[0], self.classes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is trained, on what, and measured on what."""
+    """The network of a run, and its data for training, validation and testing."""
 
     network: nn.Module
-    trained: nn.Module  # the network, or its head alone
+    trained: nn.Module  # the network, or only its head
     source: Source
-    validation: Measured
-    test: Measured | None  # none when they are trained on, or to be left alone
-    fitted: PhotoIndex  # trained on
-    photos: PhotoIndex  # these and those held out for validation
+    validation: EvalSet
+    test: EvalSet | None  # None with --train-on all and --skip-test
+    fitted: PhotoIndex  # the photos to train on
+    photos: PhotoIndex  # these and those of validation
 
 
 def prepare_head(
     dataset: Dataset,
-    settings: Settings,
-    args: argparse.Namespace,
-    checkpoints: Path,
+    options: Options,
     device: torch.device,
     signals: Signals,
     world: World = ALONE,
 ) -> Task:
-    """Features of all photos, and a head to train on them."""
-    backbone = load_backbone(settings.arch, args.weights, all_stages=True)
+    """Compute the features of all photos, and create a head to train on them."""
+    settings, places = options.settings, options.places
+    backbone = load_backbone(settings.arch, places.weights, all_stages=True)
 
-    def views(side: Side, precision: Precision) -> Tensor:
-        key = features_key(dataset, settings.arch, args.weights, settings.size, precision)
-        features = compute_features(
-            dataset,
-            side,
-            backbone,
-            checkpoints / f"features-{key}",
+    def features(side: Side, precision: BackbonePrecision) -> Tensor:
+        """Return float16 [photos, views, features]."""
+        key = features_key(dataset, settings.arch, places.weights, settings.size, precision)
+        extractor = FeatureExtractor(
+            backbone=backbone,
+            folder=places.checkpoints / f"features-{key}",
             size=settings.size,
             precision=precision,
-            threads=args.threads,
+            threads=options.machine.threads,
             device=device,
             should_stop=lambda: signals.seen(signal.SIGTERM),
             world=world,
         )
-        return torch.from_numpy(features.views)
+        return torch.from_numpy(extractor.compute(dataset, side))
 
-    photos = dataset.index(*trained_sides(settings))
-    inputs = torch.cat(
-        [views(side, settings.backbone_precision) for side in trained_sides(settings)]
-    )
-    fit, held_out = split_validation(photos, settings.validation_fraction)
-    # In float16 until they are used: two vCPUs may come with 4 GiB of memory.
-    fitted, kept_out = inputs[fit], inputs[held_out].float()
-    classes = classes_of(dataset, photos)
-    heads = [
-        Head(fitted.shape[2], len(dataset.counts), settings.hidden, settings.dropout)
-        for _ in range(settings.ensemble_size)
-    ]
-    for each in heads:
-        each.standardise(fitted.flatten(0, 1))
-    head = together(heads).to(device)
-    used = 2 if settings.mirror == "yes" else 1
-    test = None
-    if tests(args):
-        test_photos = dataset.index("test")
-        seen = views("test", "float32")  # whatever it was trained on: so it is served
-        test = Measured(
-            photos=test_photos,
-            classes=classes_of(dataset, test_photos),
-            views=[[seen[:, view].float().to(device)] for view in range(used)],
+    def eval_set(photos: PhotoIndex, inputs: Tensor) -> EvalSet:
+        views = 2 if settings.mirror == "yes" else 1
+        return EvalSet(
+            photos=photos,
+            classes=classes_of(dataset, photos),
+            views=[[inputs[:, view].float().to(device)] for view in range(views)],
         )
+
+    sides = training_sides(settings)
+    photos = dataset.index(*sides)
+    inputs = torch.cat([features(side, settings.backbone_precision) for side in sides])
+    fit, held_out = split_validation(photos, settings.validation_fraction)
+    fitted, fitted_inputs = photos.subset(fit), inputs[fit]  # float16, as memory may be 4 GiB
+    head = _make_heads(fitted_inputs, len(dataset.counts), settings).to(device)
+    test = None
+    if has_test(options):
+        # Always in float32, like the model that is served.
+        test = eval_set(dataset.index("test"), features("test", "float32"))
     return Task(
         network=Network(backbone, head),
         trained=head,
         source=FeatureBatches(
-            fitted.to(device),
-            soft_targets(classes[fit], dataset.counts, settings.label_sigma).to(device),
+            fitted_inputs.to(device),
+            _targets(dataset, fitted, settings).to(device),
             batch_size=settings.batch_size,
             seed=settings.seed,
             world=world,
         ),
-        validation=Measured(
-            photos=photos.subset(held_out),
-            classes=classes[held_out],
-            views=[[kept_out[:, view].to(device)] for view in range(used)],
-        ),
+        validation=eval_set(photos.subset(held_out), inputs[held_out]),
         test=test,
-        fitted=photos.subset(fit),
-        photos=photos,
-    )
-
-
-def prepare_finetune(
-    dataset: Dataset,
-    settings: Settings,
-    args: argparse.Namespace,
-    checkpoints: Path,
-    device: torch.device,
-    signals: Signals,
-    world: World = ALONE,
-) -> Task:
-    """Photos, decoded and augmented as they are needed, and every layer to train on them."""
-
-    def member() -> Network:
-        backbone = load_backbone(settings.arch, args.weights, all_stages=False)
-        head = Head(backbone.width(), len(dataset.counts), settings.hidden, settings.dropout)
-        return Network(backbone, head, frozen_batch_norm=settings.batch_norm == "frozen")
-
-    network = together([member() for _ in range(settings.ensemble_size)])
-    take_over(network, settings.arch, args.weights)
-    network.to(device).to(memory_format=torch.channels_last)
-    if device.type == "cpu":
-        keep_depthwise_in_float32(network)
-    photos = dataset.index(*trained_sides(settings))
-    fit, held_out = split_validation(photos, settings.validation_fraction)
-
-    def still(photos: PhotoIndex) -> Measured:
-        views: list[Iterable[Tensor]] = [
-            StillPhotos(
-                photos,
-                size=settings.size,
-                batch_size=MEASURED_BATCH,
-                threads=args.threads,
-                device=device,
-                mirrored=mirrored,
-            )
-            for mirrored in ((False, True) if settings.mirror == "yes" else (False,))
-        ]
-        return Measured(photos=photos, classes=classes_of(dataset, photos), views=views)
-
-    fitted = photos.subset(fit)
-    source = PhotoBatches(
-        fitted,
-        soft_targets(classes_of(dataset, fitted), dataset.counts, settings.label_sigma),
-        packed=dataset.size,
-        size=settings.size,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        threads=args.threads,
-        device=device,
-        world=world,
-    )
-    if not source.steps:
-        raise DatasetError(
-            f"{len(fitted)} photos to train on are less than one batch of "
-            f"{settings.batch_size * world.size}: prepare more photos, or lower --batch-size"
-        )
-    return Task(
-        network=network,
-        trained=network,
-        source=source,
-        validation=still(photos.subset(held_out)),
-        test=still(dataset.index("test")) if tests(args) else None,
         fitted=fitted,
         photos=photos,
     )
 
 
-def trained_sides(settings: Settings) -> tuple[Side, ...]:
+def _make_heads(inputs: Tensor, classes: int, settings: Settings) -> nn.Module:
+    heads = [
+        Head(inputs.shape[2], classes, settings.hidden, settings.dropout)
+        for _ in range(settings.ensemble_size)
+    ]
+    for head in heads:
+        head.standardise(inputs.flatten(0, 1))
+    return make_ensemble(heads)
+
+
+def prepare_finetune(
+    dataset: Dataset,
+    options: Options,
+    device: torch.device,
+    signals: Signals,
+    world: World = ALONE,
+) -> Task:
+    """Create a network whose layers are all trained, on photos that are decoded when needed."""
+    settings, threads = options.settings, options.machine.threads
+    network = _make_network(dataset, options, device)
+
+    def eval_set(photos: PhotoIndex) -> EvalSet:
+        views: list[Iterable[Tensor]] = [
+            EvalPhotos(
+                photos,
+                size=settings.size,
+                batch_size=EVAL_BATCH,
+                threads=threads,
+                device=device,
+                mirrored=mirrored,
+            )
+            for mirrored in ((False, True) if settings.mirror == "yes" else (False,))
+        ]
+        return EvalSet(photos=photos, classes=classes_of(dataset, photos), views=views)
+
+    photos = dataset.index(*training_sides(settings))
+    fit, held_out = split_validation(photos, settings.validation_fraction)
+    fitted = photos.subset(fit)
+    source = PhotoBatches(
+        fitted,
+        _targets(dataset, fitted, settings),
+        packed=dataset.size,
+        size=settings.size,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        threads=threads,
+        device=device,
+        world=world,
+    )
+    if not source.steps:
+        raise DatasetError(
+            f"{len(fitted)} photos to train on are fewer than one batch of "
+            f"{settings.batch_size * world.size}: prepare more photos or lower --batch-size"
+        )
+    return Task(
+        network=network,
+        trained=network,
+        source=source,
+        validation=eval_set(photos.subset(held_out)),
+        test=eval_set(dataset.index("test")) if has_test(options) else None,
+        fitted=fitted,
+        photos=photos,
+    )
+
+
+def _make_network(dataset: Dataset, options: Options, device: torch.device) -> nn.Module:
+    settings, weights = options.settings, options.places.weights
+
+    def member() -> Network:
+        backbone = load_backbone(settings.arch, weights, all_stages=False)
+        head = Head(backbone.width(), len(dataset.counts), settings.hidden, settings.dropout)
+        return Network(backbone, head, frozen_batch_norm=settings.batch_norm == "frozen")
+
+    network = make_ensemble([member() for _ in range(settings.ensemble_size)])
+    load_matching(network, settings.arch, weights)
+    network.to(device).to(memory_format=torch.channels_last)
+    if device.type == "cpu":
+        keep_depthwise_in_float32(network)
+    return network
+
+
+def _targets(dataset: Dataset, photos: PhotoIndex, settings: Settings) -> Tensor:
+    return soft_targets(classes_of(dataset, photos), dataset.counts, settings.label_sigma)
+
+
+def training_sides(settings: Settings) -> tuple[Side, ...]:
     return ("train", "test") if settings.train_on == "all" else ("train",)
 
 
-def tests(args: argparse.Namespace) -> bool:
-    """Whether the test photos are there to be tested on."""
-    return args.train_on == "train" and not args.skip_test
+def has_test(options: Options) -> bool:
+    """Whether the run evaluates on the test photos."""
+    return options.settings.train_on == "train" and not options.extras.skip_test
 
 
 def split_validation(
     photos: PhotoIndex, fraction: float
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Rows to train on and rows held out, product groups kept together."""
+    """Return masks of the rows to train on and to validate on; product groups are kept together.
+
+    Raises DatasetError if one of them is empty.
+    """
     held_out = np.array([in_validation(group, fraction) for group in photos.groups])
     for name, rows in (("validation", held_out), ("training", ~held_out)):
         if not rows.any():
@@ -224,12 +230,12 @@ def split_validation(
 
 
 def classes_of(dataset: Dataset, photos: PhotoIndex) -> Tensor:
-    """int64 [photos]: class k stands for the k-th count."""
+    """Return the classes, int64 [photos]; class k stands for the k-th count of `dataset`."""
     return torch.from_numpy(np.searchsorted(np.array(dataset.counts), photos.counts))
 
 
-def mean_logits(trainer: Trainer, measured: Measured) -> NDArray[np.float32]:
-    """What is answered from all views together, [photos, classes]."""
-    logits = torch.stack([trainer.logits(view) for view in measured.views])
+def mean_logits(trainer: Trainer, eval_set: EvalSet) -> NDArray[np.float32]:
+    """Return the logits, averaged over all views, [photos, classes]."""
+    logits = torch.stack([trainer.logits(view) for view in eval_set.views])
     mean: NDArray[np.float32] = logits.mean(0).numpy()
     return mean

@@ -1,7 +1,7 @@
-"""Gradient descent, one step at a time: the same for a head on features and for every layer.
+"""The training steps, for a head on cached features as well as for a whole network.
 
-All that a step depends on is in the snapshot or follows from (seed, epoch, step), so that a run
-that was interrupted anywhere ends in the same weights.
+A step depends only on the checkpoint and on (seed, epoch, step), so that a run ends with the same
+weights wherever it is interrupted.
 """
 
 import math
@@ -19,23 +19,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.signals import StoppedError
 from training.learn.batch import Batch, Examples, Source
-from training.learn.checkpoint import Best, Snapshot, machine
+from training.learn.checkpoint import Best, Checkpoint, machine_details
 from training.learn.distributed import ALONE, World
 from training.learn.precision import DTYPES
 from training.settings import Settings
 
-GRADIENT_NORM = 5.0  # a longer gradient is cut to this length (Pascanu et al. 2013)
+GRADIENT_NORM = 5.0  # gradients are clipped to this norm (Pascanu et al. 2013)
 
 
 class DivergedError(RuntimeError):
-    """The network answers with no numbers any more; the message is one line."""
+    """The validation loss is NaN or infinite; the message is one line."""
 
 
 class Trainer:
-    """A network in training: its state after `step` steps of epoch `epoch`, and one more.
+    """Trains a network, and holds the state of training after `step` steps of epoch `epoch`.
 
-    What is measured and kept is the exponential moving average of the weights (Polyak and
-    Juditsky 1992), with a shorter memory in the beginning.
+    Evaluates and keeps the exponential moving average of the weights (Polyak and Juditsky 1992),
+    whose decay is lower in the beginning.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class Trainer:
         *,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`should_stop` is asked between the batches that are measured on."""
+        """Initialise training; `should_stop` is called between batches of an evaluation."""
         self.settings, self.world = settings, world
         self._should_stop = should_stop
         self._network, self._source, self._device = network, source, device
-        # Sends a layer's gradients while the layers before it are still computing theirs.
+        # Overlaps the exchange of gradients with the backward pass.
         self._trained = DistributedDataParallel(network) if world.size > 1 else network
         self._average = network.state_dict()
         if settings.ema_decay:
@@ -64,17 +64,17 @@ class Trainer:
             self._optimizer,
             settings.learning_rate,
             total_steps=settings.epochs * source.steps,
-            # A warm-up of just one step would be divided by 0 in there.
+            # With a warm-up of one step, OneCycleLR would divide by 0.
             pct_start=settings.warmup + 1e-9,
         )
-        # Without float16 it does nothing.
+        # Has no effect unless the precision is float16.
         self._scaler = torch.amp.GradScaler(
             device.type, enabled=DTYPES[settings.precision] is torch.float16
         )
         self.epoch = 0
         self.step = 0
-        self._losses: list[float] = []  # of the steps since the last measurement
-        # Of this process.
+        self._losses: list[float] = []  # of the steps since the last evaluation
+        # Totals of this process.
         self.loading_seconds = self.computing_seconds = 0.0
         self.photos = 0
         self._best = Best(epoch=0, validation_loss=math.inf, network={})
@@ -82,7 +82,7 @@ class Trainer:
 
     @property
     def steps(self) -> int:
-        """Steps in an epoch."""
+        """Number of steps in an epoch."""
         return self._source.steps
 
     @property
@@ -90,7 +90,7 @@ class Trainer:
         return self.epoch == self.settings.epochs
 
     def train_epoch(self) -> Iterator[float]:
-        """Take the steps of this epoch that are left; yields the loss after each."""
+        """Take the remaining steps of this epoch; yields the loss after each."""
         self._trained.train()
         waiting = time.monotonic()
         for batch in self._source.batches(self.epoch, self.step):
@@ -104,12 +104,12 @@ class Trainer:
             waiting = time.monotonic()
 
     @property
-    def measurement_due(self) -> bool:
-        """At the end of an epoch, and every so many steps of a long one; not twice."""
+    def evaluation_due(self) -> bool:
+        """Whether to evaluate now: after each epoch and every `eval_every` steps, but only once."""
         taken = self.epoch * self.steps + self.step
-        measured = self.history[-1]["step"] if self.history else 0
+        evaluated = self.history[-1]["step"] if self.history else 0
         end = self.step == self.steps
-        return taken > measured and (end or self.step % self.settings.eval_every == 0)
+        return taken > evaluated and (end or self.step % self.settings.eval_every == 0)
 
     def _take_step(self, batch: Batch) -> float:
         torch.manual_seed(self._seed() * self.world.size + self.world.rank)
@@ -119,7 +119,7 @@ class Trainer:
         members = self.settings.ensemble_size
         answers = targets.repeat(members, 1)
         losses = nn.functional.cross_entropy(logits.float(), answers, reduction="sum")
-        loss = losses * (self.world.size / total)  # whose mean over the processes is followed
+        loss = losses * (self.world.size / total)  # gradients are averaged over the processes
         self._optimizer.zero_grad()
         self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)
@@ -142,7 +142,7 @@ class Trainer:
     @torch.no_grad()
     def _update_average(self) -> None:
         if not self.settings.ema_decay:
-            return  # it is the weights themselves
+            return  # it shares its tensors with the network
         taken = self.epoch * self.steps + self.step
         decay = min(self.settings.ema_decay, (1 + taken) / (10 + taken))
         for name, tensor in self._network.state_dict().items():
@@ -151,21 +151,21 @@ class Trainer:
             else:
                 self._average[name].copy_(tensor)
 
-    def measure(self, validation: Examples) -> dict[str, Any]:
-        """Measure on `validation`, note it, keep the weights if they are the best so far.
+    def evaluate(self, validation: Examples) -> dict[str, Any]:
+        """Evaluate on `validation`, extend the history, and keep the weights if they are the best.
 
-        After an epoch's last step the next epoch begins. Returns the line of metrics.jsonl.
-        Raises DivergedError when the loss is no number; StoppedError, with nothing noted, as
-        soon as `should_stop()`.
+        Begins the next epoch after the last step of an epoch. Returns the line of metrics.jsonl.
+        Raises DivergedError if the loss is not finite, and StoppedError, before any change, once
+        `should_stop()` is true.
         """
         logits = self.logits(validation.batches)
         loss = nn.functional.cross_entropy(logits, validation.classes).item()
         if not math.isfinite(loss):
             raise DivergedError(
-                f"training diverged, in epoch {self.epoch + 1} the validation loss is {loss}: "
+                f"training diverged: the validation loss is {loss} in epoch {self.epoch + 1}; "
                 "lower --learning-rate"
             )
-        right = logits.argmax(1) == validation.classes
+        correct = logits.argmax(1) == validation.classes
         if self.step == self.steps:
             self.epoch, self.step = self.epoch + 1, 0
         epoch = round(self.epoch + self.step / self.steps, 4) if self.step else self.epoch
@@ -175,7 +175,7 @@ class Trainer:
             "learning_rate": float(f"{self._schedule.get_last_lr()[0]:.4g}"),
             "train_loss": round(float(np.mean(self._losses)), 6),
             "validation_loss": round(loss, 6),
-            "validation_accuracy": round(right.float().mean().item(), 4),
+            "validation_accuracy": round(correct.float().mean().item(), 4),
         }
         self._losses = []
         if loss < self._best["validation_loss"]:
@@ -187,36 +187,36 @@ class Trainer:
 
     @torch.inference_mode()
     def logits(self, batches: Iterable[Tensor]) -> Tensor:
-        """What the averaged network answers, float32 [photos, classes], on the CPU.
+        """Return the logits of the averaged network, float32 [photos, classes], on the CPU.
 
-        The processes take turns with the batches, and each returns all answers. Raises
-        StoppedError as soon as `should_stop()`.
+        The processes divide the batches among them, and each returns all logits. Raises
+        StoppedError once `should_stop()` is true.
         """
         self._network.eval()
-        answers = {}
+        own = {}
         for number, inputs in enumerate(batches):
             turn = number % self.world.size
             if turn == 0 and self.world.any(self._should_stop()):
                 raise StoppedError
             if turn == self.world.rank:
-                answers[number] = functional_call(self._network, self._average, inputs).cpu()
-        of_all = {k: v for gathered in self.world.gather(answers) for k, v in gathered.items()}
-        return torch.cat([of_all[number] for number in sorted(of_all)]).float()
+                own[number] = functional_call(self._network, self._average, inputs).cpu()
+        by_batch = {k: v for gathered in self.world.gather(own) for k, v in gathered.items()}
+        return torch.cat([by_batch[number] for number in sorted(by_batch)]).float()
 
     def load_best(self) -> float:
-        """Give the network the weights with the lowest loss on validation.
+        """Load the weights with the lowest validation loss into the network.
 
-        Returns after how many epochs they were measured.
+        Returns the number of epochs after which they were evaluated.
         """
         self._network.load_state_dict(self._best["network"])
         self._average = self._network.state_dict()
         return self._best["epoch"]
 
-    def snapshot(self) -> Snapshot:
-        """The state, which the next step changes: save it, or copy it, before."""
-        return Snapshot(
+    def checkpoint(self) -> Checkpoint:
+        """Return the state; save or copy it before the next step, which changes its tensors."""
+        return Checkpoint(
             settings=asdict(self.settings),
-            machine=machine(),
+            machine=machine_details(),
             epoch=self.epoch,
             step=self.step,
             losses=self._losses,
@@ -229,13 +229,13 @@ class Trainer:
             history=self.history,
         )
 
-    def restore(self, snapshot: Snapshot) -> None:
-        self._network.load_state_dict(snapshot["network"])
-        for name, tensor in snapshot["average"].items():
+    def restore(self, checkpoint: Checkpoint) -> None:
+        self._network.load_state_dict(checkpoint["network"])
+        for name, tensor in checkpoint["average"].items():
             self._average[name].copy_(tensor)
-        self._optimizer.load_state_dict(snapshot["optimizer"])
-        self._schedule.load_state_dict(snapshot["schedule"])
-        self._scaler.load_state_dict(snapshot["scaler"])
-        self._best = snapshot["best"]
-        self._losses, self.history = snapshot["losses"], snapshot["history"]
-        self.epoch, self.step = snapshot["epoch"], snapshot["step"]
+        self._optimizer.load_state_dict(checkpoint["optimizer"])
+        self._schedule.load_state_dict(checkpoint["schedule"])
+        self._scaler.load_state_dict(checkpoint["scaler"])
+        self._best = checkpoint["best"]
+        self._losses, self.history = checkpoint["losses"], checkpoint["history"]
+        self.epoch, self.step = checkpoint["epoch"], checkpoint["step"]

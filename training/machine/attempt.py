@@ -1,13 +1,5 @@
-"""What a training machine does once its wheels are installed: one attempt at the active run.
+"""One machine's attempt at a run, from taking the lease to leaving."""
 
-    python -m training.machine.attempt --work /opt/bin-counter
-
-Started by infra/user_data.sh, which tells from the exit code what comes next: 0, the run is
-over and the group goes to 0; 75, another machine goes on with it; any other, this program
-itself broke, and the group goes to 0.
-"""
-
-import argparse
 import logging
 import os
 import signal
@@ -17,92 +9,57 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import boto3
-from botocore.config import Config
 
+from common.choices import Purchase
 from common.run_record import (
     MODEL,
     OUTPUTS,
-    TRACED,
-    TRACES,
+    TRACE_FILES,
+    TRACES_ARCHIVE,
     Attempt,
     Outcome,
-    Purchase,
     Request,
     RunRecord,
     State,
-    StatusChangedError,
     utc_now,
 )
-from common.signals import Signals
 from common.storage import download_prefix, pack_files
-from costs.bill import run_bill
-from costs.estimate import run_cost, total
-from costs.prices import PriceError, load_prices
-from training.machine.log import LOG_FILE, LogCopy, log_to_cloudwatch
+from training.machine.cost import dollars_per_hour, store_bill
+from training.machine.log import LOG_FILE, LogCopy
 from training.machine.metadata_service import (
     InstanceMetadata,
-    instance_metadata,
     interruption_notice,
-    learn_identity,
     rebalance_recommended,
 )
 from training.machine.process import TrainingProcess
-from training.machine.upkeep import AWS_ERRORS, Background, Every, best_effort, patiently
+from training.machine.stack import CALLS, Stack
+from training.machine.upkeep import AWS_ERRORS, Background, RateLimiter, best_effort, retry
 from training.runs.active_run import (
     CurrentRun,
     Lease,
-    LeaseLostError,
-    asked_to_stop,
     current_run,
-    give_up_run,
+    deactivate_run,
+    stop_requested,
 )
 from training.runs.checkpoint_store import CheckpointStore
-from training.runs.fallback import FALLBACK_MINUTES, PUT_OFF_SECONDS, put_off
+from training.runs.fallback import FALLBACK_MINUTES, REBOOK_SECONDS, book_fallback
 from training.settings import INTERRUPTED, seconds
 
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
-
-OVER, TRY_AGAIN = 0, INTERRUPTED
-FAILED_ATTEMPTS = 3  # the third ends the run
-POLL_SECONDS = seconds("POLL", 5)  # between looks at metadata, clock and training process
-ASK_SECONDS = seconds("ASK", 20)  # between looks for the user's wish to stop: two requests each
+OVER, TRY_AGAIN = 0, INTERRUPTED  # exit codes
+FAILED_ATTEMPTS = 3  # after so many, the run fails
+POLL_SECONDS = seconds("POLL", 5)  # between checks of metadata, clock and training process
+ASK_SECONDS = seconds("ASK", 20)  # between checks for a stop by the user, two requests each
 STORE_SECONDS = seconds("STORE", 10)  # between uploads of checkpoints, progress and log
-CLOSING_SECONDS = seconds("CLOSING", 120)  # before the deadline, for a last snapshot and the record
-# Training prints a line every few seconds; the longest it is silent is while it exports the model,
-# a minute on two vCPUs. Ten times that is surely a hang, and costs half a cent.
+CLOSING_SECONDS = seconds("CLOSING", 120)  # before the deadline, for a checkpoint and the record
+# Training prints a line every few seconds. Its longest silence, the export of the model, takes a
+# minute on two vCPUs. A hang of ten minutes costs half a cent.
 QUIET_SECONDS = seconds("QUIET", 600)
-# botocore's own limits, a minute and no end of tries, are longer than a notice leaves.
-CALLS = Config(connect_timeout=5, read_timeout=10, retries={"mode": "standard", "max_attempts": 3})
 
 Result = TypeVar("Result")
-log = logging.getLogger("training.machine.attempt")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stack:
-    """What TrainStack tells its machines, in the environment."""
-
-    bucket: str
-    model_parameter: str
-    topic_arn: str
-    log_group: str
-    volume_gib: int
-    group_names: tuple[str, ...]  # the second, of on-demand machines, where there is one
-
-    @classmethod
-    def from_environment(cls) -> "Stack":
-        return cls(
-            bucket=os.environ["BUCKET"],
-            model_parameter=os.environ["MODEL_PARAMETER"],
-            topic_arn=os.environ["TOPIC_ARN"],
-            log_group=os.environ["LOG_GROUP"],
-            volume_gib=int(os.environ["VOLUME_GIB"]),
-            group_names=tuple(os.environ["GROUP_NAMES"].split()),
-        )
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -113,8 +70,8 @@ class Ending:
     reason: str
 
 
-class SpotAttempt:
-    """This machine's attempt at one run, from taking the lease to leaving."""
+class RunAttempt:
+    """This machine's attempt at one run."""
 
     def __init__(
         self,
@@ -124,7 +81,7 @@ class SpotAttempt:
         request: Request,
         work: Path,
         metadata: InstanceMetadata,
-        asked_to_leave: Callable[[], bool],
+        shutting_down: Callable[[], bool],
     ) -> None:
         self.stack = stack
         self.record = record
@@ -133,7 +90,8 @@ class SpotAttempt:
         self.dataset = work / "dataset"
         self.weights = work / f"{request['arch']}.pth"
         self.metadata = metadata
-        self.asked_to_leave = asked_to_leave
+        self.shutting_down = shutting_down
+        self.deadline = datetime.fromisoformat(request["deadline"])
         self.lease = Lease(
             record.s3, stack.bucket, run_id=record.run_id, holder=metadata.instance_id
         )
@@ -142,91 +100,91 @@ class SpotAttempt:
             record.s3, stack.bucket, record.run_id, self.checkpoint_folder
         )
         self.log_copy = LogCopy(record, work / LOG_FILE, metadata.instance_id)
-        self.ask, self.store = Every(ASK_SECONDS), Every(STORE_SECONDS)
-        self.alone = Every(PUT_OFF_SECONDS)
+        self.stop_checks = RateLimiter(ASK_SECONDS)
+        self.uploads = RateLimiter(STORE_SECONDS)
+        self.rebookings = RateLimiter(REBOOK_SECONDS)
         self.autoscaling = boto3.client("autoscaling", config=CALLS)
-        self.asked_to_stop = False
+        self.stop_requested = False
         self.current: CurrentRun
         self.attempts: list[Attempt] = []
 
     def run(self) -> int:
-        """Work on the run until it ends or the machine has to leave; returns the exit code.
+        """Work on the run until it ends or the machine has to leave; return the exit code.
 
-        Raises LeaseLostError when another machine took over.
+        Raises LeaseLostError if another machine took over.
         """
-        if not patiently(lambda: self.lease.acquire(self.asked_to_leave), self._out_of_time):
-            log.info("this machine is shut down while another one works on the run")
+        if not retry(lambda: self.lease.acquire(self.shutting_down), self._out_of_time):
+            log.info("this machine is shut down while another machine works on the run")
             return TRY_AGAIN
         try:
             return self._run()
         except (*AWS_ERRORS, OSError) as error:
             if not self.attempts:
-                raise  # the record could not even be read: the boot script ends it
-            log.exception("this attempt cannot go on")
+                raise  # the record could not be read: the boot script ends the machine
+            log.exception("this attempt failed")
             return self._close(Ending("failed", f"{type(error).__name__}: {error}"))
 
     def _run(self) -> int:
-        current = self._patiently(lambda: current_run(self.record.s3, self.stack.bucket))
+        current = self._retry_as_holder(lambda: current_run(self.record.s3, self.stack.bucket))
         if current is None or current["run_id"] != self.record.run_id:
-            log.info("another machine ended the run while this one waited for the lease")
+            log.info("another machine ended the run while this machine waited for the lease")
             self._release()
             return TRY_AGAIN
         self.current = current
-        self.attempts = self._patiently(self.record.status)["attempts"]
+        self.attempts = self._retry_as_holder(self.record.status)["attempts"]
         self._close_lost_attempts()
         if self._out_of_time():
             self._end_run("failed", f"the deadline {self.request['deadline']} has passed")
             return OVER
         if current.get("stop"):
-            self._end_run("stopped", "stopped as asked, before this machine began")
+            self._end_run("stopped", "stopped by the user before this machine began")
             return OVER
-        if self.asked_to_leave():  # it would send the other group's machine away, and leave itself
+        if self.shutting_down():  # before it sets the other group, whose machine may work, to 0
             self._release()
             return TRY_AGAIN
-        self._stay_alone()
+        self._keep_other_group_idle()
         self._begin()
-        self._patiently(self._fetch)
+        self._retry_as_holder(self._fetch)
         ending = self._train()
-        # Under this attempt's own prefix: it does no harm if the lease was lost over it.
-        patiently(lambda: self.checkpoints.store(len(self.attempts)), self._out_of_time)
+        # Needs no lease: the prefix is this attempt's own.
+        retry(lambda: self.checkpoints.store(len(self.attempts)), self._out_of_time)
         return self._close(ending)
 
     def _close(self, ending: Ending) -> int:
-        """Store the results of an attempt that has some, and leave."""
+        """Store the results of a successful attempt, then record its ending."""
         if ending.outcome == "succeeded":
-            self._patiently(self._publish)
-        return self._patiently(lambda: self._leave(ending))
+            self._retry_as_holder(self._publish)
+        return self._retry_as_holder(lambda: self._leave(ending))
 
-    def _patiently(self, action: Callable[[], Result]) -> Result:
-        """`action`, if need be once S3 answers again and the lease is still this machine's."""
+    def _retry_as_holder(self, action: Callable[[], Result]) -> Result:
+        """Retry `action`, renewing the lease before each call."""
 
         def as_holder() -> Result:
             self.lease.renew()
             return action()
 
-        return patiently(as_holder, self._out_of_time)
+        return retry(as_holder, self._out_of_time)
 
     def _close_lost_attempts(self) -> None:
-        """A machine that vanished wrote no end: at the latest when the next one started."""
+        """Mark attempts without an end as lost, at the latest when the next machine booted."""
         starts = [attempt["started"] for attempt in self.attempts[1:]] + [boot_time()]
-        for attempt, end in zip(self.attempts, starts, strict=False):
+        for attempt, end in zip(self.attempts, starts, strict=False):  # one more without attempts
             if "ended" not in attempt:
-                log.warning("%s vanished without a word", attempt["instance_id"])
+                log.warning("%s disappeared without reporting an end", attempt["instance_id"])
                 attempt["ended"], attempt["outcome"] = max(end, attempt["started"]), "lost"
 
     @property
     def _purchase(self) -> Purchase:
         return "spot" if self.metadata.instance_life_cycle == "spot" else "on_demand"
 
-    def _stay_alone(self) -> None:
-        """No machine of the other group is started, or goes on, as long as this one works."""
-        if len(self.stack.group_names) < 2 or self.asked_to_leave() or self.asked_to_stop:
+    def _keep_other_group_idle(self) -> None:
+        """Postpone the fallback, and set the other group to 0."""
+        if len(self.stack.group_names) < 2 or self.shutting_down() or self.stop_requested:
             return
         spot, on_demand = self.stack.group_names
-        with best_effort("another machine may come, and wait for the lease"):
-            deadline = datetime.fromisoformat(self.request["deadline"])
+        with best_effort("a second machine may start, and will wait for the lease"):
             minutes = self.request.get("fallback_minutes", FALLBACK_MINUTES)
-            put_off(self.autoscaling, on_demand, minutes=minutes, deadline=deadline)
+            book_fallback(self.autoscaling, on_demand, minutes=minutes, deadline=self.deadline)
             other = on_demand if self._purchase == "spot" else spot
             self.autoscaling.set_desired_capacity(AutoScalingGroupName=other, DesiredCapacity=0)
 
@@ -246,17 +204,49 @@ class SpotAttempt:
         self.log_copy.store()
 
     def _fetch(self) -> None:
+        """Download the data set, the weights and the checkpoints."""
         s3, bucket = self.record.s3, self.stack.bucket
         dataset = f"datasets/{self.request['dataset']}/"
         if not download_prefix(s3, bucket, dataset, self.dataset, before_each=self.lease.renew):
             raise FileNotFoundError(f"s3://{bucket}/{dataset} is empty: run data_prep again")
         s3.download_file(bucket, f"weights/{self.weights.name}", str(self.weights))
         restored = self.checkpoints.restore(before_each=self.lease.renew)
-        log.info("%d files of earlier attempts", restored)
+        log.info("restored %d files of earlier attempts", restored)
 
     def _train(self) -> Ending:
-        """Run training.train, keeping the lease and storing progress, until one of them ends."""
-        process = TrainingProcess(
+        """Run training.train until it ends or there is a reason to end it.
+
+        Meanwhile, keep the lease and store the progress.
+        """
+        process = self._start_training()
+        upkeep = Background(self._upkeep)
+        recommended = False
+        try:
+            while process.running():
+                time.sleep(POLL_SECONDS)
+                ending = self._reason_to_end(process)
+                if ending:
+                    log.warning("%s: saving a last checkpoint", ending.reason)
+                    return Ending("succeeded", "") if process.stop() == 0 else ending
+                upkeep.begin()
+                if not recommended and rebalance_recommended(self.metadata):
+                    log.info("rebalance recommendation: an interruption is likely, checkpoint now")
+                    process.ask_for_checkpoint()
+                    recommended = True
+        finally:
+            code = process.end()
+            upkeep.wait()
+        if code == 0:
+            return Ending("succeeded", "")
+        if code in (INTERRUPTED, -signal.SIGTERM):  # the machine's shutdown sent the signal itself
+            return self._loss_of_machine()
+        return Ending("failed", process.failure())
+
+    def _start_training(self) -> TrainingProcess:
+        dollars = dollars_per_hour(
+            self.metadata.instance_type, self._purchase, self.stack.volume_gib, self.request
+        )
+        return TrainingProcess(
             [
                 *(sys.executable, "-m", "training.train"),
                 *("--data", str(self.dataset)),
@@ -265,91 +255,52 @@ class SpotAttempt:
                 *("--output", str(self.output)),
                 *("--checkpoint-dir", str(self.checkpoint_folder)),
                 *("--run-id", self.record.run_id),
-                *("--dollars-an-hour", f"{self._dollars_an_hour():.5f}"),
+                *("--dollars-an-hour", f"{dollars:.5f}"),
                 *self.request["train_arguments"],
             ],
-            {"TQDM_MININTERVAL": "10", **os.environ},  # a progress bar's lines in the log
+            {"TQDM_MININTERVAL": "10", **os.environ},  # seconds between a progress bar's log lines
             self.output,
             self.checkpoint_folder,
         )
-        upkeep = Background(self._upkeep)
-        advised = False
-        try:
-            while process.running():
-                time.sleep(POLL_SECONDS)
-                ending = self._reason_to_end(process)
-                if ending:
-                    log.warning("%s: a last snapshot", ending.reason)
-                    return Ending("succeeded", "") if process.stop() == 0 else ending
-                upkeep.begin()
-                if not advised and rebalance_recommended(self.metadata):
-                    log.info("EC2 expects an interruption (rebalance recommendation): snapshot now")
-                    process.ask_for_snapshot()
-                    advised = True
-        finally:
-            code = process.end()
-            upkeep.wait()
-        if code == 0:
-            return Ending("succeeded", "")
-        if code in (INTERRUPTED, -signal.SIGTERM):  # the machine's shutdown told it directly
-            return self._who_ends_the_machine()
-        return Ending("failed", process.failure())
 
     def _reason_to_end(self, process: TrainingProcess) -> Ending | None:
-        if self.asked_to_leave() or interruption_notice(self.metadata):
-            return self._who_ends_the_machine()
+        if self.shutting_down() or interruption_notice(self.metadata):
+            return self._loss_of_machine()
         if self._out_of_time():
-            return Ending("failed", "not done in time")
+            return Ending("failed", "training did not finish in time")
         if process.quiet_seconds() > QUIET_SECONDS:
             quiet = f"nothing printed and no file changed for {QUIET_SECONDS / 60:.2g} minutes"
             return Ending("failed", f"training hung: {quiet}")
-        if self.asked_to_stop:
-            return Ending("stopped", "stopped as asked")
+        if self.stop_requested:
+            return Ending("stopped", "stopped by the user")
         return None
 
-    def _who_ends_the_machine(self) -> Ending:
-        """EC2, which says so and may then ask nothing for the machine, or anybody else."""
+    def _loss_of_machine(self) -> Ending:
+        """Distinguish an interruption by EC2, which gives notice, from any other shutdown."""
         if interruption_notice(self.metadata):
-            return Ending("interrupted", "the machine was taken back")
+            return Ending("interrupted", "EC2 interrupted the machine")
         return Ending("shut down", "the machine was shut down")
 
-    def _dollars_an_hour(self) -> float:
-        """What the machine costs with its disk, or else what was expected."""
-        try:
-            return total(
-                run_cost(
-                    3600,
-                    self.metadata.instance_type,
-                    self._purchase,
-                    self.stack.volume_gib,
-                    load_prices(),
-                )
-            )
-        except PriceError:
-            estimate = self.request["estimate"]
-            return float(estimate["dollars"]) / max(float(estimate["seconds"]), 1.0) * 3600
-
     def _out_of_time(self) -> bool:
-        """Whether what is left before the booked end of the group is only enough to say so."""
-        left = datetime.fromisoformat(self.request["deadline"]) - datetime.now(UTC)
-        return left.total_seconds() < CLOSING_SECONDS
+        """Whether the deadline is so close that only the record can still be written."""
+        return (self.deadline - datetime.now(UTC)).total_seconds() < CLOSING_SECONDS
 
     def _upkeep(self) -> None:
-        """Keep the lease, look for the user's wish, store progress, as far as S3 lets it.
+        """Renew the lease, look for a stop by the user, and store the progress.
 
-        Training goes on without: nothing is published before the lease was renewed. Raises
+        Training continues after an error: results are published only with a renewed lease. Raises
         LeaseLostError.
         """
         try:
             self.lease.renew()
-            if self.alone.due():
-                self._stay_alone()
-            if self.ask.due():
-                self.asked_to_stop = asked_to_stop(self.record.s3, self.stack.bucket)
-            if self.store.due():
+            if self.rebookings.due():
+                self._keep_other_group_idle()
+            if self.stop_checks.due():
+                self.stop_requested = stop_requested(self.record.s3, self.stack.bucket)
+            if self.uploads.due():
                 self._store_progress()
         except (*AWS_ERRORS, OSError) as error:
-            log.warning("training goes on, though nothing could be stored: %s", error)
+            log.warning("training continues, but its progress could not be stored: %s", error)
 
     def _store_progress(self) -> None:
         self.checkpoints.store(len(self.attempts))
@@ -359,12 +310,13 @@ class SpotAttempt:
             self.record.upload(metrics)
 
     def _publish(self) -> None:
-        """Store the results, the pointer to the model last."""
+        """Store the results, then point to the model."""
         log.info("storing the results")
         for name in OUTPUTS:
             self.record.upload(self.output / name)
-        traced = [self.output / name for name in TRACED if (self.output / name).exists()]
-        for name, files in ((TRACES, traced), (MODEL, sorted((self.output / "model").iterdir()))):
+        traces = [self.output / name for name in TRACE_FILES if (self.output / name).exists()]
+        model = sorted((self.output / "model").iterdir())
+        for name, files in ((TRACES_ARCHIVE, traces), (MODEL, model)):
             pack_files(self.output / name, files)
             self.record.upload(self.output / name)
         self.lease.renew()
@@ -373,7 +325,7 @@ class SpotAttempt:
         )
 
     def _leave(self, ending: Ending) -> int:
-        """Write down how this attempt ended, and the run with it where nobody goes on."""
+        """Record how this attempt ended, and end the run unless another machine continues it."""
         self.attempts[-1]["ended"], self.attempts[-1]["outcome"] = utc_now(), ending.outcome
         if ending.reason:
             log.warning("attempt %d %s: %s", len(self.attempts), ending.outcome, ending.reason)
@@ -395,13 +347,19 @@ class SpotAttempt:
 
     def _end_run(self, state: State, message: str) -> None:
         log.info("run %s %s: %s", self.record.run_id, state, message)
-        self._store_cost()
+        store_bill(
+            self.record,
+            self.attempts,
+            self.request,
+            last_type=self.metadata.instance_type,
+            volume_gib=self.stack.volume_gib,
+        )
         self.record.set_status(state, message, self.attempts)
-        # The run is over, whatever happens from here on.
-        with best_effort("the run is still said to be active"):
-            give_up_run(self.record.s3, self.stack.bucket, self.current)
+        # The run has ended: errors from here on are only logged.
+        with best_effort("the pointer to the active run could not be removed"):
+            deactivate_run(self.record.s3, self.stack.bucket, self.current)
         self._release()
-        with best_effort("nobody could be told"):
+        with best_effort("the end of the run could not be announced"):
             boto3.client("sns").publish(
                 TopicArn=self.stack.topic_arn,
                 Subject=f"Training run {self.record.run_id} {state}",
@@ -409,74 +367,10 @@ class SpotAttempt:
             )
 
     def _release(self) -> None:
-        with best_effort("the lease runs until its own end"):
+        with best_effort("the lease could not be released, it will expire"):
             self.lease.release()
-
-    def _store_cost(self) -> None:
-        try:
-            bill = run_bill(
-                self.attempts,
-                self.request,
-                instance_type=self.metadata.instance_type,
-                volume_gib=self.stack.volume_gib,
-                prices=load_prices(),
-            )
-            self.record.write("cost.json", bill)
-        except Exception:  # whatever it is, no bill is worth a finished model
-            log.exception("the bill could not be stored")
 
 
 def boot_time() -> str:
-    """From when on this machine is paid for; infra/user_data.sh notes it."""
+    """Return when the billing of this machine began, as infra/user_data.sh noted it."""
     return os.environ.get("BOOT_STARTED", utc_now())
-
-
-def work_on_active_run(work: Path) -> int:
-    """Find the active run and attempt it; returns the exit code of this program."""
-    stack = Stack.from_environment()
-
-    def find() -> tuple["S3Client", CurrentRun | None]:
-        s3 = boto3.client("s3", config=CALLS)  # one made without credentials stays without
-        return s3, current_run(s3, stack.bucket)
-
-    # Without an end: the booked one of the group comes in any case.
-    s3, current = patiently(find, lambda: False)
-    if current is None:
-        log.info("no run is active")
-        return OVER
-    metadata = instance_metadata()
-    patiently(lambda: learn_identity(metadata), lambda: False)
-    stream = f"{current['run_id']}/{metadata.instance_id}"
-    log_to_cloudwatch(stack.log_group, stream, work / LOG_FILE)
-    record = RunRecord(s3, stack.bucket, current["run_id"])
-    signals = Signals(signal.SIGTERM)
-    attempt = SpotAttempt(
-        stack=stack,
-        record=record,
-        request=patiently(record.request, lambda: False),
-        work=work,
-        metadata=metadata,
-        asked_to_leave=lambda: signals.seen(signal.SIGTERM),
-    )
-    try:
-        return attempt.run()
-    except (LeaseLostError, StatusChangedError) as error:
-        log.warning("%s: leaving without another word", error)
-        return TRY_AGAIN
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.machine.attempt",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--work", type=Path, required=True, help="folder for everything on disk")
-    args = parser.parse_args()
-    logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("training").setLevel(logging.INFO)
-    sys.exit(work_on_active_run(args.work))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,23 +1,20 @@
-"""Where the log of a machine goes besides its console: CloudWatch and the run's folder."""
+"""Copies of a machine's log in CloudWatch and in the run's folder."""
 
 import logging
 from pathlib import Path
 
 import boto3
 import watchtower
-from boto3.exceptions import Boto3Error
-from botocore.exceptions import BotoCoreError, ClientError
 
 from common.run_record import RunRecord
+from training.machine.upkeep import best_effort
 
-LOG_FILE = "machine.log"  # infra/user_data.sh writes it: all that boot and training print
-SEND_SECONDS = 10  # to CloudWatch; what a machine that vanishes has not sent yet is lost
-
-log = logging.getLogger(__name__)
+LOG_FILE = "machine.log"  # written by infra/user_data.sh: all output of the boot and the training
+SEND_SECONDS = 10  # to CloudWatch; a machine that disappears loses what it has not sent
 
 
 def log_to_cloudwatch(log_group: str, stream: str, log_file: Path) -> None:
-    """Send what the boot left in `log_file`, and all that training.* logs from now on."""
+    """Send the boot's output in `log_file`, and from now on the log of training.*."""
     handler = watchtower.CloudWatchLogHandler(
         log_group_name=log_group,
         log_stream_name=stream,
@@ -33,8 +30,7 @@ def log_to_cloudwatch(log_group: str, stream: str, log_file: Path) -> None:
 
 
 class LogCopy:
-    """The log's copy in runs/<id>/logs/, for a machine that vanishes; the boot script makes the
-    last one."""
+    """A copy of the log in runs/<id>/logs/; the boot script uploads it a last time."""
 
     def __init__(self, record: RunRecord, log_file: Path, instance_id: str) -> None:
         self._record = record
@@ -43,13 +39,10 @@ class LogCopy:
         self._size = 0
 
     def store(self) -> None:
-        """Upload the log if it has grown since the last call, and if S3 lets it."""
+        """Upload the log if it has grown since the last upload; log an error of AWS."""
         size = self._file.stat().st_size if self._file.exists() else 0
         if size <= self._size:
             return
-        try:
+        with best_effort("the log could not be stored"):
             self._record.upload(self._file, self._name)
-        except (Boto3Error, BotoCoreError, ClientError) as error:  # no reason to end an attempt
-            log.warning("the log was not stored: %s", error)
-        else:
             self._size = size

@@ -1,4 +1,4 @@
-"""What the machine is told by the Instance Metadata Service (version 2), through ec2-metadata."""
+"""The Instance Metadata Service (version 2), read with ec2-metadata."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class InstanceMetadata(EC2Metadata):
-    """ec2-metadata, what it does not read, and a new token after a refusal."""
+    """ec2-metadata with rebalance recommendations, and a new token after an error."""
 
     @property
     def rebalance_recommendation(self) -> str | None:
@@ -28,13 +28,15 @@ class InstanceMetadata(EC2Metadata):
         try:
             return super()._get_url(url, allow_404)
         except HTTPError:
-            self._token_updated_at = 0.0  # or a refused token would be shown for six hours
+            self._token_updated_at = 0.0  # or an invalid token would be used for six hours
             raise
 
 
 def instance_metadata() -> InstanceMetadata:
-    """The service at AWS_EC2_METADATA_SERVICE_ENDPOINT, the SDKs' own variable, or at its
-    usual link-local address."""
+    """Connect to the service at AWS_EC2_METADATA_SERVICE_ENDPOINT, as the SDKs do.
+
+    By default, it has a link-local address.
+    """
     metadata = InstanceMetadata()
     endpoint = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT")
     if endpoint:
@@ -43,34 +45,34 @@ def instance_metadata() -> InstanceMetadata:
     return metadata
 
 
-def learn_identity(metadata: InstanceMetadata) -> None:
-    """Ask once for what the run's record says of a machine, and never again.
+def fetch_identity(metadata: InstanceMetadata) -> None:
+    """Read and cache what the run's record says about a machine.
 
-    Raises HTTPError when the service does not answer.
+    Raises HTTPError if the service does not answer.
     """
     for name in ("instance_id", "instance_type", "availability_zone", "instance_life_cycle"):
         getattr(metadata, name)
 
 
 def interruption_notice(metadata: InstanceMetadata) -> bool:
-    """Whether EC2 is about to take this spot machine back: it says so two minutes before.
+    """Whether EC2 has announced the interruption of this spot machine, two minutes ahead.
 
-    A service that does not answer counts as no notice; it is asked again soon.
+    An error of the service counts as no notice; the caller asks again soon.
     """
-    return _is_said(metadata, "spot_instance_action")
+    return _is_present(metadata, "spot_instance_action")
 
 
 def rebalance_recommended(metadata: InstanceMetadata) -> bool:
-    """Whether EC2 says that an interruption has become more likely, often long before a notice.
+    """Whether EC2 considers an interruption likely, often long before its notice.
 
-    A service that does not answer counts as no recommendation; it is asked again soon.
+    An error of the service counts as no recommendation; the caller asks again soon.
     """
-    return _is_said(metadata, "rebalance_recommendation")
+    return _is_present(metadata, "rebalance_recommendation")
 
 
-def _is_said(metadata: InstanceMetadata, name: str) -> bool:
+def _is_present(metadata: InstanceMetadata, name: str) -> bool:
     try:
         return getattr(metadata, name) is not None
-    except (HTTPError, ValueError) as error:  # no answer, or one that is cut off
-        log.warning("instance metadata did not answer: %s", error)
+    except (HTTPError, ValueError) as error:  # no answer, or a truncated one
+        log.warning("the instance metadata service did not answer: %s", error)
         return False

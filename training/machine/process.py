@@ -1,4 +1,4 @@
-"""The training process as its machine sees it: started, watched, and ended."""
+"""Starts, watches and ends the training process of a machine."""
 
 import logging
 import signal
@@ -10,22 +10,22 @@ from pathlib import Path
 
 from training.settings import INTERRUPTED, seconds
 
-STOP_SECONDS = seconds("STOP", 60)  # for the process to take its snapshot
+STOP_SECONDS = seconds("STOP", 60)  # for the process to save its checkpoint
 
 log = logging.getLogger(__name__)
 
 
 class TrainingProcess:
-    """A running training.train. What it prints is logged; `folders` are where it writes."""
+    """A running training.train, which writes to `folders`. Its output is logged."""
 
     def __init__(self, command: Sequence[str], environment: dict[str, str], *folders: Path) -> None:
-        # Inherited: one that still imports its packages would die of the signal.
+        # The process inherits this: while it imports its packages, the signal would kill it.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         self._folders = folders
         self._files: set[tuple[Path, int]] = set()
         self._last_line = ""
-        self._last_sign = time.monotonic()
-        environment = {**environment, "PYTHONUNBUFFERED": "1"}  # lines in their order, at once
+        self._last_activity = time.monotonic()
+        environment = {**environment, "PYTHONUNBUFFERED": "1"}  # each line is logged at once
         self._process = subprocess.Popen(
             command,
             env=environment,
@@ -34,27 +34,27 @@ class TrainingProcess:
             text=True,
             errors="replace",
         )
-        self._relay = threading.Thread(target=self._log_lines)
-        self._relay.start()
+        self._logger = threading.Thread(target=self._log_lines)
+        self._logger.start()
 
     def running(self) -> bool:
         return self._process.poll() is None
 
     def quiet_seconds(self) -> float:
-        """How long it has printed no line and changed no file."""
+        """Return for how long the process has printed no line and changed no file."""
         files = {(file, modified) for folder in self._folders for file, modified in _times(folder)}
         if files != self._files:
             self._files = files
-            self._last_sign = time.monotonic()
-        return time.monotonic() - self._last_sign
+            self._last_activity = time.monotonic()
+        return time.monotonic() - self._last_activity
 
-    def ask_for_snapshot(self) -> None:
+    def ask_for_checkpoint(self) -> None:
         self._process.send_signal(signal.SIGUSR1)
 
     def stop(self) -> int:
-        """Ask the process to leave; returns 0 if it had just finished, else INTERRUPTED.
+        """Ask the process to exit; return 0 if it had just finished, else INTERRUPTED.
 
-        Its own exit code tells nothing else: before its imports are done, SIGTERM just kills it.
+        Its exit code means nothing more: while it imports its packages, SIGTERM kills it.
         """
         self._process.terminate()
         try:
@@ -63,14 +63,14 @@ class TrainingProcess:
             return INTERRUPTED
 
     def end(self) -> int:
-        """End the process if it still runs, and log its last words; returns its exit code."""
-        self._process.kill()  # does nothing to one that has ended
+        """Kill the process if it still runs, and log its last lines; return its exit code."""
+        self._process.kill()  # no effect on a process that has ended
         code = self._process.wait()
-        self._relay.join()
+        self._logger.join()
         return code
 
     def failure(self) -> str:
-        """Why the process ended, in words, after `end`."""
+        """Return a message that says why the process failed; only after `end`."""
         code = self._process.returncode
         if code == -signal.SIGKILL:
             return "training was killed, most likely out of memory: take a larger instance type"
@@ -82,18 +82,18 @@ class TrainingProcess:
         assert self._process.stdout
         with self._process.stdout as lines:
             for line in lines:
-                self._last_sign = time.monotonic()
+                self._last_activity = time.monotonic()
                 if line.strip():
                     self._last_line = line.strip()
                     log.info("train: %s", line.rstrip())
 
 
 def _times(folder: Path) -> list[tuple[Path, int]]:
-    """Every file under `folder` with the time of its last change."""
+    """Return every file under `folder` with its modification time, in nanoseconds."""
     found = []
     for file in folder.rglob("*"):
         try:
             found.append((file, file.lstat().st_mtime_ns))
         except FileNotFoundError:
-            continue  # removed in the meantime
+            continue  # deleted since the listing
     return found

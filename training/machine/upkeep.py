@@ -1,7 +1,6 @@
-"""What a machine does beside training, and how it bears an AWS that does not answer."""
+"""Retries of AWS calls, and calls that run beside the training."""
 
 import logging
-import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,14 +17,15 @@ from botocore.exceptions import (
     IncompleteReadError,
     NoCredentialsError,
 )
+from tenacity import Retrying, before_sleep_log, retry_if_exception, wait_random_exponential
 from urllib3.exceptions import HTTPError
 
 from training.runs.active_run import LeaseLostError
 from training.settings import seconds
 
-AWS_ERRORS = (BotoCoreError, ClientError, Boto3Error, HTTPError)  # the last is of the metadata
-# A machine has its credentials from the metadata service: there are none while it is silent.
-SILENCE = (
+AWS_ERRORS = (BotoCoreError, ClientError, Boto3Error, HTTPError)  # the last by ec2-metadata
+# Credentials are among these errors because the metadata service supplies them.
+NO_ANSWER = (
     ConnectionError,
     CredentialRetrievalError,
     HTTPClientError,
@@ -33,22 +33,22 @@ SILENCE = (
     IncompleteReadError,
     NoCredentialsError,
 )
-BUSY = {
-    "ConditionalRequestConflict",  # raced with another write of the same object
+TRANSIENT_CODES = {
+    "ConditionalRequestConflict",  # of two simultaneous conditional writes
     "RequestTimeout",
     "SlowDown",
     "Throttling",
     "ThrottlingException",
     "TooManyRequestsException",
 }
-PAUSE_SECONDS = seconds("PAUSE", 30)  # at most, between two tries
+PAUSE_SECONDS = seconds("PAUSE", 30)  # the longest pause between two attempts of a call
 
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
-class Every:
-    """Says once per `seconds` that it is time."""
+class RateLimiter:
+    """Rate limiter: `due()` is true at most once every `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -62,7 +62,7 @@ class Every:
 
 
 class Background:
-    """One call at a time in a thread of its own: whoever waits for S3 keeps nobody waiting."""
+    """Runs a function in a thread, one call at a time, so that S3 does not delay the caller."""
 
     def __init__(self, call: Callable[[], None]) -> None:
         self._call = call
@@ -70,52 +70,50 @@ class Background:
         self._running: Future[None] | None = None
 
     def begin(self) -> None:
-        """Call, unless the last call is still at work. Raises what the last one raised."""
+        """Start a call unless the last one is still running; raise what the last one raised."""
         if self._running and not self._running.done():
             return
         self.wait()
         self._running = self._pool.submit(self._call)
 
     def wait(self) -> None:
-        """Until the last call has ended. Raises what it raised."""
+        """Wait for the last call to end; raise what it raised."""
         if self._running:
             running, self._running = self._running, None
             running.result()
 
 
 @contextmanager
-def best_effort(otherwise: str) -> Iterator[None]:
-    """For what may fail without harm: a line in the log says `otherwise`, and why."""
+def best_effort(warning: str) -> Iterator[None]:
+    """Log `warning` and the error instead of raising an error of AWS or LeaseLostError."""
     try:
         yield
     except (LeaseLostError, *AWS_ERRORS) as error:
-        log.warning("%s: %s", otherwise, error)
+        log.warning("%s: %s", warning, error)
 
 
-def patiently(action: Callable[[], Result], give_up: Callable[[], bool]) -> Result:
-    """`action`, again while AWS does not answer or is too busy, until `give_up()`.
+def retry(action: Callable[[], Result], give_up: Callable[[], bool]) -> Result:
+    """Call `action`, and repeat it after a transient error unless `give_up()`.
 
-    With growing, random pauses: machines that failed together do not come back together.
+    The pauses grow exponentially, with full jitter:
+    aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter
     """
-    longest = 1.0
-    while True:
-        try:
-            return action()
-        except AWS_ERRORS as error:
-            if not will_pass(error) or give_up():
-                raise
-            log.warning("trying again: %s", error)
-        time.sleep(random.uniform(0, min(longest, PAUSE_SECONDS)))
-        longest *= 2
+    retrying = Retrying(
+        retry=retry_if_exception(lambda error: is_transient(error) and not give_up()),
+        wait=wait_random_exponential(max=PAUSE_SECONDS),
+        before_sleep=before_sleep_log(log, logging.WARNING),
+        reraise=True,
+    )
+    return retrying(action)
 
 
-def will_pass(error: BaseException) -> bool:
-    """Whether the same call may succeed later: no connection, a server's error, too many calls."""
+def is_transient(error: BaseException) -> bool:
+    """Whether the call may succeed later: no connection, a server error, or throttling."""
     if isinstance(error, RetriesExceededError):
-        error = vars(error)["last_exception"]  # which its type hints lack
-    elif isinstance(error, Boto3Error) and error.__context__:  # of an upload, around the true one
+        error = vars(error)["last_exception"]  # the type hints lack it
+    elif isinstance(error, Boto3Error) and error.__context__:  # an upload wraps the cause
         error = error.__context__
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return status >= 500 or error.response["Error"]["Code"] in BUSY
-    return isinstance(error, SILENCE)
+        return status >= 500 or error.response["Error"]["Code"] in TRANSIENT_CODES
+    return isinstance(error, NO_ANSWER)

@@ -1,1 +1,1 @@
-"""What launcher and machine agree on: the active run, its lease, checkpoints and fallback."""
+"""What launcher and machine share: the active run, its lease, checkpoints and fallback."""

@@ -1,9 +1,13 @@
-"""control/: which run is active, and which machine may write it. S3's conditional writes decide."""
+"""control/: the active run, and the lease of the machine that works on it.
+
+S3's conditional writes decide between two writers:
+docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
+"""
 
 import json
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NotRequired, TypedDict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from botocore.exceptions import ClientError
 
@@ -20,13 +24,13 @@ RENEW_SECONDS = seconds("RENEW", 20)
 
 
 class CurrentRun(TypedDict):
-    """control/current.json; user_data.sh reads it as well."""
+    """control/current.json, which infra/user_data.sh reads as well."""
 
     run_id: str
     runtime: str  # prefix of the wheels, "runtime/<hash>/"
-    launch: NotRequired[str]  # random: tells two launches of one run apart
+    launch: NotRequired[str]  # random; identifies one launch of the run
     launched: NotRequired[str]  # UTC, ISO 8601
-    stop: NotRequired[bool]  # the user asks the machine for a snapshot and the end of the run
+    stop: NotRequired[bool]  # the user wants the machine to end the run after a checkpoint
 
 
 class RunActiveError(RuntimeError):
@@ -38,26 +42,23 @@ class LeaseLostError(RuntimeError):
 
 
 def current_run(s3: "S3Client", bucket: str) -> CurrentRun | None:
-    """The active run, if any."""
+    """Return the active run, or None."""
     found = _read(s3, bucket, CURRENT)
-    if found is None:
-        return None
-    current: CurrentRun = json.loads(found[0])
-    return current
+    return found[0] if found else None
 
 
-def start_run(
+def activate_run(
     s3: "S3Client", bucket: str, run: CurrentRun, *, instead_of: CurrentRun | None = None
 ) -> None:
-    """Make `run` the active one, instead of one that has ended without saying so, if any.
+    """Make `run` the active run, replacing `instead_of`, which has ended without reporting it.
 
-    Raises RunActiveError when another run is active; of two callers, one gets it.
+    Raises RunActiveError if another run is active. Of two simultaneous callers, one succeeds.
     """
     found = _read(s3, bucket, CURRENT) if instead_of else None
-    if found and json.loads(found[0]) != instead_of:
-        raise RunActiveError(f"run {json.loads(found[0])['run_id']} is active")
+    if found and found[0] != instead_of:
+        raise RunActiveError(f"run {found[0]['run_id']} is active")
     try:
-        _put_current(s3, bucket, run, etag=found[1] if found else None)
+        _write(s3, bucket, CURRENT, run, etag=found[1] if found else "")
     except ClientError as error:
         if not _condition_failed(error):
             raise
@@ -65,37 +66,35 @@ def start_run(
         raise RunActiveError(f"run {active['run_id'] if active else '?'} is active") from error
 
 
-def ask_to_stop(s3: "S3Client", bucket: str, run_id: str) -> bool:
-    """Ask the machine of the active run to end it; False when `run_id` is not the active one."""
+def request_stop(s3: "S3Client", bucket: str, run_id: str) -> bool:
+    """Ask the machine of the active run to end it; return False if `run_id` is not active."""
     found = _read(s3, bucket, CURRENT)
-    if found is None or json.loads(found[0])["run_id"] != run_id:
+    if found is None or found[0]["run_id"] != run_id:
         return False
-    run: CurrentRun = json.loads(found[0])
-    run["stop"] = True
     try:
-        _put_current(s3, bucket, run, etag=found[1])
+        _write(s3, bucket, CURRENT, {**found[0], "stop": True}, etag=found[1])
     except ClientError as error:
         if _condition_failed(error):
-            return False  # it ended in the meantime
+            return False  # the run has ended since
         raise
     return True
 
 
-def asked_to_stop(s3: "S3Client", bucket: str) -> bool:
-    """Whether `ask_to_stop` was called for the active run; for the machine that works on it."""
+def stop_requested(s3: "S3Client", bucket: str) -> bool:
+    """Whether the user has asked the machine to stop the active run."""
     active = current_run(s3, bucket)
     return active is not None and active.get("stop", False)
 
 
 def is_active(s3: "S3Client", bucket: str, run: CurrentRun) -> bool:
-    """Whether `run` is the active one, and by the same launch."""
+    """Whether `run` is the active run, started by the same launch."""
     return same_launch(current_run(s3, bucket), run)
 
 
-def give_up_run(s3: "S3Client", bucket: str, run: CurrentRun) -> bool:
-    """No run is active any more, if `run` was; False, with nothing changed, if another is."""
+def deactivate_run(s3: "S3Client", bucket: str, run: CurrentRun) -> bool:
+    """Remove the pointer to the active run; return False, and keep it, if that is not `run`."""
     found = _read(s3, bucket, CURRENT)
-    if found is None or not same_launch(json.loads(found[0]), run):
+    if found is None or not same_launch(found[0], run):
         return False
     try:
         s3.delete_object(Bucket=bucket, Key=CURRENT, IfMatch=found[1])
@@ -107,7 +106,7 @@ def give_up_run(s3: "S3Client", bucket: str, run: CurrentRun) -> bool:
 
 
 def same_launch(one: CurrentRun | None, other: CurrentRun) -> bool:
-    """Whether both are the same run, started by the same launch."""
+    """Whether both are one run, started by the same launch."""
     return (
         one is not None
         and one["run_id"] == other["run_id"]
@@ -115,21 +114,12 @@ def same_launch(one: CurrentRun | None, other: CurrentRun) -> bool:
     )
 
 
-def _put_current(s3: "S3Client", bucket: str, run: CurrentRun, *, etag: str | None) -> None:
-    """Write the pointer if it is as it was at `etag`, or, without one, if there is none."""
-    body = json.dumps(run).encode()
-    if etag:
-        s3.put_object(Bucket=bucket, Key=CURRENT, Body=body, IfMatch=etag)
-    else:
-        s3.put_object(Bucket=bucket, Key=CURRENT, Body=body, IfNoneMatch="*")
-
-
 class Lease:
-    """The right to work on one run, held by one machine at a time.
+    """The right to work on a run, held by one machine at a time.
 
-    It lasts LEASE_SECONDS from each renewal, so that a machine that vanished blocks its
-    replacement no longer than that. The record guards itself, by the condition that its status
-    is written with; without a lease two machines would train side by side until one writes it.
+    It expires LEASE_SECONDS after its last renewal, so a machine that disappeared blocks its
+    replacement no longer than that. Conditional writes protect the run's status without it; the
+    lease keeps two machines from training side by side.
     """
 
     def __init__(self, s3: "S3Client", bucket: str, *, run_id: str, holder: str) -> None:
@@ -141,8 +131,7 @@ class Lease:
         self._renewed = 0.0
 
     def acquire(self, give_up: Callable[[], bool] = lambda: False) -> bool:
-        """Take the lease, waiting for as long as another machine renews it; False, without it,
-        once `give_up()`."""
+        """Take the lease as soon as no other machine holds it; return False once `give_up()`."""
         while not give_up():
             if self._take():
                 return True
@@ -150,19 +139,19 @@ class Lease:
         return False
 
     def renew(self) -> None:
-        """Extend the lease if it is due. Raises LeaseLostError when another machine took it."""
+        """Renew the lease if that is due; raises LeaseLostError if another machine has taken it."""
         if time.monotonic() - self._renewed < RENEW_SECONDS:
             return
         self._write(time.time() + LEASE_SECONDS)
 
     def release(self) -> None:
-        """Let the next machine take it at once. Raises LeaseLostError when one already did."""
+        """Let the next machine take the lease at once; raises LeaseLostError if one already has."""
         self._write(0)
 
     def _take(self) -> bool:
         held = _read(self._s3, self._bucket, LEASE)
-        # Our own is there when the answer to the first try was lost.
-        if held and json.loads(held[0])["expires"] > time.time() and not self._is_ours(held[0]):
+        # The lease is already ours if the answer to an earlier write was lost.
+        if held and held[0]["expires"] > time.time() and not self._is_ours(held[0]):
             return False
         self._etag = held[1] if held else ""
         try:
@@ -171,54 +160,53 @@ class Lease:
             return False
         return True
 
-    def _is_ours(self, body: bytes) -> bool:
-        content = json.loads(body)
-        return (content["run_id"], content["holder"]) == (self._run_id, self._holder)
+    def _is_ours(self, lease: Mapping[str, Any]) -> bool:
+        return (lease["run_id"], lease["holder"]) == (self._run_id, self._holder)
 
     def _write(self, expires: float) -> None:
-        content = {"run_id": self._run_id, "holder": self._holder, "expires": expires}
-        body = json.dumps(content).encode()
+        lease = {"run_id": self._run_id, "holder": self._holder, "expires": expires}
         try:
-            if self._etag:
-                answer = self._s3.put_object(
-                    Bucket=self._bucket, Key=LEASE, Body=body, IfMatch=self._etag
-                )
-            else:
-                answer = self._s3.put_object(
-                    Bucket=self._bucket, Key=LEASE, Body=body, IfNoneMatch="*"
-                )
+            self._etag = _write(self._s3, self._bucket, LEASE, lease, etag=self._etag)
+            self._renewed = time.monotonic()
         except ClientError as error:
             if not _condition_failed(error):
                 raise
-            # Of a write that arrived, but whose answer did not, the repetition is refused.
+            # S3 also refuses botocore's retry of a write that arrived without its answer.
             held = _read(self._s3, self._bucket, LEASE)
             if not held or held[1] == self._etag or not self._is_ours(held[0]):
                 raise LeaseLostError(f"{self._holder} no longer holds the lease") from error
             self._etag = held[1]
             self._write(expires)
-        else:
-            self._etag = answer["ETag"]
-            self._renewed = time.monotonic()
 
 
-def _read(s3: "S3Client", bucket: str, key: str) -> tuple[bytes, str] | None:
-    """Content and ETag of an object, or None.
+def _write(s3: "S3Client", bucket: str, key: str, content: Mapping[str, Any], *, etag: str) -> str:
+    """Write JSON if the object's ETag is still `etag`, or, if that is empty, if it is absent.
 
-    It is looked for in a listing first: S3 answers 403 instead of 404 to a role that may list
-    some prefixes only.
+    Returns the new ETag.
+    """
+    condition: Any = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
+    body = json.dumps(content).encode()
+    return s3.put_object(Bucket=bucket, Key=key, Body=body, **condition)["ETag"]
+
+
+def _read(s3: "S3Client", bucket: str, key: str) -> tuple[Any, str] | None:
+    """Read an object's JSON and its ETag; return None if it is absent.
+
+    The listing comes first: without permission to list the whole bucket, S3 answers GetObject
+    with 403 instead of 404.
     """
     if key not in list_keys(s3, bucket, key):
         return None
     try:
         answer = s3.get_object(Bucket=bucket, Key=key)
     except s3.exceptions.NoSuchKey:
-        return None  # gone since the listing
-    return answer["Body"].read(), answer["ETag"]
+        return None  # deleted since the listing
+    return json.loads(answer["Body"].read()), answer["ETag"]
 
 
 def _condition_failed(error: ClientError) -> bool:
     return error.response["Error"]["Code"] in {
         "PreconditionFailed",
-        "ConditionalRequestConflict",  # raced with another conditional write
-        "NoSuchKey",  # IfMatch, and the object is gone
+        "ConditionalRequestConflict",  # of two simultaneous conditional writes
+        "NoSuchKey",  # IfMatch on a deleted object
     }

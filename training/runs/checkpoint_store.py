@@ -6,21 +6,21 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from common.storage import download_object, list_keys
-from training.settings import SNAPSHOTS_KEPT
+from training.settings import CHECKPOINTS_KEPT
 
 if TYPE_CHECKING:  # the type hints are not on a training machine
     from mypy_boto3_s3 import S3Client
 
-SNAPSHOTS = "snapshot-*.pt"  # training.learn.checkpoint names and orders them
-NAME = "name"  # of the file, in an object's metadata
+CHECKPOINTS = "checkpoint-*.pt"  # as training.learn.checkpoint names them, in their order
+NAME = "name"  # metadata of an object: the file's name
 
 
 class CheckpointStore:
-    """A run's checkpoint folder, kept in checkpoints/<run-id>/<attempt>/.
+    """Copies a run's checkpoint folder to and from checkpoints/<run-id>/<attempt>/.
 
-    Each attempt writes under its own prefix, so that no machine overwrites another's files. Of
-    each folder's snapshots an attempt keeps the last SNAPSHOTS_KEPT, under names that take turns:
-    a machine may delete nothing there, and hundreds of them would cost more than the training.
+    Each attempt has its own prefix, so no machine overwrites another's files. For each folder, an
+    attempt keeps the last CHECKPOINTS_KEPT checkpoints and reuses their keys in turn: a machine
+    has no permission to delete, and hundreds of checkpoints would cost more than the training.
     """
 
     def __init__(self, s3: "S3Client", bucket: str, run_id: str, folder: Path) -> None:
@@ -29,25 +29,27 @@ class CheckpointStore:
         self._prefix = f"checkpoints/{run_id}/"
         self._folder = folder
         self._stored: dict[Path, int] = {}
-        self._turns: Counter[Path] = Counter()  # snapshots stored so far, by their folder
+        self._uploads: Counter[Path] = Counter()  # checkpoints stored so far, by folder
 
     def restore(self, *, before_each: Callable[[], None] = lambda: None) -> int:
-        """Fetch what earlier attempts stored, the later attempt's file where two have one name;
-        of each folder's snapshots the newest SNAPSHOTS_KEPT, by attempt and name. Returns the
-        number of files."""
+        """Download the files of earlier attempts; return their number.
+
+        Of files with the same name, the latest attempt's is taken; of each folder's checkpoints,
+        the newest CHECKPOINTS_KEPT by attempt and name. `before_each` is called before each file.
+        """
         newest: dict[PurePosixPath, str] = {}
-        snapshots: defaultdict[PurePosixPath, dict[PurePosixPath, tuple[str, str]]]
-        snapshots = defaultdict(dict)
+        checkpoints: defaultdict[PurePosixPath, dict[PurePosixPath, tuple[str, str]]]
+        checkpoints = defaultdict(dict)
         for key in list_keys(self._s3, self._bucket, self._prefix):
             attempt, *parts = PurePosixPath(key.removeprefix(self._prefix)).parts
             name = PurePosixPath(*parts)
-            if name.match(SNAPSHOTS):
+            if name.match(CHECKPOINTS):
                 name = name.with_name(self._name_of(key))
-                snapshots[name.parent][name] = attempt, key
+                checkpoints[name.parent][name] = attempt, key
             else:
                 newest[name] = key
-        for found in snapshots.values():
-            latest = sorted(found, key=lambda name: (found[name][0], name))[-SNAPSHOTS_KEPT:]
+        for found in checkpoints.values():
+            latest = sorted(found, key=lambda name: (found[name][0], name))[-CHECKPOINTS_KEPT:]
             newest |= {name: found[name][1] for name in latest}
         for name, key in newest.items():
             before_each()
@@ -57,7 +59,7 @@ class CheckpointStore:
         return len(newest)
 
     def store(self, attempt: int) -> int:
-        """Upload files that are new or changed since the last call; returns how many."""
+        """Upload files that are new or changed since the last call; return their number."""
         changed = 0
         for file in sorted(self._folder.rglob("[!.]*")):
             if not file.is_file():
@@ -69,19 +71,19 @@ class CheckpointStore:
                     self._stored[file] = modified
                     changed += 1
             except FileNotFoundError:
-                continue  # an old snapshot, removed by the training process in the meantime
+                continue  # the training process has deleted an old checkpoint
         return changed
 
     def _upload(self, file: Path, attempt: int) -> None:
         name = file.relative_to(self._folder)
         metadata = {}
-        if name.match(SNAPSHOTS):
+        if name.match(CHECKPOINTS):
             metadata[NAME] = file.name
-            name = name.with_name(f"snapshot-{self._turns[name.parent] % SNAPSHOTS_KEPT}.pt")
+            name = name.with_name(f"checkpoint-{self._uploads[name.parent] % CHECKPOINTS_KEPT}.pt")
         key = f"{self._prefix}{attempt:03d}/{name.as_posix()}"
         self._s3.upload_file(str(file), self._bucket, key, ExtraArgs={"Metadata": metadata})
         if metadata:
-            self._turns[name.parent] += 1  # not before: the older one is whole until then
+            self._uploads[name.parent] += 1  # after the upload: a failed one is repeated
 
     def _name_of(self, key: str) -> str:
         return self._s3.head_object(Bucket=self._bucket, Key=key)["Metadata"][NAME]

@@ -1,7 +1,7 @@
-"""The booked start of an on-demand machine, for when no machine works on a run.
+"""The fallback: the booked start of an on-demand machine, in case no machine works on a run.
 
-The launcher books it and each machine that works on the run puts it off, so that it comes about
-however the last machine was lost.
+The launcher books it, and the machine that works on the run keeps postponing it, so it takes place
+however that machine was lost.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -12,21 +12,22 @@ from botocore.exceptions import ClientError
 if TYPE_CHECKING:  # the type hints are not on a training machine
     from mypy_boto3_autoscaling import AutoScalingClient
 
-FALLBACK = "fallback"  # user_data.sh cancels it as well
-FALLBACK_MINUTES = 20  # without a machine at work; `launch --fallback-minutes`
-PUT_OFF_SECONDS = 60.0  # between two times that a machine puts it off
+FALLBACK = "fallback"  # name of the scheduled action; infra/user_data.sh cancels it as well
+FALLBACK_MINUTES = 20  # without a working machine; the default of `launch --fallback-minutes`
+REBOOK_SECONDS = 60.0  # between two postponements by a machine
 
 
-def put_off(
+def book_fallback(
     autoscaling: "AutoScalingClient", group: str, *, minutes: float, deadline: datetime
 ) -> None:
-    """Have `group` start a machine in `minutes`, or not at all after the run's `deadline`.
+    """Book or postpone the start of a machine of `group` to `minutes` from now.
 
-    The group's end comes first: a deploy during the run may have made it without one.
+    No start is booked after the run's `deadline`. The group's end is booked first: a deployment
+    during the run may have created the group, without that booking.
     """
     start = datetime.now(UTC).replace(microsecond=0) + timedelta(minutes=minutes)
     if start >= deadline:
-        cancel(autoscaling, group)
+        cancel_fallback(autoscaling, group)
         return
     book_end(autoscaling, group, deadline)
     autoscaling.put_scheduled_update_group_action(
@@ -38,8 +39,11 @@ def put_off(
 
 
 def book_end(autoscaling: "AutoScalingClient", group: str, deadline: datetime) -> str:
-    """Have `group` go to 0 at `deadline`, whole seconds; returns the name of the booking."""
-    booking = f"end-{group}"  # the same for each run: it replaces the last one's
+    """Book that `group` goes to 0 at `deadline`, in whole seconds.
+
+    Returns the name of the scheduled action, which is the same for all runs.
+    """
+    booking = f"end-{group}"
     autoscaling.put_scheduled_update_group_action(
         AutoScalingGroupName=group,
         ScheduledActionName=booking,
@@ -50,8 +54,8 @@ def book_end(autoscaling: "AutoScalingClient", group: str, deadline: datetime) -
     return booking
 
 
-def cancel(autoscaling: "AutoScalingClient", group: str) -> None:
-    """No machine is booked to start, whether one was or not."""
+def cancel_fallback(autoscaling: "AutoScalingClient", group: str) -> None:
+    """Cancel the booked start of a machine, if there is one."""
     try:
         autoscaling.delete_scheduled_action(
             AutoScalingGroupName=group, ScheduledActionName=FALLBACK

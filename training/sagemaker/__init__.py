@@ -1,1 +1,1 @@
-"""The same training as jobs of SageMaker."""
+"""Training jobs and searches on SageMaker."""

@@ -1,47 +1,42 @@
-"""Train on SageMaker: the same training.train, on one machine or several, or a search.
+"""Run training.train on SageMaker, on one machine or several, or search for its best settings.
 
-    python -m training.sagemaker train --dataset bins --arch resnet50 --follow
-    python -m training.sagemaker train --instances 2 -- --mode finetune   (training.train's flags)
-    python -m training.sagemaker train --dry-run         what would be asked of SageMaker, no more
-    python -m training.sagemaker search --trials 20      SageMaker's search; its end is best.json
+Jobs use managed spot training by default, and an interrupted job continues from its checkpoints.
+`follow` imports the results into the run's record when the job has ended.
 
-Managed spot machines by default, with checkpoints: a job that is interrupted goes on where it
-was. What it leaves comes into the run's record once it is followed to its end, as a spot
-machine's does:
+    python -m training.sagemaker train --arch resnet50 --follow
+    python -m training.sagemaker train --instances 2 -- --mode finetune
+    python -m training.sagemaker search --trials 20
 
-    python -m training.sagemaker follow [RUN]            its progress, until it ends
-    python -m training.sagemaker stop [RUN]              end it
-    python -m training.sagemaker resume RUN              go on with one that was stopped or failed
-
-RUN, a run or a search, is the newest run on SageMaker unless it is named. SageMaker Debugger is
-closed to new customers: the losses are in CloudWatch by metric definitions and in metrics.jsonl,
-and `-- --profile` leaves a profile by torch.profiler in the job's output.
+SageMaker Debugger is closed to new customers. Instead, metric definitions send the losses to
+CloudWatch, and `-- --profile` writes a profile by torch.profiler to the job's output.
 """
 
-import argparse
 import json
 import sys
 import tarfile
-from contextlib import redirect_stdout
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from botocore.exceptions import BotoCoreError, ClientError
+from cyclopts import Parameter
 
-from common.command import hours, in_one_line, interruptible
+from common.command import in_one_line, interruptible
+from common.flags import Hours, PositiveInt, Switch, command_line, run
 from common.outputs import NotDeployedError
-from common.run_record import Attempt, StatusChangedError
+from common.run_record import Attempt, StatusChangedError, Work
 from training.launch import DENIED
-from training.launcher.arguments import add_start_flags, add_what, parse_start
+from training.launcher.arguments import LaunchOptions, ModelOptions, TrainFlags, parse_training
 from training.launcher.deployment import Deployment, LaunchError
-from training.launcher.start import confirm
+from training.launcher.start import confirm, new_run_id
 from training.launcher.status import duration
-from training.sagemaker.preflight import make_job_plan
+from training.sagemaker.preflight import JobPlan, make_job_plan
 from training.sagemaker.request import Job
 from training.sagemaker.run import (
     PROGRAM,
     choose_run,
-    new_run_id,
     resumable,
     start_job,
     stop_job,
@@ -52,222 +47,217 @@ from training.sagemaker.search import dry_request as dry_search
 from training.sagemaker.search import follow as follow_search
 from training.sagemaker.search import is_search, new_search_name, start_search, stop_search
 from training.search.space import SPACES
-from training.settings import whole_number
 
-# Snapshots of all layers go to S3 one by one; the older ones stay there, and come to a new machine.
-FINETUNE_SNAPSHOTS = 12  # about, in the longest time that is allowed
-SHORTEST_SNAPSHOT_SECONDS = 300
+# SageMaker uploads and keeps all checkpoints, and a new machine downloads them all.
+FINETUNE_CHECKPOINTS = 12  # at most, within --max-hours
+MIN_CHECKPOINT_SECONDS = 300
 VOLUME_GIB = 30
-RUN_LIMIT = "of training, waiting for machines not included; then it is ended by force"
-SEARCH_LIMIT = "of the whole search; then it is ended by force"
+INSTANCE_TYPE = "ml.m5.large"
 
 
-def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """The flags of a command; of a start, as training.launcher.arguments has them."""
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    explanation = "one training: a managed spot machine, or several"
-    train = commands.add_parser("train", help=explanation, description=explanation)
-    explanation = "a search by SageMaker over the settings of training.hpo"
-    search = commands.add_parser("search", help=explanation, description=explanation)
-    for command in (train, search):
-        command.usage = f"{PROGRAM} {command.prog.split()[-1]} [flags] [-- flags of training.train]"
-        add_what(command)
-        _add_machines(command)
-        add_start_flags(command, SEARCH_LIMIT if command is search else RUN_LIMIT)
-    _add_search(search)
-    for name, explanation in (
-        ("follow", "the progress of a run or a search, until it ends"),
-        ("stop", "end a run or a search"),
-    ):
-        command = commands.add_parser(name, help=explanation, description=explanation)
-        command.add_argument("run", nargs="?", metavar="RUN", help="default: the newest run")
-        if name == "follow":
-            _add_output(command)
-    explanation = "go on with a run that was stopped or has failed: same code, from its checkpoints"
-    resume = commands.add_parser("resume", help=explanation, description=explanation)
-    resume.add_argument("run", metavar="RUN", help="its id, see `training.launch list`")
-    _add_machines(resume)
-    add_start_flags(resume, RUN_LIMIT)
-    if arguments[:1] in (["train"], ["search"]):
-        chosen = train if arguments[0] == "train" else search
-        args = parse_start(chosen, arguments[1:])
-        args.command, args.resumes = arguments[0], None
-        searched = (
-            sorted(args.train_settings.keys() & SPACES[args.mode]) if chosen is search else []
-        )
-        if searched:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in searched)
-            search.error(f"{flags}: searched for by `search`, leave it out after --")
-        return args
-    args = parser.parse_args(arguments)
-    args.given = arguments[1:]
-    return args
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """The machines of a job; by default those of the run's last job, if there was one."""
+
+    instance_type: str | None = None
+    """SageMaker instance type [default: ml.m5.large, or the last job's]."""
+    instances: PositiveInt | None = None
+    """Number of machines that share a training, with torchrun [default: 1, or the last job's]."""
+    volume_gib: PositiveInt | None = None
+    """Disk of each machine in GiB [default: 30, or the last job's]."""
+    on_demand: Switch = False
+    """Use on-demand machines, which cost more and are never interrupted."""
+    max_wait_hours: Hours | None = None
+    """Time limit for waiting for spot machines and training [default: twice --max-hours]."""
+    dry_run: Switch = False
+    """Make the checks and print the request as JSON, but start nothing."""
 
 
-def _add_machines(parser: argparse.ArgumentParser) -> None:
-    flag = parser.add_argument
-    flag("--instance-type", default="ml.m5.large", help="SageMaker's type (default: %(default)s)")
-    flag(
-        "--instances",
-        type=whole_number,
-        default=1,
-        help="machines that share one training, by torchrun (default: %(default)s)",
-    )
-    flag(
-        "--volume-gib",
-        type=whole_number,
-        default=VOLUME_GIB,
-        help="disk of each (default: %(default)s)",
-    )
-    flag("--on-demand", action="store_true", help="no managed spot: dearer, and never interrupted")
-    flag(
-        "--max-wait-hours",
-        type=hours,
-        metavar="HOURS",
-        help="for spot machines, the training included (default: twice --max-hours)",
-    )
-    flag(
-        "--dry-run",
-        action="store_true",
-        help="check, print the request as JSON, and start nothing",
-    )
+Run = Annotated[
+    str | None, Parameter(help="Id of a run or search [default: the newest run on SageMaker].")
+]
+Output = Annotated[Path, Parameter(help="Folder for best.json and the plots of a search.")]
+app = command_line(PROGRAM, __doc__)
 
 
-def _add_search(parser: argparse.ArgumentParser) -> None:
-    flag = parser.add_argument
-    flag("--trials", type=whole_number, default=20, help="trainings in all (default: %(default)s)")
-    flag("--parallel", type=whole_number, default=2, help="at once (default: %(default)s)")
-    _add_output(parser)
+@app.command
+def train(
+    *train_flags: TrainFlags,
+    model: ModelOptions = ModelOptions(),
+    machines: MachineOptions = MachineOptions(),
+    options: LaunchOptions = LaunchOptions(),
+) -> bool:
+    """Train once, on one machine or several."""
+    work, given = parse_training(train_flags, model, f"{PROGRAM} train")
+    job = _job(new_run_id(model.arch), work, given, machines, options)
+    return _start_run(Deployment.connect(), job, machines, options, resumed=False)
 
 
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("search"),
-        help="where a search leaves best.json and plots (default: %(default)s)",
-    )
+@app.command
+def resume(
+    run: Annotated[str, Parameter(help="Id of a run, as in `training.launch list`.")],
+    /,
+    *,
+    machines: MachineOptions = MachineOptions(),
+    options: LaunchOptions = LaunchOptions(),
+) -> bool:
+    """Resume a run that was stopped or has failed, with the same code, from its checkpoints."""
+    deployment = Deployment.connect()
+    request = resumable(deployment, run)
+    attempts = deployment.record(run).status()["attempts"]
+    model = ModelOptions(dataset=request["dataset"], arch=request["arch"])
+    work, given = parse_training(request["train_arguments"], model, f"{PROGRAM} train")
+    job = _job(run, work, given, machines, options, attempts[-1] if attempts else None)
+    return _start_run(deployment, job, machines, options, resumed=True)
 
 
-def start(deployment: Deployment, args: argparse.Namespace) -> bool:
-    """Check, ask, start and, if asked to, follow a run or a search. Raises LaunchError."""
-    searches = args.command == "search"
-    name = args.resumes or (new_search_name() if searches else new_run_id(args.arch))
-    job = _job(args, name)
-    trials, parallel = (args.trials, args.parallel) if searches else (1, 1)
-    # A dry run's standard output is its request alone.
-    with redirect_stdout(sys.stderr if args.dry_run else sys.stdout):
-        plan = make_job_plan(
-            deployment, job, args.train_arguments, trials=trials, parallel=parallel
-        )
-        _state(args, job, plan.estimate.seconds, plan.estimate.dollars, plan.estimate.basis)
-    if args.dry_run and "image" not in plan.failed:  # without one there is no request
-        request = dry_search(deployment, job, args) if searches else dry_job(deployment, job)
-        print(json.dumps(request, indent=1))
-    if plan.failed:
-        raise LaunchError(f"not started, see above: {', '.join(plan.failed)}")
-    if args.dry_run:
+@app.command
+def search(
+    *train_flags: TrainFlags,
+    model: ModelOptions = ModelOptions(),
+    machines: MachineOptions = MachineOptions(),
+    options: LaunchOptions = LaunchOptions(),
+    trials: Annotated[PositiveInt, Parameter(help="Number of trainings.")] = 20,
+    parallel: Annotated[PositiveInt, Parameter(help="Number of trainings at a time.")] = 2,
+    output: Output = Path("search"),
+) -> bool:
+    """Let SageMaker's automatic model tuning search the settings that training.hpo searches."""
+    work, given = parse_training(train_flags, model, f"{PROGRAM} search")
+    if searched := sorted(given.keys() & SPACES[work["mode"]]):
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in searched)
+        raise LaunchError(f"{flags}: set by the search, do not give after --")
+    deployment = Deployment.connect()
+    job = _job(new_search_name(), work, given, machines, options)
+    with _dry_run_to_stderr(machines):
+        plan = make_job_plan(deployment, job, trials=trials, parallel=parallel)
+        _print_plan(job, plan, options, "search")
+    if machines.dry_run and "image" not in plan.failed:  # the request needs the image
+        print(json.dumps(dry_search(deployment, job, trials, parallel), indent=1))
+    if not _confirmed(plan, machines, options):
         return True
-    confirm(args.yes)
-    (start_search if searches else start_job)(deployment, job, args, plan)
-    print(f"{'resumed' if args.resumes else 'started'} {'search' if searches else 'run'} {name}")
-    if args.follow:
-        return follow(deployment, name, args)
-    print(f"take up its result with `{PROGRAM} follow {name}`")
+    start_search(deployment, job, trials, parallel)
+    print(f"started search {job.run_id}")
+    if options.follow:
+        return follow_search(deployment, job.run_id, output)
+    print(f"get its results with `{PROGRAM} follow {job.run_id}`")
     return True
 
 
-def resume(deployment: Deployment, args: argparse.Namespace) -> bool:
-    """The same as `start`, with what the run was asked for, on machines as its last ones unless
-    others are given. Raises LaunchError for a run that cannot go on."""
-    request = resumable(deployment, args.run)
-    attempts = deployment.record(args.run).status()["attempts"]
-    machines = machine_flags(attempts[-1]) if attempts else []
-    what = ["--dataset", request["dataset"], "--arch", request["arch"]]
-    given = [word for word in args.given if word != args.run]
-    again = parse_arguments(["train", *what, *machines, *given, "--", *request["train_arguments"]])
-    again.resumes = args.run
-    return start(deployment, again)
-
-
-def machine_flags(attempt: Attempt) -> list[str]:
-    """Those that ask for the machines of an earlier job."""
-    return [
-        f"--instance-type={attempt['instance_type']}",
-        f"--instances={attempt.get('machines', 1)}",
-        f"--volume-gib={attempt.get('volume_gib', VOLUME_GIB)}",
-        *(["--on-demand"] if attempt["purchase"] == "on_demand" else []),
-    ]
-
-
-def _job(args: argparse.Namespace, name: str) -> Job:
-    settings: dict[str, Any] = {"arch": args.arch, **args.train_settings}
-    max_seconds = round(args.max_hours * 3600)
-    if args.mode == "finetune":
-        often = max(SHORTEST_SNAPSHOT_SECONDS, max_seconds // FINETUNE_SNAPSHOTS)
-        settings.setdefault("snapshot_seconds", often)
-    max_wait = 2 * args.max_hours if args.max_wait_hours is None else args.max_wait_hours
-    if max_wait < args.max_hours:
-        raise LaunchError("--max-wait-hours includes the training: give it at least --max-hours")
-    return Job(
-        run_id=name,
-        arch=args.arch,
-        dataset=args.dataset,
-        instance_type=args.instance_type,
-        instances=args.instances,
-        volume_gib=args.volume_gib,
-        spot=not args.on_demand,
-        max_seconds=max_seconds,
-        max_wait_seconds=max_seconds if args.on_demand else round(max_wait * 3600),
-        hyperparameters=settings,
-    )
-
-
-def _state(args: argparse.Namespace, job: Job, seconds: float, dollars: float, basis: str) -> None:
-    machines = f"{job.instances} × {job.instance_type}"
-    saved = ", before what managed spot saves" if job.spot else ""
-    after = "" if args.command == "search" else " of training"
-    limit = f"ended by force after {duration(args.max_hours * 3600)}{after}"
-    kind = "search" if args.command == "search" else "run"
-    print(
-        f"{kind} {job.run_id}: about {duration(seconds)} and ${dollars:.3f} on {machines}{saved}; "
-        f"{limit}"
-    )
-    print(f"  basis: {basis}")
-
-
-def follow(deployment: Deployment, run: str | None, args: argparse.Namespace) -> bool:
-    """Show a run, or a search, until it ends; returns whether it succeeded."""
+@app.command
+def follow(run: Run = None, /, *, output: Output = Path("search")) -> bool:
+    """Show the progress of a run or a search until it ends, and import its results."""
+    deployment = Deployment.connect()
     if run and is_search(run):
-        return follow_search(deployment, run, args.output)
+        return follow_search(deployment, run, output)
     return follow_run(deployment, choose_run(deployment, run))
 
 
-def run_command(args: argparse.Namespace) -> bool:
-    """Do what was asked; returns whether all is well. Raises LaunchError and AWS's errors."""
+@app.command
+def stop(run: Run = None, /) -> bool:
+    """Stop a run or a search."""
     deployment = Deployment.connect()
-    match args.command:
-        case "follow":
-            return follow(deployment, args.run, args)
-        case "stop" if args.run and is_search(args.run):
-            stop_search(deployment, args.run)
-        case "stop":
-            stop_job(deployment, choose_run(deployment, args.run))
-        case "resume":
-            return resume(deployment, args)
-        case _:
-            return start(deployment, args)
+    if run and is_search(run):
+        stop_search(deployment, run)
+    else:
+        stop_job(deployment, choose_run(deployment, run))
     return True
+
+
+def _start_run(
+    deployment: Deployment,
+    job: Job,
+    machines: MachineOptions,
+    options: LaunchOptions,
+    *,
+    resumed: bool,
+) -> bool:
+    with _dry_run_to_stderr(machines):
+        plan = make_job_plan(deployment, job, trials=1, parallel=1)
+        _print_plan(job, plan, options, "run")
+    if machines.dry_run and "image" not in plan.failed:  # the request needs the image
+        print(json.dumps(dry_job(deployment, job), indent=1))
+    if not _confirmed(plan, machines, options):
+        return True
+    start_job(deployment, job, plan, resumed=resumed)
+    print(f"{'resumed' if resumed else 'started'} run {job.run_id}")
+    if options.follow:
+        return follow_run(deployment, choose_run(deployment, job.run_id))
+    print(f"get its results with `{PROGRAM} follow {job.run_id}`")
+    return True
+
+
+def _dry_run_to_stderr(machines: MachineOptions) -> AbstractContextManager[object]:
+    """Print to standard error in a dry run, whose standard output is only the request."""
+    return redirect_stdout(sys.stderr if machines.dry_run else sys.stdout)
+
+
+def _confirmed(plan: JobPlan, machines: MachineOptions, options: LaunchOptions) -> bool:
+    """Ask whether to start; return False in a dry run.
+
+    Raises LaunchError if a check failed or the user declines.
+    """
+    if plan.failed:
+        raise LaunchError(f"not started, see above: {', '.join(plan.failed)}")
+    if machines.dry_run:
+        return False
+    confirm(options.yes)
+    return True
+
+
+def _job(
+    name: str,
+    work: Work,
+    given: dict[str, Any],
+    machines: MachineOptions,
+    options: LaunchOptions,
+    last: Attempt | None = None,
+) -> Job:
+    """Build a job or a search; `last` is the run's last job, if there was one.
+
+    Raises LaunchError if --max-wait-hours is less than --max-hours.
+    """
+    max_seconds = round(options.max_hours * 3600)
+    hyperparameters: dict[str, Any] = {"arch": work["arch"], **given}
+    if work["mode"] == "finetune":
+        seconds = max(MIN_CHECKPOINT_SECONDS, max_seconds // FINETUNE_CHECKPOINTS)
+        hyperparameters.setdefault("checkpoint_seconds", seconds)
+    max_wait = 2 * options.max_hours if machines.max_wait_hours is None else machines.max_wait_hours
+    if max_wait < options.max_hours:
+        raise LaunchError("--max-wait-hours includes the training: give it at least --max-hours")
+    previous: Mapping[str, Any] = last or {}
+    on_demand = machines.on_demand or previous.get("purchase") == "on_demand"
+    return Job(
+        run_id=name,
+        work=work,
+        instance_type=machines.instance_type or previous.get("instance_type", INSTANCE_TYPE),
+        instances=machines.instances or previous.get("machines", 1),
+        volume_gib=machines.volume_gib or previous.get("volume_gib", VOLUME_GIB),
+        spot=not on_demand,
+        max_seconds=max_seconds,
+        max_wait_seconds=max_seconds if on_demand else round(max_wait * 3600),
+        hyperparameters=hyperparameters,
+    )
+
+
+def _print_plan(
+    job: Job, plan: JobPlan, options: LaunchOptions, kind: Literal["run", "search"]
+) -> None:
+    machines, estimate = f"{job.instances} × {job.instance_type}", plan.estimate
+    saved = ", before the savings of managed spot training" if job.spot else ""
+    after = " of training" if kind == "run" else ""
+    limit = f"ended by force after {duration(options.max_hours * 3600)}{after}"
+    print(
+        f"{kind} {job.run_id}: about {duration(estimate.seconds)} and ${estimate.dollars:.3f} on "
+        f"{machines}{saved}; {limit}"
+    )
+    print(f"  basis: {estimate.basis}")
 
 
 @interruptible()
 def main() -> None:
-    args = parse_arguments(sys.argv[1:])
     try:
-        succeeded = run_command(args)
+        succeeded = run(app)
     except (LaunchError, NotDeployedError, StatusChangedError) as error:
         sys.exit(f"error: {error}")
     except (BotoCoreError, ClientError) as error:
@@ -275,7 +265,7 @@ def main() -> None:
         sys.exit(f"error: AWS: {in_one_line(error)}{hint}")
     except (OSError, tarfile.TarError) as error:
         sys.exit(f"error: {in_one_line(error)}")
-    if not succeeded:
+    if succeeded is False:
         sys.exit(1)
 
 

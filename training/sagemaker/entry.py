@@ -1,14 +1,14 @@
-"""What SageMaker's container starts, at the root of the packed code.
+"""Entry script of a SageMaker job, at the root of the packed code.
 
-Its arguments are all hyperparameters, SageMaker's own among them, in a form that argparse does
-not know: they are left aside, and training.train gets those of SM_HPS that are ours.
+SageMaker passes all hyperparameters as arguments, including its own, which training.train does not
+accept. So this script replaces them with the flags for training.train.
 """
 
 import os
 import sys
 
+from training.flags import as_flags
 from training.sagemaker.environment import sagemaker_defaults
-from training.settings import as_flags
 from training.train import main
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""What is looked at before SageMaker is asked for a job, a line on the screen for each check."""
+"""Checks before a job or a search starts, and its estimate."""
 
-import argparse
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -17,55 +16,57 @@ from training.launcher.machine_checks import memory_needed
 from training.launcher.preflight import check_budget, check_dataset, check_weights
 from training.sagemaker.request import Job
 from training.search.space import SPACES
-from training.settings import parse_arguments
 
-EC2_TYPE = "c7i.large"  # whose rates are taken
-GPU = ("ml.g", "ml.p")  # how types with one begin; no rate was measured on SageMaker's
+EC2_TYPE = "c7i.large"  # whose rates the estimate uses
+GPU = ("ml.g", "ml.p")  # prefixes of types with a GPU, whose rates have not been measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobPlan:
-    """What a job is expected to take; `failed` names the checks that say no."""
+    """The estimate of a job, and the names of the failed checks."""
 
     estimate: Estimate
     failed: list[str]
 
 
-def make_job_plan(
-    deployment: Deployment, job: Job, train_arguments: list[str], *, trials: int, parallel: int
-) -> JobPlan:
-    """Make all checks for `trials` trainings, `parallel` at once.
+def make_job_plan(deployment: Deployment, job: Job, *, trials: int, parallel: int) -> JobPlan:
+    """Make all checks for `trials` trainings, `parallel` at a time, and estimate time and cost.
 
-    Raises LaunchError without a data set, for nothing can be said about time then.
+    Raises LaunchError without a data set, as the estimate needs its size.
     """
     checks = Checklist()
-    photos = checks.require("data set", lambda: check_dataset(deployment, job.dataset))
-    checks.require("weights", lambda: check_weights(deployment, job.arch))
+    photos = checks.require("data set", lambda: check_dataset(deployment, job.work["dataset"]))
+    checks.require("weights", lambda: check_weights(deployment, job.work["arch"]))
     checks.require("image", lambda: _image(deployment, job))
     kind = "spot training job" if job.spot else "training job"
     needed = job.instances * parallel
-    checks.look("quota", lambda: check_quota(deployment.session, job.instance_type, kind, needed))
+    checks.try_check(
+        "quota", lambda: check_quota(deployment.session, job.instance_type, kind, needed)
+    )
     if not photos:
         raise LaunchError("not started, see above: data set")
-    checks.look("memory", lambda: _memory(deployment, job, train_arguments, sum(photos)))
-    estimate = estimate_job(job, train_arguments, sum(photos), trials=trials, parallel=parallel)
-    checks.look("budget", lambda: check_budget(deployment, estimate.dollars, "sagemaker"))
+    checks.try_check("memory", lambda: _memory(deployment, job, sum(photos)))
+    estimate = estimate_job(job, sum(photos), trials=trials, parallel=parallel)
+    checks.try_check("budget", lambda: check_budget(deployment, estimate.dollars, "sagemaker"))
     return JobPlan(estimate=estimate, failed=checks.failed)
 
 
-def estimate_job(
-    job: Job, train_arguments: list[str], photos: int, *, trials: int, parallel: int
-) -> Estimate:
-    """Time of `trials` trainings, `parallel` at once, and dollars without what managed spot saves.
+def estimate_job(job: Job, photos: int, *, trials: int, parallel: int) -> Estimate:
+    """Estimate `trials` trainings, `parallel` at a time, before savings by managed spot training.
 
-    The trials of a search have the middle of the epochs that it tries. On a GPU it is the longest
-    that all may take. Raises LaunchError for a machine type without a known price.
+    A search is estimated with the middle of its range of epochs. On a GPU, the estimate is the time
+    limit. Raises LaunchError for an instance type without a known price.
     """
-    args = _parsed(job, train_arguments)
-    prices = load_prices()
-    epochs = _middle_epochs(args.mode) if trials > 1 else args.epochs
+    work, prices = job.work, load_prices()
+    epochs = _middle_epochs(work["mode"]) if trials > 1 else work["epochs"]
     alone = estimate_training(
-        photos, job.arch, epochs, EC2_TYPE, prices, mode=args.mode, ensemble_size=args.ensemble_size
+        photos,
+        work["arch"],
+        epochs,
+        EC2_TYPE,
+        prices,
+        mode=work["mode"],
+        ensemble_size=work["ensemble_size"],
     )
     try:
         hour = prices.sagemaker_hour(job.instance_type, "training").dollars
@@ -73,13 +74,13 @@ def estimate_job(
         raise LaunchError(f"{error}: choose one of them with --instance-type") from error
     if job.instance_type.startswith(GPU):
         dollars = parallel * job.max_seconds / 3600 * job.instances * hour
-        return Estimate(job.max_seconds, dollars, "no rate was measured: the longest it may take")
+        return Estimate(job.max_seconds, dollars, "the time limit, as no rate has been measured")
     seconds = BOOT_SECONDS + (alone.seconds - BOOT_SECONDS) / job.instances
     basis = alone.basis
     if job.instances > 1:
-        basis += f"; shared by {job.instances} machines as if nothing were lost"
+        basis += f"; shared by {job.instances} machines without losses"
     if trials > 1:
-        basis = f"{trials} trainings, {parallel} at once, each: {basis}"
+        basis = f"{trials} trainings, {parallel} at a time, each: {basis}"
     return Estimate(
         math.ceil(trials / parallel) * seconds,
         trials * seconds / 3600 * job.instances * hour,
@@ -87,67 +88,58 @@ def estimate_job(
     )
 
 
-def _parsed(job: Job, train_arguments: list[str]) -> argparse.Namespace:
-    """What training.train makes of them."""
-    places = ["--data", "-", "--weights", "-", "--output", "-", "--arch", job.arch]
-    return parse_arguments([*places, *train_arguments])
-
-
-def _memory(
-    deployment: Deployment, job: Job, train_arguments: list[str], photos: int
-) -> tuple[str, None]:
-    """Whether training fits a machine, which has the memory of EC2's type of that name."""
+def _memory(deployment: Deployment, job: Job, photos: int) -> tuple[str, None]:
+    """Check that the training fits a machine, which has the memory of the EC2 type."""
     if job.instance_type.startswith(GPU):
-        raise NotCheckedError("how much a GPU's own memory has to be was not measured")
+        raise NotCheckedError("the memory needed on a GPU has not been measured")
     ec2: Any = deployment.session.client("ec2", config=BRIEF)
     name = job.instance_type.removeprefix("ml.")
     found = ec2.describe_instance_types(Filters=[{"Name": "instance-type", "Values": [name]}])
     if not found["InstanceTypes"]:
-        raise NotCheckedError(f"EC2 knows no {name}")
-    has = found["InstanceTypes"][0]["MemoryInfo"]["SizeInMiB"] / 1024
-    args = _parsed(job, train_arguments)
-    needed = memory_needed(args.mode, args.ensemble_size, photos)
-    if has < needed:
+        raise NotCheckedError(f"EC2 has no {name}")
+    gib = found["InstanceTypes"][0]["MemoryInfo"]["SizeInMiB"] / 1024
+    mode, size = job.work["mode"], job.work["ensemble_size"]
+    needed = memory_needed(mode, size, photos)
+    if gib < needed:
         raise CheckFailedError(
-            f"--mode {args.mode} needs {needed:.3g} GiB, {job.instance_type} has {has:g}: choose a "
+            f"--mode {mode} needs {needed:.3g} GiB, {job.instance_type} has {gib:g}: choose a "
             "larger --instance-type"
         )
-    return f"{has:g} GiB, {needed:.3g} needed", None
+    return f"{gib:g} GiB, {needed:.3g} needed", None
 
 
 def _middle_epochs(mode: str) -> int:
-    """Of those that a search tries."""
-    tried = SPACES[mode]["epochs"]
-    assert isinstance(tried, IntDistribution)
-    return (tried.low + tried.high) // 2
+    epochs = SPACES[mode]["epochs"]
+    assert isinstance(epochs, IntDistribution)
+    return (epochs.low + epochs.high) // 2
 
 
 def _image(deployment: Deployment, job: Job) -> tuple[str, str]:
     try:
         image = training_image(job.instance_type, deployment.session.region_name)
     except ValueError as error:
-        raise CheckFailedError(f"none for {job.instance_type}: {error}") from error
+        raise CheckFailedError(f"there is none for {job.instance_type}: {error}") from error
     return image, image
 
 
 def check_quota(
     session: boto3.Session, instance_type: str, kind: str, needed: int
 ) -> tuple[str, None]:
-    """Whether jobs of a kind may have `needed` machines at once, by the quota of that name.
+    """Check the quota of `needed` machines at a time for jobs of a kind.
 
-    Raises CheckFailedError if not, NotCheckedError when there is no such quota.
+    Raises CheckFailedError if it is too small, NotCheckedError if there is no such quota.
     """
     name = f"{instance_type} for {kind} usage"
     quotas = session.client("service-quotas", config=BRIEF)
     pages = quotas.get_paginator("list_service_quotas").paginate(ServiceCode="sagemaker")
     found = [quota for page in pages for quota in page["Quotas"] if quota["QuotaName"] == name]
     if not found:
-        raise NotCheckedError(f"no quota is called {name}")
+        raise NotCheckedError(f"there is no quota {name}")
     (quota,) = found
     if quota["Value"] < needed:
         raise CheckFailedError(
             f"{quota['Value']:g} of {name}, {needed} needed: run `aws service-quotas "
             f"request-service-quota-increase --service-code sagemaker --quota-code "
-            f"{quota['QuotaCode']} --desired-value {needed}` and wait for the answer"
+            f"{quota['QuotaCode']} --desired-value {needed}` and wait for approval"
         )
     return f"{quota['Value']:g} of {name}, {needed} needed", None

@@ -1,4 +1,4 @@
-"""What is asked of SageMaker: a training job, or a search over some, by its own SDK."""
+"""Requests to SageMaker for a training job or a search, built with its Python SDK."""
 
 import os
 import secrets
@@ -27,44 +27,44 @@ from sagemaker.train.tuner import HyperparameterTuner
 
 from common.files import ROOT
 from common.names import PART_KEY, PROJECT_KEY, chosen_name, job_name_prefix
+from common.run_record import Work
 from infra.training_image import training_image
 from training.learn.metric_line import OBJECTIVE, metric_definitions
 from training.search.space import SPACES
 
 ENTRY = "entry.py"
 REQUIREMENTS = ROOT / "training" / "requirements.txt"
-IN_THE_IMAGE = ("torch==", "torchvision==")  # made for its CPU or GPU
+IN_THE_IMAGE = ("torch==", "torchvision==")  # built for its CPU or GPU
 NO_TELEMETRY = {
     "SchemaVersion": "1.0",
     "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}},
 }
-# A job would be refused for want of rights that its role, made for it by TrainStack, need not have.
+# The SDK's check demands permissions that TrainStack's role neither has nor needs.
 os.environ.setdefault("SAGEMAKER_VALIDATE_ROLE", "false")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One training job, or what all trials of a search have in common."""
+    """A training job, or the common part of all trials of a search."""
 
     run_id: str
-    arch: str
-    dataset: str
+    work: Work
     instance_type: str
     instances: int
     volume_gib: int
     spot: bool
     max_seconds: int
-    max_wait_seconds: int  # for spot capacity, training included
-    hyperparameters: Mapping[str, Any]  # flags of training.train, by name
+    max_wait_seconds: int  # for spot capacity, including the training
+    hyperparameters: Mapping[str, Any]  # flags of training.train by name
 
 
 def tags() -> dict[str, str]:
-    """As the stacks' own."""
+    """Return the tags that the stacks' resources have, too."""
     return {PROJECT_KEY: chosen_name(), PART_KEY: "training"}
 
 
 class DryRunError(Exception):
-    """Raised instead of the call that would start something; `request` is what it would send."""
+    """Raised in a dry run instead of the call that starts a job; `request` has its parameters."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         super().__init__("a dry run starts nothing")
@@ -72,10 +72,10 @@ class DryRunError(Exception):
 
 
 class RunSession(Session):  # type: ignore[misc]  # untyped
-    """SageMaker's session, whose files go to the data bucket; a dry one writes and starts nothing.
+    """A session of the SDK that uses the data bucket.
 
-    Then the calls that would start something raise DryRunError. Otherwise `before` is called with
-    their parameters first.
+    If `dry`, it writes nothing, and a call that starts a job raises DryRunError instead. Otherwise,
+    `before` is called with the parameters before each call that starts a job.
     """
 
     def __init__(
@@ -88,21 +88,21 @@ class RunSession(Session):  # type: ignore[misc]  # untyped
     ) -> None:
         self._bucket, self._dry = bucket, dry
 
-        def asked(params: dict[str, Any], **_: Any) -> None:
+        def before_start(params: dict[str, Any], **_: Any) -> None:
             if dry:
                 raise DryRunError(params)
             before(params)
 
         for operation in ("CreateTrainingJob", "CreateHyperParameterTuningJob"):
-            session.events.register(f"provide-client-params.sagemaker.{operation}", asked)
+            session.events.register(f"provide-client-params.sagemaker.{operation}", before_start)
         super().__init__(session, default_bucket=bucket, sagemaker_config=NO_TELEMETRY)
 
     def default_bucket(self) -> str:
-        """As given: the SDK would ask whether it exists, which the launcher may not."""
+        """Return the bucket without the SDK's check, for which the launcher has no permission."""
         return self._bucket
 
     def upload_data(self, path: str, bucket: str, key_prefix: str, **keywords: Any) -> str:
-        """Upload a folder; returns its URI."""
+        """Upload a folder unless in a dry run; return its URI."""
         if self._dry:
             return f"s3://{bucket}/{key_prefix}"
         uri: str = super().upload_data(path, bucket, key_prefix, **keywords)
@@ -110,7 +110,7 @@ class RunSession(Session):  # type: ignore[misc]  # untyped
 
 
 def files_for_the_container() -> dict[str, bytes]:
-    """What lies beside our packages in the code of a job: entry script and requirements."""
+    """Return the files at the root of a job's code: the entry script and its requirements."""
     lines = REQUIREMENTS.read_text().splitlines(keepends=True)
     required = "".join(line for line in lines if not line.startswith(IN_THE_IMAGE))
     entry = Path(__file__).with_name(ENTRY).read_bytes()
@@ -118,17 +118,15 @@ def files_for_the_container() -> dict[str, bytes]:
 
 
 def model_trainer(session: RunSession, role: str, job: Job) -> ModelTrainer:
-    """The job as the SDK has it: its code is at runs/<id>/code.tar.gz, its model goes beside it."""
+    """Build the SDK's trainer; code and results are in runs/<id>/."""
     bucket = session.default_bucket()
     folder = f"s3://{bucket}/runs/{job.run_id}"
+    name = f"{job_name_prefix(chosen_name())}{job.work['arch']}-{secrets.token_hex(2)}"
     trainer = ModelTrainer(
         sagemaker_session=session,
         role=role,
         training_image=training_image(job.instance_type, session.boto_region_name),
-        # The SDK appends the second.
-        base_job_name=f"{job_name_prefix(chosen_name())}{job.arch}-{secrets.token_hex(2)}".replace(
-            "_", "-"
-        ),
+        base_job_name=name.replace("_", "-"),  # the SDK appends the time, to the second
         input_s3_key_prefix=f"runs/{job.run_id}",
         source_code=SourceCode(
             source_dir=f"{folder}/code.tar.gz", entry_script=ENTRY, requirements="requirements.txt"
@@ -141,8 +139,11 @@ def model_trainer(session: RunSession, role: str, job: Job) -> ModelTrainer:
             enable_managed_spot_training=job.spot,
         ),
         input_data_config=[
-            InputData(channel_name="data", data_source=f"s3://{bucket}/datasets/{job.dataset}/"),
-            InputData(channel_name="weights", data_source=f"s3://{bucket}/weights/{job.arch}.pth"),
+            InputData(channel_name=channel, data_source=f"s3://{bucket}/{key}")
+            for channel, key in (
+                ("data", f"datasets/{job.work['dataset']}/"),
+                ("weights", f"weights/{job.work['arch']}.pth"),
+            )
         ],
         output_data_config=OutputDataConfig(s3_output_path=folder),
         checkpoint_config=CheckpointConfig(s3_uri=f"s3://{bucket}/checkpoints/{job.run_id}/"),
@@ -150,7 +151,7 @@ def model_trainer(session: RunSession, role: str, job: Job) -> ModelTrainer:
             max_runtime_in_seconds=job.max_seconds,
             max_wait_time_in_seconds=job.max_wait_seconds if job.spot else None,
         ),
-        # CloudWatch keeps lines, which a progress bar has none of.
+        # A progress bar never ends its line, so CloudWatch could not show it.
         environment={"RUN_ID": job.run_id, "TQDM_DISABLE": "1"},
         hyperparameters=dict(job.hyperparameters),
         tags=[Tag(key=key, value=value) for key, value in tags().items()],
@@ -163,17 +164,14 @@ def model_trainer(session: RunSession, role: str, job: Job) -> ModelTrainer:
 def tuner(
     trainer: ModelTrainer, mode: str, *, trials: int, parallel: int, max_seconds: int, seed: int
 ) -> HyperparameterTuner:
-    """A search from what `trainer` has, over the ranges of `mode`, for the least loss.
-
-    All of it ends after `max_seconds`.
-    """
+    """Build a search over the ranges of `mode` for the lowest loss, of at most `max_seconds`."""
     if mode == "finetune":
-        # Snapshots of all layers, of all trials, would be in one folder, for each to download.
+        # All trials would share one folder, so each would download the checkpoints of all others.
         trainer.checkpoint_config = None
     if trainer.distributed:
-        # The API of searches knows no entry point: the image's own toolkit starts the trials.
+        # Tuning jobs have no container entry point, so the image's toolkit starts the trials.
         trainer.hyperparameters["sagemaker_torch_distributed_enabled"] = "true"
-    # The SDK puts the drivers of a search there, and knows no other prefix.
+    # The SDK has no other way to choose the prefix of a search's driver files.
     trainer.base_job_name = trainer.input_s3_key_prefix
     return HyperparameterTuner(
         trainer,

@@ -1,12 +1,10 @@
-"""A run on SageMaker: started, followed, and taken up into the run record when it is over."""
+"""Starts, follows and stops a run on SageMaker, and imports its results into the run's record."""
 
 import dataclasses
-import secrets
 import sys
 import tarfile
 import tempfile
 import time
-from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -19,8 +17,8 @@ from common.outputs import stack_output
 from common.run_record import (
     ENDED,
     OUTPUTS,
-    TRACED,
-    TRACES,
+    TRACE_FILES,
+    TRACES_ARCHIVE,
     Attempt,
     Outcome,
     Request,
@@ -30,7 +28,7 @@ from common.run_record import (
     utc_now,
 )
 from common.storage import pack_files
-from costs.bill import training_job_bill
+from costs.bill import run_bill
 from costs.prices import load_prices
 from training.launcher.code import ON_SAGEMAKER, pack_code
 from training.launcher.deployment import Deployment, LaunchError
@@ -49,59 +47,60 @@ from training.sagemaker.request import (
 
 PROGRAM = "python -m training.sagemaker"
 OVER = {"Completed", "Failed", "Stopped"}  # TrainingJobStatus
-ABSENT = {"ResourceNotFound", "ValidationException"}  # of a job, by the API and in practice
+ABSENT = {"ResourceNotFound", "ValidationException"}  # no such job: as documented; in practice
 NOT_STARTED = "could not be started"
 
 
-def new_run_id(arch: str) -> str:
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{arch}-{secrets.token_hex(2)}"
-
-
 def dry_request(deployment: Deployment, job: Job) -> dict[str, Any]:
-    """CreateTrainingJob's parameters, without a call that writes or starts anything."""
+    """Return the parameters of CreateTrainingJob; write and start nothing."""
     session = RunSession(deployment.session, deployment.bucket, dry=True)
     try:
         model_trainer(session, training_role(), job).train(wait=False)
     except DryRunError as error:
         return error.request
-    raise AssertionError("SageMaker was not asked for a job")
+    raise AssertionError("the SDK did not call CreateTrainingJob")
 
 
 def training_role() -> str:
-    """ARN of the role that SageMaker takes for a job. Raises NotDeployedError."""
+    """Return the ARN of the execution role of jobs; raises NotDeployedError without TrainStack."""
     return stack_output("TrainStack", "TrainingJobRoleArn")
 
 
 def resumable(deployment: Deployment, run_id: str) -> Request:
-    """The request of a run that has ended without success. Raises LaunchError for any other."""
+    """Return the request of a run that was stopped or has failed.
+
+    The results of a job that nobody has followed are imported first. Raises LaunchError for any
+    other run.
+    """
     record = choose_run(deployment, run_id)
     status = record.status()
     if status["state"] not in ENDED and status["attempts"]:
         job = _describe(deployment, status["attempts"][-1]["instance_id"])
         if job and job["TrainingJobStatus"] in OVER:
-            take_up(deployment, record, job)  # nobody has followed it
+            import_results(deployment, record, job)
     state = record.status()["state"]
     if state not in {"failed", "stopped"}:
-        raise LaunchError(f"run {run_id} is {state}: only one that failed or was stopped goes on")
+        raise LaunchError(
+            f"run {run_id} is {state}: only a run that was stopped or has failed can be resumed"
+        )
     request = record.request()
     check_version(request)
     return request
 
 
-def start_job(deployment: Deployment, job: Job, args: Namespace, plan: JobPlan) -> None:
-    """Write the run's request, start the job; of a run that there was before, one more attempt
-    with the same code, from its checkpoints."""
+def start_job(deployment: Deployment, job: Job, plan: JobPlan, *, resumed: bool) -> None:
+    """Write the run's request and start the job; a resumed run keeps its code and attempts."""
     record = deployment.record(job.run_id)
-    earlier = record.status()["attempts"] if args.resumes else []
-    if not args.resumes:
+    earlier = record.status()["attempts"] if resumed else []
+    if not resumed:
         put_code(deployment, job.run_id)
-    record.write("request.json", _request(job, args, plan))
+    record.write("request.json", _request(job, plan))
     record.set_status("requested", f"requested {utc_now()}", earlier)
 
-    def note(asked: Mapping[str, Any]) -> None:
-        """Before SageMaker is asked: no job is ever there that no record knows."""
+    def add_attempt(parameters: Mapping[str, Any]) -> None:
+        """Record the attempt before the job starts, so that no job is without a record."""
         attempt = Attempt(
-            instance_id=asked["TrainingJobName"],
+            instance_id=parameters["TrainingJobName"],
             instance_type=job.instance_type,
             zone=deployment.session.region_name,
             purchase="spot" if job.spot else "on_demand",
@@ -113,40 +112,35 @@ def start_job(deployment: Deployment, job: Job, args: Namespace, plan: JobPlan) 
         record.set_status("running", f"training job {attempt['instance_id']}", attempts)
 
     try:
-        session = RunSession(deployment.session, deployment.bucket, before=note)
+        session = RunSession(deployment.session, deployment.bucket, before=add_attempt)
         trainer = model_trainer(session, training_role(), job)
         trainer.train(wait=False)
         if trainer._latest_training_job is None:
-            raise KeyboardInterrupt  # which the SDK's telemetry swallows
+            raise KeyboardInterrupt  # the SDK's telemetry suppresses it
     except BaseException:
-        _close_unless_there(deployment, record, earlier)
+        _fail_unless_started(deployment, record, earlier)
         raise
 
 
-def _request(job: Job, args: Namespace, plan: JobPlan) -> Request:
+def _request(job: Job, plan: JobPlan) -> Request:
     deadline = datetime.now(UTC) + timedelta(seconds=job.max_wait_seconds)
     return Request(
+        **job.work,  # type: ignore[typeddict-item]  # it has the keys of Work only
         run_id=job.run_id,
-        dataset=job.dataset,
-        arch=job.arch,
-        train_arguments=args.train_arguments,
         deadline=deadline.isoformat(timespec="seconds"),
         estimate=dataclasses.asdict(plan.estimate),
-        mode=args.mode,
-        ensemble_size=args.ensemble_size,
-        epochs=args.epochs,
         chunks=0,
         runtime="",
         service="sagemaker",
     )
 
 
-def _close_unless_there(deployment: Deployment, record: RunRecord, earlier: list[Attempt]) -> None:
-    """After a start that broke off: the run has failed, unless its job was made all the same."""
+def _fail_unless_started(deployment: Deployment, record: RunRecord, earlier: list[Attempt]) -> None:
+    """After an error in the start, mark the run as failed unless its job exists."""
     attempts = record.status()["attempts"]
     if len(attempts) > len(earlier) and _describe(deployment, attempts[-1]["instance_id"]):
         print(
-            f"run {record.run_id} has started all the same: end it with `{PROGRAM} stop "
+            f"run {record.run_id} has started nevertheless: stop it with `{PROGRAM} stop "
             f"{record.run_id}`",
             file=sys.stderr,
         )
@@ -155,7 +149,7 @@ def _close_unless_there(deployment: Deployment, record: RunRecord, earlier: list
 
 
 def _describe(deployment: Deployment, name: str) -> Any:
-    """What SageMaker says of a training job; None when there is none of that name."""
+    """Describe a training job; return None if it does not exist."""
     try:
         return deployment.session.client("sagemaker").describe_training_job(TrainingJobName=name)
     except ClientError as error:
@@ -165,7 +159,7 @@ def _describe(deployment: Deployment, name: str) -> Any:
 
 
 def put_code(deployment: Deployment, folder: str) -> None:
-    """The code that the jobs of runs/`folder`/ run."""
+    """Upload the code of the jobs of a run or a search to runs/`folder`/."""
     deployment.s3.put_object(
         Bucket=deployment.bucket,
         Key=f"runs/{folder}/code.tar.gz",
@@ -173,12 +167,12 @@ def put_code(deployment: Deployment, folder: str) -> None:
     )
 
 
-def choose_run(deployment: Deployment, asked: str | None) -> RunRecord:
-    """The record of the run asked for, or else of the newest one on SageMaker.
+def choose_run(deployment: Deployment, requested: str | None) -> RunRecord:
+    """Return the record of the run `requested`, or else of the newest run on SageMaker.
 
-    Raises LaunchError when there is none, or the one asked for is not on SageMaker.
+    Raises LaunchError if there is none, or if the requested run is not on SageMaker.
     """
-    for run_id in [asked] if asked else deployment.run_ids():
+    for run_id in [requested] if requested else deployment.run_ids():
         record = deployment.record(run_id)
         try:
             request = record.request()
@@ -189,101 +183,97 @@ def choose_run(deployment: Deployment, asked: str | None) -> RunRecord:
         if request.get("service") == "sagemaker":
             return record
     raise LaunchError(
-        f"there is no run {asked} on SageMaker: see `python -m training.launch list`"
-        if asked
+        f"there is no run {requested} on SageMaker: see `python -m training.launch list`"
+        if requested
         else f"there is no run on SageMaker yet: start one with `{PROGRAM} train`"
     )
 
 
 def follow(deployment: Deployment, record: RunRecord) -> bool:
-    """Show the job until it ends, and take up what it left; returns whether it succeeded."""
+    """Show the job until it ends, and import its results; return whether it succeeded."""
     status = record.status()
     if status["state"] in ENDED:
         print(f"run {record.run_id} {status['state']}: {status['message']}")
         return status["state"] == "succeeded"
     if not status["attempts"]:
-        raise LaunchError(f"run {record.run_id} has no job: its start broke off, start a new one")
-    attempt = status["attempts"][-1]
-    line = StatusLine()
+        raise LaunchError(f"run {record.run_id} has no job, its start failed: start a new run")
+    name = status["attempts"][-1]["instance_id"]
     try:
-        while True:
-            job = _describe(deployment, attempt["instance_id"])
-            if not job or job["TrainingJobStatus"] in OVER:
-                break
-            line.show(describe_job(job))
-            time.sleep(POLL_SECONDS)
+        with StatusLine() as line:
+            while (job := _describe(deployment, name)) and job["TrainingJobStatus"] not in OVER:
+                line.show(describe_job(job))
+                time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        line.close()
         print(
-            f"the job goes on without you; take up its result with `{PROGRAM} follow "
-            f"{record.run_id}`, end it with `{PROGRAM} stop {record.run_id}`"
+            f"the job continues; get its results with `{PROGRAM} follow {record.run_id}`, stop it "
+            f"with `{PROGRAM} stop {record.run_id}`"
         )
         return False
-    line.close()
     if not job:
         record.set_status("failed", NOT_STARTED, status["attempts"][:-1])
         print(f"run {record.run_id} failed: {NOT_STARTED}")
         return False
-    return take_up(deployment, record, job)
+    return import_results(deployment, record, job)
 
 
 def describe_job(job: Mapping[str, Any]) -> str:
-    """One line: what SageMaker does, and the latest measurement."""
+    """Return a job's status and latest metrics in one line."""
     latest = {each["MetricName"]: each["Value"] for each in job.get("FinalMetricDataList", [])}
     message = (job.get("SecondaryStatusTransitions") or [{}])[-1].get("StatusMessage", "")
     parts = [f"{job['SecondaryStatus']}, {message}".rstrip(", "), describe_metrics(latest)]
     return "; ".join(part for part in parts if part)
 
 
-def take_up(deployment: Deployment, record: RunRecord, job: Mapping[str, Any]) -> bool:
-    """Write the end of a job into the run's record; of one that completed, with its results."""
-    *earlier, attempt = record.status()["attempts"]
+def import_results(deployment: Deployment, record: RunRecord, job: Mapping[str, Any]) -> bool:
+    """Write the end of a job, and the results of a completed one, to the run's record.
+
+    Returns whether the job succeeded.
+    """
+    attempts = record.status()["attempts"]
+    attempt = attempts[-1]
     state, outcome, message = _ending(job)
-    ended = Attempt(**attempt) | Attempt(  # type: ignore[typeddict-item]  # the parts that change
-        started=_time(job.get("TrainingStartTime", job["CreationTime"])),
-        ended=_time(job.get("TrainingEndTime", job["LastModifiedTime"])),
-        outcome=outcome,
-        billed_seconds=float(job.get("BillableTimeInSeconds", 0)),
-    )
-    attempts = [*earlier, ended]
+    attempt["started"] = _time(job.get("TrainingStartTime", job["CreationTime"]))
+    attempt["ended"] = _time(job.get("TrainingEndTime", job["LastModifiedTime"]))
+    attempt["outcome"] = outcome
+    attempt["billed_seconds"] = float(job.get("BillableTimeInSeconds", 0))
     model = job["ModelArtifacts"]["S3ModelArtifacts"] if state == "succeeded" else ""
     if model:
         message = f"model at {model}"
-        keep_results(record, model.replace("model.tar.gz", "output.tar.gz"))
+        copy_results(record, model.replace("model.tar.gz", "output.tar.gz"))
     record.write(
         "cost.json",
-        training_job_bill(
+        run_bill(
             attempts,
             record.request(),
+            instance_type=attempt["instance_type"],
             volume_gib=job["ResourceConfig"]["VolumeSizeInGB"],
             prices=load_prices(),
         ),
     )
-    kept = publish(deployment, model, job["TrainingEndTime"]) if model else None
+    other_model = publish(deployment, model, job["TrainingEndTime"]) if model else None
     with suppress(StatusChangedError):  # by another `follow`, or by a resume of this run
-        record.set_status(state, message, attempts)  # last: until then, to be taken up once more
+        record.set_status(state, message, attempts)  # last, so that a failed import is repeated
     trained = duration(job.get("TrainingTimeInSeconds", 0))
-    billed = duration(ended["billed_seconds"])
-    machines = attempt.get("machines", 1)
     print(
         f"run {record.run_id} {state}: {message}\n"
-        f"  {machines} × {attempt['instance_type']}, {trained} of training, {billed} billed"
+        f"  {attempt.get('machines', 1)} × {attempt['instance_type']}, {trained} of training, "
+        f"{duration(attempt['billed_seconds'])} billed"
     )
     if model:
         exact = record.judged()["accuracy"]["value"]
         print(f"  {exact:.1%} exact; report: {record.uri('report.html')}")
-    if kept:
+    if other_model:
         print(
-            f"  the next deploy of the endpoint serves {kept}, chosen since this job ended; "
-            f"`python -m serving.models use {record.run_id}` changes that"
+            f"  the next deployment of the endpoint serves {other_model}, chosen after this job "
+            f"ended; `python -m serving.models use {record.run_id}` changes that"
         )
     return state == "succeeded"
 
 
 def publish(deployment: Deployment, model: str, ended: datetime) -> str | None:
-    """Have the endpoint's next deploy serve `model`, unless another was chosen after it `ended`.
+    """Make the next deployment of the endpoint serve `model`.
 
-    Returns that other.
+    If another model was chosen after the job `ended`, keep that choice and return its URI.
     """
     name = stack_output("TrainStack", "ModelParameterName")
     ssm = deployment.session.client("ssm")
@@ -295,8 +285,8 @@ def publish(deployment: Deployment, model: str, ended: datetime) -> str | None:
     return None
 
 
-def keep_results(record: RunRecord, output: str) -> None:
-    """Copy what training.train left beside the model from the job's archive to the record."""
+def copy_results(record: RunRecord, output: str) -> None:
+    """Copy the outputs of training.train from the job's archive `output` to the record."""
     bucket, _, key = output.removeprefix("s3://").partition("/")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -306,33 +296,35 @@ def keep_results(record: RunRecord, output: str) -> None:
             tar.extractall(folder, filter="data")
         for name in OUTPUTS:
             record.upload(folder / name)
-        traced = [folder / name for name in TRACED if (folder / name).exists()]
-        pack_files(folder / TRACES, traced)
-        record.upload(folder / TRACES)
+        traces = [folder / name for name in TRACE_FILES if (folder / name).exists()]
+        pack_files(folder / TRACES_ARCHIVE, traces)
+        record.upload(folder / TRACES_ARCHIVE)
 
 
 def stop_job(deployment: Deployment, record: RunRecord) -> None:
-    """Ask SageMaker to end the run's job. Raises LaunchError when it is over."""
+    """Ask SageMaker to stop the run's job; raises LaunchError if it has ended."""
     status = record.status()
     if status["state"] in ENDED or not status["attempts"]:
         raise LaunchError(f"run {record.run_id} is {status['state']}: there is nothing to stop")
     name = status["attempts"][-1]["instance_id"]
     deployment.session.client("sagemaker").stop_training_job(TrainingJobName=name)
-    print(f"training job {name} was asked to stop; see its end with `{PROGRAM} follow`")
+    print(
+        f"training job {name} is stopping; get its results with `{PROGRAM} follow {record.run_id}`"
+    )
 
 
 def _ending(job: Mapping[str, Any]) -> tuple[State, Outcome, str]:
-    """State of the run, outcome of the attempt, and a message for a person."""
+    """Return the state of the run, the outcome of the attempt, and a message for the user."""
     reason = job.get("FailureReason", "")
     match job["TrainingJobStatus"], job["SecondaryStatus"]:
         case "Completed", _:
             return "succeeded", "succeeded", ""
         case "Stopped", "Stopped":
-            return "stopped", "stopped", "stopped as asked"
+            return "stopped", "stopped", "stopped by the user"
         case "Stopped", limit:  # MaxRuntimeExceeded, MaxWaitTimeExceeded
-            return "failed", "failed", f"{limit}: `{PROGRAM} resume` with more --max-hours goes on"
+            return "failed", "failed", f"{limit}: run `{PROGRAM} resume` with more --max-hours"
         case _:
-            return "failed", "failed", " ".join(reason.split()) or "no reason was given"
+            return "failed", "failed", " ".join(reason.split()) or "SageMaker gave no reason"
 
 
 def _time(moment: datetime) -> str:

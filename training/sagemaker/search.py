@@ -1,8 +1,10 @@
-"""A search over settings by SageMaker's tuner; its end is the same best.json as training.hpo's."""
+"""A search for settings by SageMaker's automatic model tuning.
+
+It writes the same best.json as training.hpo.
+"""
 
 import math
 import time
-from argparse import Namespace
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,9 +15,9 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from common.names import chosen_name, job_name_prefix
+from training.flags import as_flags, parse
 from training.launcher.deployment import Deployment, LaunchError
 from training.launcher.follow import POLL_SECONDS, StatusLine
-from training.sagemaker.preflight import JobPlan
 from training.sagemaker.request import (
     DryRunError,
     Job,
@@ -26,18 +28,18 @@ from training.sagemaker.request import (
 from training.sagemaker.run import PROGRAM, put_code, training_role
 from training.search.results import plot_trials, trial_table, write_best
 from training.search.space import SPACES, Range
-from training.settings import Settings, as_flags, parse_arguments
+from training.settings import Choices, Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_sagemaker import SageMakerClient
 
 OVER = {"Completed", "Failed", "Stopped"}  # HyperParameterTuningJobStatus
-# By TrainingJobStatus; one that SageMaker stopped early was no good.
+# By TrainingJobStatus; SageMaker stops unpromising trials early.
 STATES = {"Completed": TrialState.COMPLETE, "Stopped": TrialState.PRUNED}
 
 
 def new_search_name() -> str:
-    """At most 32 characters, as SageMaker wants it."""
+    """Return a name of at most 32 characters, which is SageMaker's limit."""
     return f"{job_name_prefix(chosen_name())}{datetime.now(UTC):%y%m%d-%H%M%S}"
 
 
@@ -45,30 +47,30 @@ def is_search(name: str) -> bool:
     return name.startswith(job_name_prefix(chosen_name()))
 
 
-def dry_request(deployment: Deployment, job: Job, args: Namespace) -> dict[str, Any]:
-    """CreateHyperParameterTuningJob's parameters; nothing is written or started."""
+def dry_request(deployment: Deployment, job: Job, trials: int, parallel: int) -> dict[str, Any]:
+    """Return the parameters of CreateHyperParameterTuningJob; write and start nothing."""
     try:
-        _tune(RunSession(deployment.session, deployment.bucket, dry=True), job, args)
+        _tune(RunSession(deployment.session, deployment.bucket, dry=True), job, trials, parallel)
     except DryRunError as error:
         return error.request
-    raise AssertionError("SageMaker was not asked for a search")
+    raise AssertionError("the SDK did not call CreateHyperParameterTuningJob")
 
 
-def start_search(deployment: Deployment, job: Job, args: Namespace, _: JobPlan) -> None:
-    """Store the code that the trials run, and start them."""
+def start_search(deployment: Deployment, job: Job, trials: int, parallel: int) -> None:
+    """Upload the code and start the search."""
     put_code(deployment, job.run_id)
-    _tune(RunSession(deployment.session, deployment.bucket), job, args)
+    _tune(RunSession(deployment.session, deployment.bucket), job, trials, parallel)
 
 
-def _tune(session: RunSession, job: Job, args: Namespace) -> None:
+def _tune(session: RunSession, job: Job, trials: int, parallel: int) -> None:
     trainer = model_trainer(session, training_role(), job)
-    # The test photos are not for choosing; no trial is served.
-    trainer.hyperparameters |= {"mode": args.mode, "skip_test": "true", "int8": "no"}
+    # Settings are chosen on validation photos, and no trial is served.
+    trainer.hyperparameters |= {"mode": job.work["mode"], "skip_test": "true", "int8": "no"}
     search = tuner(
         trainer,
-        args.mode,
-        trials=args.trials,
-        parallel=args.parallel,
+        job.work["mode"],
+        trials=trials,
+        parallel=parallel,
         max_seconds=job.max_seconds,
         seed=1,
     )
@@ -76,34 +78,32 @@ def _tune(session: RunSession, job: Job, args: Namespace) -> None:
 
 
 def follow(deployment: Deployment, name: str, output: Path) -> bool:
-    """Show the search until it ends, its trials, and write best.json and plots to `output`.
+    """Show the search until it ends; then print its trials, and write best.json and plots.
 
     Returns whether there is a best trial.
     """
     sagemaker = deployment.session.client("sagemaker")
-    line = StatusLine()
     try:
-        while True:
-            search: Any = sagemaker.describe_hyper_parameter_tuning_job(
-                HyperParameterTuningJobName=name
-            )
-            if search["HyperParameterTuningJobStatus"] in OVER:
-                break
-            line.show(_describe(search))
-            time.sleep(POLL_SECONDS)
+        with StatusLine() as line:
+            while True:
+                search: Any = sagemaker.describe_hyper_parameter_tuning_job(
+                    HyperParameterTuningJobName=name
+                )
+                if search["HyperParameterTuningJobStatus"] in OVER:
+                    break
+                line.show(_describe(search))
+                time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        line.close()
         print(
-            f"the search goes on without you; see its end with `{PROGRAM} follow {name}`, end it "
-            f"with `{PROGRAM} stop {name}`"
+            f"the search continues; get its results with `{PROGRAM} follow {name}`, stop it with "
+            f"`{PROGRAM} stop {name}`"
         )
         return False
-    line.close()
     return show(sagemaker, search, output)
 
 
 def _describe(search: Mapping[str, Any]) -> str:
-    """One line: trials by state, and the best value so far."""
+    """Return the number of trials by state, and the best value, in one line."""
     counters = search["TrainingJobStatusCounters"]
     words = {"Completed": "completed", "InProgress": "in progress", "Stopped": "stopped"}
     parts = [f"{counters[name]} {word}" for name, word in words.items()]
@@ -114,28 +114,28 @@ def _describe(search: Mapping[str, Any]) -> str:
 
 
 def show(sagemaker: "SageMakerClient", search: Mapping[str, Any], output: Path) -> bool:
-    """Print the trials, write what is best and plots; returns whether there is a best trial."""
+    """Print the trials, and write best.json and plots; return whether there is a best trial."""
     name = search["HyperParameterTuningJobName"]
-    static = search["TrainingJobDefinition"]["StaticHyperParameters"]
-    start = _settings(static)
-    study = read_study(sagemaker, name, start.mode)
-    print(trial_table(study, "validation_loss", start.mode))
+    settings = _settings(search["TrainingJobDefinition"]["StaticHyperParameters"])
+    study = read_study(sagemaker, name, settings.mode)
+    print(trial_table(study, "validation_loss", settings.mode))
     output.mkdir(parents=True, exist_ok=True)
     for file in plot_trials(study, "validation_loss", output / "plots"):
         print(file)
     best = output / "best.json"
-    if not write_best(study, start, best):
+    if not write_best(study, settings, best):
         reason = search.get("FailureReason", "no trial was completed")
         raise LaunchError(f"search {name}: {reason}")
+    flags = f"--arch {settings.arch} -- --settings {best}"
     print(
-        f"train with the best settings: `{PROGRAM} train --arch {start.arch} -- --settings {best}`"
-        f" or `python -m training.launch --arch {start.arch} -- --settings {best}`"
+        f"train with the best settings: `{PROGRAM} train {flags}` or "
+        f"`python -m training.launch {flags}`"
     )
     return True
 
 
 def read_study(sagemaker: "SageMakerClient", name: str, mode: str) -> optuna.Study:
-    """The trials of a search as training.hpo keeps its own."""
+    """Read the trials of a search into a study, as training.hpo makes it."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(study_name=name)
     pages = sagemaker.get_paginator("list_training_jobs_for_hyper_parameter_tuning_job").paginate(
@@ -165,23 +165,21 @@ def _trial(job: Mapping[str, Any], metrics: list[Any], space: Mapping[str, Range
 
 
 def _value(text: str, values: Range) -> Any:
-    """A hyperparameter, which SageMaker keeps as text."""
+    """Convert a hyperparameter from SageMaker's text."""
     if isinstance(values, CategoricalDistribution):
         return next(choice for choice in values.choices if str(choice) == text)
     return round(float(text)) if isinstance(values, IntDistribution) else float(text)
 
 
 def _settings(hyperparameters: Mapping[str, str]) -> Settings:
-    """What all trials have; a size that is not given is the data set's, as in the trials."""
+    """Parse the settings that all trials share."""
     own = {k: v for k, v in hyperparameters.items() if not k.startswith(("sagemaker_", "_"))}
-    places = ["--data", "-", "--weights", "-", "--output", "-"]
-    args = parse_arguments([*places, *as_flags(own)])
-    return Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
+    return parse(Choices, as_flags(own)).settings
 
 
 def stop_search(deployment: Deployment, name: str) -> None:
-    """Ask SageMaker to end a search and its trials."""
+    """Ask SageMaker to stop a search and its trials."""
     deployment.session.client("sagemaker").stop_hyper_parameter_tuning_job(
         HyperParameterTuningJobName=name
     )
-    print(f"search {name} was asked to stop; see its end with `{PROGRAM} follow {name}`")
+    print(f"search {name} is stopping; get its results with `{PROGRAM} follow {name}`")

@@ -1,1 +1,1 @@
-"""What a search tries, and what it has found."""
+"""Hyperparameter search: search spaces, trials and results."""

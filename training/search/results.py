@@ -1,4 +1,4 @@
-"""What a search has found: a table, best.json, and plots of its trials."""
+"""The results of a search: a table of its trials, best.json, and plots."""
 
 import json
 import math
@@ -25,73 +25,77 @@ STATES = {
     TrialState.RUNNING: "unfinished",
     TrialState.WAITING: "waiting",
 }
-FEWEST = 4  # complete trials, to say which settings matter
+MIN_FOR_IMPORTANCE = 4  # complete trials
 
 
 def trial_table(study: optuna.Study, objective: str, mode: str) -> str:
-    """A line for each trial, the best first, those without a result last."""
+    """Format one line per trial, the best trial first and those without a result last."""
 
-    def place(trial: FrozenTrial) -> tuple[bool, float]:
+    def sort_key(trial: FrozenTrial) -> tuple[bool, float]:
         complete = trial.state is TrialState.COMPLETE
         return not complete, (trial.value or 0.0) if complete else trial.number
 
     def cells(trial: FrozenTrial) -> list[str]:
-        found = ["", ""]
+        result = ["", ""]
         if trial.state is TrialState.COMPLETE:
-            right = trial.user_attrs["validation_accuracy"]
-            found = [f"{trial.value:.4f}", "" if math.isnan(right) else f"{100 * right:.1f} %"]
-        values = [rounded(trial.params[name]) if name in trial.params else "" for name in names]
-        return [str(trial.number), *found, *values, state(trial)]
+            accuracy = trial.user_attrs["validation_accuracy"]
+            shown = "" if math.isnan(accuracy) else f"{100 * accuracy:.1f} %"
+            result = [f"{trial.value:.4f}", shown]
+        values = [_rounded(trial.params[name]) if name in trial.params else "" for name in names]
+        return [str(trial.number), *result, *values, _state(trial)]
 
     names = list(SPACES[mode])
     return table(
         ["trial", objective, "accuracy", *names, "state"],
-        [cells(trial) for trial in sorted(study.trials, key=place)],
+        [cells(trial) for trial in sorted(study.trials, key=sort_key)],
     )
 
 
-def state(trial: FrozenTrial) -> str:
-    """How a trial ended, in words."""
+def _state(trial: FrozenTrial) -> str:
     if trial.state is TrialState.PRUNED:
         return f"pruned at {100 * (trial.last_step or 0) // TENTHS} %"
     return STATES[trial.state]
 
 
-def rounded(value: float) -> str:
-    """Three digits that count."""
+def _rounded(value: float) -> str:
+    """Format a value with three significant digits."""
     return decimal(float(f"{value:.3g}"), 6) if isinstance(value, float) else str(value)
 
 
-def complete_trials(study: optuna.Study) -> list[FrozenTrial]:
+def _complete_trials(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
 def write_best(study: optuna.Study, start: Settings, file: Path) -> bool:
-    """Write the settings of the best trial to `file`, for training.train; whether there is one."""
-    if not complete_trials(study):
+    """Write the settings of the best trial to `file`, for --settings; returns whether there is one.
+
+    Settings that are not searched come from `start`.
+    """
+    if not _complete_trials(study):
         return False
     settings = asdict(replace(start, **study.best_params))
-    given = {name: value for name, value in settings.items() if value is not None}
-    write_atomic(file, (json.dumps(given, indent=1) + "\n").encode())
+    write_atomic(file, (json.dumps(settings, indent=1) + "\n").encode())
     return True
 
 
 def plot_trials(study: optuna.Study, objective: str, folder: Path) -> list[Path]:
-    """Draw the complete trials into PNG files in `folder`: the history, each setting against the
-    objective and, of enough trials, how much each setting matters (PED-ANOVA, Watanabe et al.
-    2023). Returns the files."""
-    number = len(complete_trials(study))
+    """Plot the complete trials to PNG files in `folder`; returns the files.
+
+    Plots the history, the objective over each setting and, given enough trials, the importance of
+    each setting (PED-ANOVA, Watanabe et al. 2023).
+    """
+    number = len(_complete_trials(study))
     drawn: dict[str, Callable[[], object]] = {}
     if number:
         drawn["history"] = lambda: plots.plot_optimization_history(study, target_name=objective)
         drawn["settings"] = lambda: plots.plot_slice(study, target_name=objective)
-    if number >= FEWEST:
+    if number >= MIN_FOR_IMPORTANCE:
         drawn["importances"] = lambda: plots.plot_param_importances(
             study, evaluator=PedAnovaImportanceEvaluator()
         )
     folder.mkdir(exist_ok=True)
     files = []
-    # Optuna sets a style for good, and warns of its own plots.
+    # Optuna changes matplotlib's style globally, and warns that its plots are experimental.
     with matplotlib.rc_context({"backend": "Agg"}), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, draw in drawn.items():

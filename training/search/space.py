@@ -1,4 +1,4 @@
-"""What training.hpo searches for: a range for each setting, by mode."""
+"""The search spaces: a range for each setting, by mode."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from training.settings import Settings
 
 Range = FloatDistribution | IntDistribution | CategoricalDistribution
 
-TENTHS = 10  # of a trial's epochs, at which it is compared with others
+TENTHS = 10  # trials are compared at tenths of their epochs
 
-# Around the recipes of training.settings, which the first trial has.
+# Ranges around the recipes in training.settings, with which the first trial starts.
 SPACES: dict[str, dict[str, Range]] = {
     "head": {
         "learning_rate": FloatDistribution(5e-5, 5e-3, log=True),
@@ -34,7 +34,7 @@ SPACES: dict[str, dict[str, Range]] = {
 
 
 def suggest(trial: Trial, mode: str) -> dict[str, Any]:
-    """A value for each setting; those that the trial was given before it was cut short stay."""
+    """Suggest a value for each setting; an interrupted trial keeps its values."""
     suggested: dict[str, Any] = {}
     for name, values in SPACES[mode].items():
         match values:
@@ -47,10 +47,11 @@ def suggest(trial: Trial, mode: str) -> dict[str, Any]:
     return suggested
 
 
-def outside(settings: Settings) -> list[str]:
-    """A line for each setting whose value is not searched."""
+def outside_space(settings: Settings) -> list[str]:
+    """Return an error line for each setting that lies outside its range."""
     return [
-        f"--{name.replace('_', '-')} {getattr(settings, name)} is not searched: {described(values)}"
+        f"--{name.replace('_', '-')} {getattr(settings, name)} is outside the search space: "
+        f"{_describe(values)}"
         for name, values in SPACES[settings.mode].items()
         if not contains(values, getattr(settings, name))
     ]
@@ -62,17 +63,16 @@ def contains(values: Range, value: float) -> bool:
     return values.low <= value <= values.high
 
 
-def described(values: Range) -> str:
-    """A range in words."""
+def _describe(values: Range) -> str:
     if isinstance(values, CategoricalDistribution):
         return "one of " + ", ".join(f"{choice}" for choice in values.choices)
     return f"{values.low:g} to {values.high:g}" + (", logarithmic" if values.log else "")
 
 
-def described_spaces() -> str:
-    """All ranges, a line each."""
+def describe_spaces() -> str:
+    """Describe all ranges in Markdown."""
     lines = []
     for mode, space in SPACES.items():
-        lines.append(f"searched in --mode {mode}:")
-        lines += [f"  {name:14}{described(values)}" for name, values in space.items()]
+        lines.append(f"\nSearch space of `--mode {mode}`:\n")
+        lines += [f"- `{name}`: {_describe(values)}" for name, values in space.items()]
     return "\n".join(lines)

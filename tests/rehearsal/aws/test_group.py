@@ -172,7 +172,7 @@ def test_a_booked_action_is_carried_out_when_it_is_due(endpoint: str, tmp_path: 
                 MinSize=0,
                 DesiredCapacity=0,
             )
-        if said == "booked action end carried out":
+        if said == "scheduled action end carried out":
             assert datetime.now(UTC) >= due[0]
 
     group = run(endpoint, tmp_path, say=book)
@@ -186,7 +186,7 @@ def test_a_group_whose_machines_fall_silent_is_ended_with_them(
 ) -> None:
     monkeypatch.setattr(module, "QUIET_SECONDS", 1.0)
     deploy("for second in 1 2 3 4; do echo at work; sleep 0.5; done; touch done; sleep 600")
-    with pytest.raises(StillRunningError, match="no machine has said anything for 1 s"):
+    with pytest.raises(StillRunningError, match="no machine has printed anything for 1 s"):
         run(endpoint, tmp_path)
     (machine,) = (tmp_path / "machines").iterdir()
     assert (machine / "done").exists(), "it was waited for as long as it said something"

@@ -86,7 +86,7 @@ def test_a_process_that_took_over_the_number_is_left_alone(tmp_path: Path) -> No
 def test_a_second_rehearsal_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     with Processes(tmp_path / "state") as first:
         process = first.start(["sleep", "600"], environment=dict(os.environ))
-        with pytest.raises(CommandError, match=f"process {os.getpid()} already works in"):
+        with pytest.raises(CommandError, match=f"process {os.getpid()} is already working in"):
             Processes(tmp_path / "state")
         assert process.poll() is None
 

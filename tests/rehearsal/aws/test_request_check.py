@@ -23,7 +23,12 @@ def found(service: str, operation: str, parameters: Any) -> list[str]:
     ("service", "operation", "parameters", "wrong"),
     [
         ("sns", "Publish", {}, "Publish.Message is missing"),
-        ("sagemaker", "DescribeEndpoint", {"EndpointName": "a_b"}, "EndpointName='a_b' is not as"),
+        (
+            "sagemaker",
+            "DescribeEndpoint",
+            {"EndpointName": "a_b"},
+            "EndpointName='a_b' does not",
+        ),
         ("sagemaker", "DescribeEndpoint", {"EndpointName": "a" * 64}, "EndpointName='aaa"),
         ("sagemaker", "ListModels", {"MaxResults": 0}, "MaxResults=0 is less than 1"),
         ("sagemaker", "ListModels", {"MaxResults": 101}, "MaxResults=101 is more than 100"),
@@ -64,7 +69,7 @@ def test_a_request_is_looked_at_on_its_way_to_moto_and_noted_once(
     for _ in range(2):
         boto3.client("sagemaker").list_models(NameContains="no spaces")
     (line,) = noted().splitlines()
-    assert line.startswith("sagemaker:ListModels.NameContains='no spaces' is not as")
+    assert line.startswith("sagemaker:ListModels.NameContains='no spaces' does not match")
 
 
 def test_a_request_to_s3_with_a_header_that_it_does_not_know_is_noted(

@@ -20,10 +20,11 @@ from moto.sts.models import sts_backends
 from sagemaker.core.parameter import CategoricalParameter, ContinuousParameter, IntegerParameter
 from sagemaker.train.tuner import HyperparameterTuner
 
-from rehearsal.aws import sagemaker
+from common.run_record import Work
 from rehearsal.aws import training_job as module
 from rehearsal.aws.processes import Processes
 from rehearsal.aws.sagemaker import run_jobs
+from rehearsal.aws.search import RunningSearch, _draw
 from rehearsal.aws.stand_in import StandIn
 from rehearsal.aws.training_job import TrainingJob
 from training.learn.metric_line import OBJECTIVE, metric_definitions
@@ -104,8 +105,14 @@ def packed_code() -> bytes:
 def trainer(instances: int = 1, *, torchrun: bool = True, **hyperparameters: Any) -> Any:
     job = Job(
         run_id="run",
-        arch="resnet50",
-        dataset="words",
+        work=Work(
+            dataset="words",
+            arch="resnet50",
+            train_arguments=[],
+            mode="head",
+            ensemble_size=1,
+            epochs=1,
+        ),
         instance_type="ml.m5.large",
         instances=instances,
         volume_gib=30,
@@ -283,14 +290,14 @@ def test_nothing_outlives_a_server_that_is_ended(
         assert not running(stand_in.jobs)
 
 
-def search(kind: str = "Minimize") -> dict[str, Any]:
+def search() -> dict[str, Any]:
     """Two trials, over."""
     base = trainer()
     base.base_job_name = base.input_s3_key_prefix
     tuner = HyperparameterTuner(
         base,
         objective_metric_name=OBJECTIVE,
-        objective_type=kind,
+        objective_type="Minimize",
         hyperparameter_ranges={
             "loss": ContinuousParameter(1e-3, 1.0, "Logarithmic"),
             "units": IntegerParameter(8, 64),
@@ -309,10 +316,10 @@ def search(kind: str = "Minimize") -> dict[str, Any]:
     )
 
 
-def trials(**order: Any) -> list[Any]:
+def trials() -> list[Any]:
     client: Any = boto3.client("sagemaker")
     found: list[Any] = client.list_training_jobs_for_hyper_parameter_tuning_job(
-        HyperParameterTuningJobName=SEARCH, **order
+        HyperParameterTuningJobName=SEARCH
     )["TrainingJobSummaries"]
     return found
 
@@ -326,7 +333,6 @@ def test_a_search_runs_its_trials_and_names_the_best(endpoint: str, tmp_path: Pa
     over = search()
     assert over["HyperParameterTuningJobStatus"] == "Completed"
     assert over["TrainingJobStatusCounters"]["Completed"] == 2
-    assert over["ObjectiveStatusCounters"]["Succeeded"] == 2
     found = trials()
     for number, trial in enumerate(found, start=1):
         assert trial["TrainingJobName"].startswith(f"{SEARCH}-{number:03d}-")
@@ -341,22 +347,13 @@ def test_a_search_runs_its_trials_and_names_the_best(endpoint: str, tmp_path: Pa
     assert not running(tmp_path)
 
 
-def test_trials_come_in_the_order_that_is_asked_for(endpoint: str) -> None:
-    over = search("Maximize")
-    by = {"SortBy": "FinalObjectiveMetricValue"}
-    worst, best = (objective(trial) for trial in trials(**by, SortOrder="Ascending"))
-    assert worst < best
-    assert objective(over["BestTrainingJob"]) == best
-    assert [objective(trial) for trial in trials(**by, SortOrder="Descending")] == [best, worst]
-
-
 def test_a_search_whose_trials_cannot_start_fails(
     endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: Any, *_: Any) -> None:
         raise PermissionError("no trial for you")
 
-    monkeypatch.setattr(sagemaker.RunningSearch, "_run_trial", refuse)
+    monkeypatch.setattr(RunningSearch, "_run_trial", refuse)
     over = search()
     assert over["HyperParameterTuningJobStatus"] == "Failed"
     assert "no trial for you" in over["FailureReason"]
@@ -366,8 +363,7 @@ def test_whole_numbers_are_drawn_by_their_scale() -> None:
     range_ = {"Name": "units", "MinValue": "1", "MaxValue": "1000", "ScalingType": "Logarithmic"}
     generator = random.Random(0)
     drawn = [
-        int(sagemaker._draw({"IntegerParameterRanges": [range_]}, generator)["units"])
-        for _ in range(1000)
+        int(_draw({"IntegerParameterRanges": [range_]}, generator)["units"]) for _ in range(1000)
     ]
     assert 1 <= min(drawn) <= max(drawn) <= 1000
     assert 400 < sum(value <= 31 for value in drawn) < 600, "half of them up to the middle"

@@ -15,6 +15,7 @@ import pytest
 from moto import mock_aws
 from onnx import numpy_helper
 
+from common.run_record import Work
 from data_prep.weights import save_weights
 from rehearsal.aws import training_job as module
 from rehearsal.aws.training_job import Host, JobFailedError, JobStoppedError, TrainingJob
@@ -38,7 +39,7 @@ SETTINGS: dict[str, Any] = {
     "epochs": EPOCHS,
     "batch_size": 16,
     "threads": 1,
-    "snapshot_seconds": 0,
+    "checkpoint_seconds": 0,
     "int8": "no",
 }
 
@@ -78,8 +79,14 @@ class Left:
 def trainer(**changes: Any) -> Any:
     usual: dict[str, Any] = {
         "run_id": RUN,
-        "arch": ARCH,
-        "dataset": "squares",
+        "work": Work(
+            dataset="squares",
+            arch=ARCH,
+            train_arguments=[],
+            mode="head",
+            ensemble_size=1,
+            epochs=1,
+        ),
         "instance_type": "ml.m5.large",
         "instances": 1,
         "volume_gib": 30,
@@ -165,7 +172,7 @@ def test_an_interrupted_job_ends_in_the_weights_of_one_in_peace(
     job = TrainingJob(request, work=tmp_path / "job", s3=s3, interrupt_after=2)
     left = run(job, s3, "interrupted", tmp_path)
     assert len(job.logs) == 2
-    assert "going on after epoch" in job.logs[1].read_text()
+    assert "resuming after epoch" in job.logs[1].read_text()
     assert job.away_seconds > 0
     _, other = peaceful
     for one, expected in zip(left.weights(), other.weights(), strict=True):
@@ -184,7 +191,7 @@ def test_two_hosts_that_are_interrupted_go_on_where_they_were(s3: Any, tmp_path:
         job = TrainingJob(request, work=tmp_path / name, s3=s3, interrupt_after=interrupt_after)
         lefts.append(run(job, s3, name, tmp_path / name))
     assert len(job.logs) == 2
-    assert "going on after epoch" in job.logs[1].read_text()
+    assert "resuming after epoch" in job.logs[1].read_text()
     peaceful, interrupted = lefts
     assert timeless_history(interrupted.output) == timeless_history(peaceful.output)
     for one, expected in zip(interrupted.weights(), peaceful.weights(), strict=True):
@@ -219,7 +226,7 @@ def test_code_that_fails_fails_the_job_with_its_last_words(s3: Any, tmp_path: Pa
     )
     with pytest.raises(JobFailedError, match=r"exit code: [12]$"):
         job.run()
-    assert "--learning-rate: must be above 0" in job.logs[0].read_text()
+    assert "for --learning-rate. Must be > 0." in job.logs[0].read_text()
 
 
 def test_a_job_that_is_asked_to_stops_and_leaves_nothing_running(

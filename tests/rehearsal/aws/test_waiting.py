@@ -59,7 +59,7 @@ def test_a_process_that_does_nothing_is_not_waited_for(
 ) -> None:
     monkeypatch.setattr(waiting, "IDLE_SECONDS", 0.5)
     process = start("print('ready?', flush=True); import time; time.sleep(600)", tmp_path / "log")
-    with pytest.raises(NotReadyError, match=r"did nothing for 0 s .* ends with: ready\?"):
+    with pytest.raises(NotReadyError, match=r"was idle for 0 s .* ends with: ready\?"):
         wait_until(lambda: False, process, name="the server", log=tmp_path / "log")
     process.kill()
     process.wait()

@@ -280,7 +280,7 @@ def test_who_has_waited_too_long_is_told_to_come_back(
     response = client.post("/invocations", content=grey_photo(1), headers=JPEG)
     assert response.status_code == 503
     assert response.headers["retry-after"] == "1"
-    assert "it waited over" in response.json()["error"]
+    assert "the request waited over" in response.json()["error"]
 
 
 def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from benchmarks.serving.models import make_models
+from benchmarks.serving.models import make_model
 from common.files import ROOT
 from serving.container.application import MAX_BODY
 from tests.support.tiny_model import grey_photo
@@ -30,7 +30,7 @@ EARLY, LATE = 1_000, 10_000  # requests
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[psutil.Process, int]]:
     """A server of ResNet50, in int8 where the CPU can, and its port."""
-    model = make_models(tmp_path, [body for _, body in mixed_requests()[:16]]).folder
+    model = make_model(tmp_path, [body for _, body in mixed_requests()[:16]])
     with subprocess.Popen(
         [sys.executable, "-m", "serving.container.server", "--model", str(model), "--port", "0"],
         cwd=ROOT,

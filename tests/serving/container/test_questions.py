@@ -110,8 +110,8 @@ def test_a_photo_s_own_record_wins_over_that_of_the_request() -> None:
     ("value", "message"),
     [
         ([], "the list is empty"),
-        ({}, 'has the fields "photo"'),
-        ({"photo": TEXT, "url": "http://x"}, 'has the fields "photo"'),
+        ({}, 'has the field "photo"'),
+        ({"photo": TEXT, "url": "http://x"}, 'has the field "photo"'),
         ({"photo": TEXT, "expected": -1}, '"expected" is -1'),
         ({"photo": TEXT, "expected": "3"}, "\"expected\" is '3'"),
         ({"photo": TEXT, "expected": True}, '"expected" is True'),

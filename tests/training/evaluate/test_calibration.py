@@ -4,7 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from training.evaluate.calibration import COLDEST, HOTTEST, fit_temperature, reliability, softmax
+from training.evaluate.calibration import (
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
+    fit_temperature,
+    reliability,
+    softmax,
+)
 
 
 def drawn(photos: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -36,17 +42,17 @@ def test_no_temperature_nearby_fits_better(seed: int, photos: int, exaggeration:
     logits, classes = drawn(photos, seed)
     logits *= np.float32(exaggeration)
     temperature = fit_temperature(logits, classes)
-    assert COLDEST * 0.9999 < temperature < HOTTEST * 1.0001
+    assert MIN_TEMPERATURE * 0.9999 < temperature < MAX_TEMPERATURE * 1.0001
     least = cross_entropy(softmax(logits, temperature), classes)
     for factor in (0.8, 0.97, 1.03, 1.25):
-        other = min(max(temperature * factor, COLDEST), HOTTEST)
+        other = min(max(temperature * factor, MIN_TEMPERATURE), MAX_TEMPERATURE)
         assert least <= cross_entropy(softmax(logits, other), classes) + 1e-5
 
 
 def test_the_temperature_is_bounded_when_every_answer_is_right_or_wrong() -> None:
     logits, classes = np.eye(5, dtype=np.float32), np.arange(5)
-    assert fit_temperature(logits, classes) == pytest.approx(COLDEST, rel=1e-6)
-    assert fit_temperature(logits, (classes + 1) % 5) == pytest.approx(HOTTEST, rel=1e-6)
+    assert fit_temperature(logits, classes) == pytest.approx(MIN_TEMPERATURE, rel=1e-6)
+    assert fit_temperature(logits, (classes + 1) % 5) == pytest.approx(MAX_TEMPERATURE, rel=1e-6)
 
 
 def test_a_temperature_leaves_the_most_probable_class() -> None:
@@ -68,7 +74,7 @@ def test_large_logits_give_probabilities() -> None:
     "logits", [np.zeros((0, 5), np.float32), np.array([[0, np.nan]], np.float32)]
 )
 def test_what_cannot_be_fitted_is_said(logits: NDArray[np.float32]) -> None:
-    with pytest.raises(ValueError, match="no temperature"):
+    with pytest.raises(ValueError, match="cannot fit a temperature"):
         fit_temperature(logits, np.zeros(len(logits), np.int64))
 
 

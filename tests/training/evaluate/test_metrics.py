@@ -29,8 +29,8 @@ def test_a_small_case_worked_out_by_hand() -> None:
     assert metrics["accuracy_minus_majority"]["value"] == 0
     assert metrics["within_one"] == 0.75
     assert metrics["mae"] == (0 + 1 + 0 + 3) / 4
-    surprise = -(np.log(0.7) + np.log(0.1) + np.log(0.5) + np.log(0.2)) / 4
-    assert metrics["cross_entropy"] == pytest.approx(surprise, abs=1e-6)
+    nll = -(np.log(0.7) + np.log(0.1) + np.log(0.5) + np.log(0.2)) / 4
+    assert metrics["cross_entropy"] == pytest.approx(nll, abs=1e-6)
     squares = 0.5**2 + 1.1**2 + 0.4**2 + 2.2**2
     assert metrics["rmse_of_expected"] == pytest.approx((squares / 4) ** 0.5, abs=1e-6)
     assert metrics["confusion"] == {
@@ -161,11 +161,6 @@ def test_each_decision_has_the_least_expected_loss_of_its_kind(rows: list[list[i
         expected_loss = probabilities.astype(float) @ losses[decision]
         got = expected_loss[np.arange(len(rows)), np.searchsorted(COUNTS, chosen)]
         np.testing.assert_allclose(got, expected_loss.min(axis=1), atol=1e-5)
-
-
-def test_another_decision_is_refused() -> None:
-    with pytest.raises(ValueError, match="'mean'"):
-        decide(certain([1]), COUNTS, "mean")  # type: ignore[arg-type]
 
 
 def test_the_decision_decides_what_is_counted_as_right() -> None:

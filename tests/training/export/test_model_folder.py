@@ -87,7 +87,7 @@ def test_the_folder_holds_the_network_its_description_and_its_metrics(
     assert description["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert description["onnx_check"]["photos"] == 16
     assert 0 <= description["onnx_check"]["largest_difference"] < 1e-4
-    assert "squashed" in description["preprocessing"]
+    assert "resized" in description["preprocessing"]
     assert description["int8"] == {"served": False, "why": "not tried"}
 
 
@@ -125,7 +125,7 @@ def test_an_export_that_answers_otherwise_is_refused_and_cannot_be_served(
     change: float,
 ) -> None:
     spoil(monkeypatch, change)
-    with pytest.raises(ExportError, match="ONNX and PyTorch differ by") as error:
+    with pytest.raises(ExportError, match="ONNX Runtime and PyTorch differ by") as error:
         write(model, tmp_path, dataset)
     assert "\n" not in str(error.value)
     with pytest.raises(ModelError):

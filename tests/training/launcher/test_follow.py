@@ -61,7 +61,7 @@ def test_a_run_that_ends_without_a_word_ends_the_following(
     account.at_work()
     clock.meanwhile = lambda: account.set_desired(0)
     assert run("follow") is False
-    assert "ended without a word while running, see `logs`" in capsys.readouterr().out
+    assert "ended without reporting a status while running, see `logs`" in capsys.readouterr().out
 
 
 def test_ctrl_c_leaves_the_run_alone_and_says_how_to_look_again(
@@ -86,11 +86,10 @@ def test_on_a_terminal_one_line_is_written_over(
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "30")
-    line = StatusLine()
-    line.show("running", "$0.01; ")
-    line.show("running", "$0.02; ")
-    line.show("a line that is longer than the terminal is wide")
-    line.close()
+    with StatusLine() as line:
+        line.show("running", "$0.01; ")
+        line.show("running", "$0.02; ")
+        line.show("a line that is longer than the terminal is wide")
     assert capsys.readouterr().out == (
         "\r$0.01; running\x1b[K\r$0.02; running\x1b[K\ra line that is longer than th\x1b[K\n"
     )

@@ -71,4 +71,4 @@ def test_of_many_runs_the_newest_are_shown(
         add(account, run_id, "failed")
     lines = ["  ".join(row) for row in table(capsys)]
     assert lines[1].split()[0] == "3"
-    assert lines[2] == "and 2 older ones"
+    assert lines[2] == "and 2 older runs"

@@ -86,8 +86,8 @@ def test_a_type_with_too_little_memory_is_refused_before_anything_is_spent(
         start("--", "--mode", "finetune")
     assert account.nothing_started()
     assert line(capsys.readouterr().out, "memory") == (
-        "no memory --mode finetune needs 5.1 GiB, more than there are on c7i-flex.large: leave "
-        "these out of instance_types in cdk.json's context, then `npx cdk deploy TrainStack`"
+        "no memory --mode finetune needs 5.1 GiB, too much for c7i-flex.large: leave these "
+        "types out of instance_types in cdk.json's context, then `npx cdk deploy TrainStack`"
     )
     group_with(account, "m7i-flex.large")
     start("--", "--mode", "finetune")
@@ -102,14 +102,14 @@ def test_many_photos_need_memory_for_their_features(
     assert "memory" in refused(account, capsys)[0]
     with pytest.raises(LaunchError):
         start()
-    assert "--mode head needs 32.5 GiB, more than" in capsys.readouterr().out
+    assert "--mode head needs 32.5 GiB, too much for" in capsys.readouterr().out
 
 
 def test_members_need_memory_each(account: Account, capsys: pytest.CaptureFixture[str]) -> None:
     group_with(account, "m7i-flex.large")
     with pytest.raises(LaunchError, match="memory"):
         start("--", "--mode", "finetune", "--ensemble-size", "4")
-    assert "needs 12.9 GiB, more than there are on m7i-flex.large" in capsys.readouterr().out
+    assert "needs 12.9 GiB, too much for m7i-flex.large" in capsys.readouterr().out
 
 
 def test_nothing_starts_where_the_region_lacks_every_type(
@@ -167,7 +167,7 @@ def test_too_small_a_quota_comes_with_the_command_that_requests_more(
     assert line(screen, "quota") == (
         "no quota 1 vCPUs for All L-34B43A08, 2 needed: run `aws service-quotas "
         "request-service-quota-increase --service-code ec2 --quota-code L-34B43A08 "
-        "--desired-value 2` and wait for the answer"
+        "--desired-value 2` and wait for approval"
     )
 
 
@@ -240,7 +240,7 @@ def test_an_expired_free_plan_starts_nothing(
     ("arns", "waiting"),
     [
         ([], ""),
-        (["PendingConfirmation"], ", a subscription waits for confirmation"),
+        (["PendingConfirmation"], ", one awaits confirmation"),
         (["Deleted"], ""),
     ],
 )
@@ -250,9 +250,8 @@ def test_alerts_that_no_one_hears_are_a_warning_and_the_run_starts(
     account.answers["ListSubscriptionsByTopic"] = subscriptions(*arns)
     start()
     assert line(capsys.readouterr().out, "alerts") == (
-        f"warning alerts no one hears of them{waiting}: run `aws sns subscribe --protocol email "
-        f"--topic-arn {TOPIC} --notification-endpoint you@example.com` and confirm the mail that "
-        "comes"
+        f"warning alerts no confirmed subscription{waiting}: run `aws sns subscribe --protocol "
+        f"email --topic-arn {TOPIC} --notification-endpoint you@example.com` and confirm AWS's mail"
     )
     assert account.desired() == 1
 
@@ -304,7 +303,7 @@ def test_what_aws_does_not_answer_is_not_checked_and_blocks_nothing(
     screen = capsys.readouterr().out
     for name in names:
         assert line(screen, name) == (
-            f"not checked {name} {operation} is answered by AccessDeniedException"
+            f"not checked {name} {operation} failed with AccessDeniedException"
         )
     assert account.desired() == 1
 
@@ -353,7 +352,7 @@ def test_a_budget_whose_spending_aws_does_not_state_is_not_checked(
     account.answers["DescribeBudget"] = {"Budget": {"BudgetName": "all", "BudgetLimit": limit}}
     start()
     assert line(capsys.readouterr().out, "budget") == (
-        "not checked budget AWS does not say what is spent of all"
+        "not checked budget AWS does not report the spending of all"
     )
     assert account.desired() == 1
 

@@ -20,12 +20,13 @@ from common.run_record import State
 from costs.estimate import Estimate
 from tests.support import training_account
 from tests.support.training_account import EARLIER, Account, attempt, run, start
-from training import launch as launch_module
 from training.launcher import start as start_module
 from training.launcher import status
+from training.launcher.arguments import LaunchOptions, ModelOptions, parse_training
 from training.launcher.deployment import Deployment, LaunchError
 from training.launcher.preflight import Plan
 from training.runs.active_run import RunActiveError, current_run
+from training.runs.fallback import FALLBACK_MINUTES
 
 account = training_account.account
 
@@ -87,7 +88,7 @@ def test_a_second_run_books_anew_instead_of_beside(account: Account) -> None:
 
 def test_without_a_booking_that_can_be_read_back_nothing_starts(account: Account) -> None:
     account.answers["DescribeScheduledActions"] = {"ScheduledUpdateGroupActions": []}
-    with pytest.raises(LaunchError, match="could not be booked, nothing started"):
+    with pytest.raises(LaunchError, match="could not be booked: nothing was started"):
         start()
     assert account.order("SetDesiredCapacity") == []
     assert account.nothing_started()
@@ -107,7 +108,7 @@ def test_a_booking_for_another_time_starts_nothing(account: Account, off: timede
 
     account.answers["PutScheduledUpdateGroupAction"] = remember
     account.answers["DescribeScheduledActions"] = stale
-    with pytest.raises(LaunchError, match="could not be booked, nothing started"):
+    with pytest.raises(LaunchError, match="could not be booked: nothing was started"):
         start()
     assert account.order("SetDesiredCapacity") == []
     assert account.nothing_started()
@@ -156,7 +157,8 @@ def test_a_run_at_work_is_not_disturbed(
     with pytest.raises(LaunchError, match="not started, see above: group"):
         start("--max-hours", "9")
     said = capsys.readouterr().out
-    assert f"run {first} is requested, machine {account.instance()} boots: wait for its end" in said
+    requested = f"run {first} is requested, machine {account.instance()} is booting"
+    assert f"{requested}: wait for its end, or run `python" in said
     assert account.booking() == booking
     assert account.active() == first
 
@@ -167,7 +169,7 @@ def test_a_machine_that_is_not_gone_yet_blocks_a_new_run(
     account.set_desired(1)
     with pytest.raises(LaunchError):
         start()
-    assert "the machine of a run that is over is not gone: wait, or `python" in (
+    assert "the machine of an ended run still exists: wait, or run `python" in (
         capsys.readouterr().out
     )
 
@@ -179,7 +181,7 @@ def test_the_machine_finds_everything_that_was_asked_for(account: Account) -> No
     request = record.request()
     assert (request["run_id"], request["dataset"]) == (record.run_id, "photos")
     assert request["arch"] == "efficientnet_lite0"
-    assert request["train_arguments"] == ["--epochs", "60"]
+    assert request["train_arguments"] == ["--epochs=60"]
     assert (request["epochs"], request["chunks"]) == (60, 28 + 4)
     assert request["runtime"] == "runtime/a/"
     assert "60 epochs" in request["estimate"]["basis"]
@@ -227,9 +229,7 @@ def test_a_run_whose_wheels_are_gone_is_not_resumed(
     account.s3.delete_object(Bucket="bins", Key="runtime/a/requirements.txt")
     with pytest.raises(LaunchError, match="not started, see above: wheels"):
         run("resume", ENDED, "--yes")
-    assert "runtime/a/, which the run began with, is gone: start a new run" in (
-        capsys.readouterr().out
-    )
+    assert "runtime/a/ of this run has been deleted: start a new run" in (capsys.readouterr().out)
     assert account.nothing_started()
 
 
@@ -244,7 +244,7 @@ def test_a_run_of_an_older_version_is_not_resumed(account: Account) -> None:
     record = account.add_run("stopped")
     request = {name: value for name, value in record.request().items() if name != "ensemble_size"}
     record.write("request.json", request)
-    with pytest.raises(LaunchError, match=f"run {ENDED} is of an older version of this code"):
+    with pytest.raises(LaunchError, match=f"run {ENDED} is from an older version of this code"):
         run("resume", ENDED, "--yes")
     assert account.nothing_started()
 
@@ -273,14 +273,17 @@ def test_no_run_is_resumed_while_another_is_at_work(account: Account) -> None:
 
 @pytest.mark.parametrize(
     ("stored", "said"),
-    [(True, "from its checkpoints, so that less"), (False, "it starts from zero")],
+    [
+        (True, "continues from its checkpoints, so it needs less"),
+        (False, "it starts from the beginning"),
+    ],
 )
 def test_a_resumed_run_says_whether_its_checkpoints_are_still_there(
     account: Account, capsys: pytest.CaptureFixture[str], stored: bool, said: str
 ) -> None:
     account.add_run("stopped")
     if stored:
-        key = f"checkpoints/{ENDED}/001/snapshots-a/snapshot-00003.pt"
+        key = f"checkpoints/{ENDED}/001/checkpoints-a/checkpoint-00003.pt"
         account.s3.put_object(Bucket="bins", Key=key, Body=b"")
     run("resume", ENDED, "--yes")
     assert said in capsys.readouterr().out
@@ -293,26 +296,33 @@ class Race:
     account: Account
     deployment: Deployment
 
-    def new(self, hours: str = "2") -> str | None:
-        return self._try(launch_module.start, "--dataset", "photos", "--max-hours", hours)
+    def new(self, hours: float = 2) -> str | None:
+        work, _ = parse_training([], ModelOptions(dataset="photos"), "launch")
+        options = LaunchOptions(max_hours=hours, yes=True)
+        return self._try(
+            lambda: start_module.start(self.deployment, work, options, FALLBACK_MINUTES)
+        )
 
     def other(self) -> str | None:
-        return self.new("5")
+        return self.new(5)
 
     def resume(self) -> str | None:
-        return self._try(launch_module.resume, "resume", ENDED, "--max-hours", "7")
+        options = LaunchOptions(max_hours=7, yes=True)
+        return self._try(
+            lambda: start_module.resume(self.deployment, ENDED, options, FALLBACK_MINUTES)
+        )
 
-    def _try(self, launch: Callable[..., str], *words: str) -> str | None:
+    def _try(self, launch: Callable[[], str]) -> str | None:
         """What a launch that is refused says, in one line; None if it starts a machine."""
         try:
-            launch(self.deployment, launch_module.parse_arguments([*words, "--yes"]))
+            launch()
         except (LaunchError, RunActiveError) as error:
             assert "\n" not in str(error)
             return str(error)
         return None
 
     def reset(self, *, pointer: bool) -> None:
-        """After a run that ended without a word; it is still the active one if `pointer`."""
+        """After a run that ended without reporting it; it is still the active one if `pointer`."""
         self.account.before = lambda operation: None
         self.account.set_desired(0)
         self.account.s3.delete_object(Bucket="bins", Key="control/current.json")
@@ -486,6 +496,7 @@ def code(account: Account, tmp_path: Path) -> Path:
 def test_the_code_is_all_that_a_machine_runs_and_nothing_else(code: Path) -> None:
     files = {file.relative_to(code).as_posix() for file in code.rglob("*") if file.is_file()}
     assert {
+        "training/machine/__main__.py",
         "training/machine/attempt.py",
         "training/evaluate/report.html.j2",
         "serving/container/preprocess.py",

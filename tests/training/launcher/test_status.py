@@ -11,7 +11,7 @@ from tests.support import training_account
 from tests.support.training_account import EARLIER, Account, attempt, run
 from training.launcher import status
 from training.launcher.deployment import Deployment
-from training.launcher.status import attempt_dollars, duration, look
+from training.launcher.status import attempt_dollars, duration, load_run
 from training.runs.active_run import CurrentRun
 
 account = training_account.account
@@ -19,7 +19,7 @@ RUN = EARLIER["run_id"]
 
 
 def standing(account: Account) -> tuple[str, str]:
-    found = look(Deployment.connect(), RUN).standing
+    found = load_run(Deployment.connect(), RUN).live
     return found.state, found.message
 
 
@@ -49,7 +49,7 @@ def test_everything_about_a_run_is_on_one_screen(
     assert rows["deadline"].endswith(" UTC, 2 h 00 min left")
     assert rows["attempt 1"].startswith("i-1  c7i.large  us-east-1a  ")
     assert rows["attempt 1"].endswith("  20 min, interrupted")
-    assert rows["attempt 2"].endswith("  30 min, at work")
+    assert rows["attempt 2"].endswith("  30 min, running")
     assert rows["progress"] == "epoch 2 of 20, loss 1.250, validation 1.500, 31.4% right"
     assert re.fullmatch(r"\$0\.0\d{3}, 50 min of machine time", rows["cost"])
 
@@ -60,7 +60,7 @@ def test_before_the_first_epoch_progress_is_chunks_of_features(
     account.at_work()
     for chunk in ("001/features-k/train-00000.npy", "001/features-k/train-00001.npy"):
         account.put(f"checkpoints/{RUN}/{chunk}")
-    account.put(f"checkpoints/{RUN}/002/snapshots-k/snapshot-00001.pt")
+    account.put(f"checkpoints/{RUN}/002/checkpoints-k/checkpoint-00001.pt")
     assert "  progress   features, 2 of 32 chunks" in screen(capsys)
 
 
@@ -87,7 +87,10 @@ def test_a_run_whose_group_is_at_0_ended_without_a_word(
 ) -> None:
     monkeypatch.setattr(status, "STARTING", timedelta(0))
     account.add_run(state, attempt(), active=True)
-    assert standing(account) == ("ended", f"ended without a word while {state}, see `logs`")
+    assert standing(account) == (
+        "ended",
+        f"ended without reporting a status while {state}, see `logs`",
+    )
 
 
 def test_a_run_that_another_one_replaced_ended_without_a_word(account: Account) -> None:
@@ -100,7 +103,7 @@ def test_a_run_that_another_one_replaced_ended_without_a_word(account: Account) 
 def test_a_run_that_was_just_launched_is_being_started(account: Account, state: State) -> None:
     launched = CurrentRun(run_id=EARLIER["run_id"], runtime="", launched=utc_now())
     account.add_run(state, active=True, run=launched)  # resumed, its record tells of its last end
-    assert standing(account) == ("requested", "its launch is under way")
+    assert standing(account) == ("requested", "the launch is under way")
 
 
 def test_a_machine_that_ends_its_run_during_the_look_has_not_ended_without_a_word(
@@ -129,7 +132,7 @@ def test_no_capacity_is_never_silent(account: Account) -> None:
     }
     assert standing(account) == (
         "requested",
-        "waiting for a machine; the group says: Could not launch Spot Instances. "
+        "waiting for a machine; last activity of the group: Could not launch Spot Instances. "
         "MaxSpotInstanceCountExceeded - Max spot",
     )
 
@@ -138,7 +141,7 @@ def test_no_capacity_is_never_silent(account: Account) -> None:
 def test_a_machine_that_has_not_begun_boots(account: Account, state: State) -> None:
     account.set_desired(1)
     account.add_run(state, attempt("i-lost"), active=True)
-    assert standing(account) == (state, f"machine {account.instance()} boots")
+    assert standing(account) == (state, f"machine {account.instance()} is booting")
 
 
 def test_a_run_that_was_asked_to_stop_says_so(account: Account) -> None:
@@ -156,7 +159,7 @@ def test_a_group_that_could_not_be_set_to_0_is_told(
     assert standing(account)[1] == "is succeeded", "its machine is about to do so"
     monkeypatch.setattr(status, "STARTING", timedelta())
     assert standing(account)[1] == (
-        "is succeeded; but a machine is still asked for, `stop` sets group trainers to 0"
+        "is succeeded; but a machine is still requested: `stop` sets group trainers to 0"
     )
 
 

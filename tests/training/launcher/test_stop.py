@@ -5,24 +5,24 @@ import pytest
 from tests.support import training_account
 from tests.support.training_account import EARLIER, Account, Clock, run
 from training.launcher.deployment import LaunchError
-from training.runs.active_run import asked_to_stop
+from training.runs.active_run import stop_requested
 
 account = training_account.account
 clock = training_account.clock
 RUN = EARLIER["run_id"]
 
 
-def test_the_machine_takes_its_snapshot_and_ends_the_run(
+def test_the_machine_takes_its_checkpoint_and_ends_the_run(
     account: Account, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = account.at_work()
     asked: list[bool] = []
 
     def meanwhile() -> None:
-        asked.append(asked_to_stop(account.s3, "bins"))
+        asked.append(stop_requested(account.s3, "bins"))
         if clock.sleeps == 2:
             attempts = record.status()["attempts"]
-            record.set_status("stopped", "stopped as asked; epoch 7 is kept", attempts)
+            record.set_status("stopped", "stopped by the user; epoch 7 is kept", attempts)
             account.s3.delete_object(Bucket="bins", Key="control/current.json")
         if clock.sleeps == 3:
             account.set_desired(0)
@@ -32,7 +32,7 @@ def test_the_machine_takes_its_snapshot_and_ends_the_run(
     run("stop")
     assert asked[0]
     said = capsys.readouterr().out
-    assert f"run {RUN} stopped: stopped as asked; epoch 7 is kept" in said
+    assert f"run {RUN} stopped: stopped by the user; epoch 7 is kept" in said
     assert f"`python -m training.launch resume {RUN}`" in said
     assert clock.now == 30
     assert account.order("SetDesiredCapacity") == ["SetDesiredCapacity"], "only the machine's"
@@ -116,7 +116,7 @@ def test_a_run_that_ended_without_a_word_is_closed(
     run("stop")
     assert record.status()["state"] == "failed"
     assert account.active() is None
-    assert "had come to an end: ended without a word" in capsys.readouterr().out
+    assert "had already ended: ended without reporting" in capsys.readouterr().out
 
 
 def test_ctrl_c_says_that_the_request_stands(account: Account, clock: Clock) -> None:
@@ -126,9 +126,9 @@ def test_ctrl_c_says_that_the_request_stands(account: Account, clock: Clock) -> 
         raise KeyboardInterrupt
 
     clock.meanwhile = interrupt
-    with pytest.raises(LaunchError, match="has been asked to: see `status`, or `stop` again"):
+    with pytest.raises(LaunchError, match="has been asked to stop: see `status`, or `stop` again"):
         run("stop")
-    assert asked_to_stop(account.s3, "bins")
+    assert stop_requested(account.s3, "bins")
     assert account.active() == RUN
 
 
@@ -169,7 +169,7 @@ def test_the_same_run_that_another_launch_resumes_meanwhile_is_left_alone(
     def meanwhile() -> None:
         if clock.sleeps == 1:
             attempts = record.status()["attempts"]
-            record.set_status("stopped", "stopped as asked", attempts)
+            record.set_status("stopped", "stopped by the user", attempts)
             account.s3.delete_object(Bucket="bins", Key="control/current.json")
             account.set_desired(0)
             run("resume", RUN, "--yes")

@@ -56,7 +56,7 @@ def test_two_processes_end_as_one_with_twice_the_batch(
         *places,
         *("--arch", "efficientnet_lite0", "--threads", "1", "--dropout", "0", "--int8", "no"),
         *("--precision", "float32"),  # rounding to bfloat16 would hide what differs
-        *("--validation-fraction", "0.2", "--snapshot-seconds", "0", *MODES[mode]),
+        *("--validation-fraction", "0.2", "--checkpoint-seconds", "0", *MODES[mode]),
     )
     train(1, tmp_path / "one", *flags, "--batch-size", "8")
     train(2, tmp_path / "two", *flags, "--batch-size", "4")

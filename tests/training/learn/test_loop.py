@@ -15,9 +15,9 @@ from torch import Tensor
 from common.signals import Signals, StoppedError
 from tests.support.packed import timeless_history
 from tests.training.learn.test_trainer import CHOSEN, STEPS, VALIDATION, new_trainer
-from training.learn.checkpoint import load_snapshot, read_checked
+from training.learn.checkpoint import load_checkpoint, read_checked
 from training.learn.events import write_events
-from training.learn.loop import Saving, train
+from training.learn.loop import Checkpointing, train
 from training.settings import Settings
 
 
@@ -43,28 +43,28 @@ def run(
     signals: Signals,
     *,
     chosen: Settings = CHOSEN,
-    snapshot_seconds: float = 1000.0,
+    checkpoint_seconds: float = 1000.0,
     dollars_an_hour: float = 0.0,
     profile: bool = False,
 ) -> None:
     output.mkdir(exist_ok=True)
     trainer, _ = new_trainer(chosen)
-    saving = Saving(output / "snapshots", snapshot_seconds, signals)
+    checkpointing = Checkpointing(output / "checkpoints", checkpoint_seconds, signals)
     train(
         trainer,
         VALIDATION,
         output,
-        saving,
+        checkpointing,
         dollars_an_hour=dollars_an_hour,
         profile=profile,
     )
 
 
-END = "snapshot-00004-0000000.pt"  # of CHOSEN
+END = "checkpoint-00004-0000000.pt"  # of CHOSEN
 
 
 def saved(output: Path) -> list[str]:
-    return sorted(file.name for file in (output / "snapshots").glob("snapshot-*"))
+    return sorted(file.name for file in (output / "checkpoints").glob("checkpoint-*"))
 
 
 def test_every_epoch_leaves_a_line_with_its_losses_and_times(
@@ -94,7 +94,8 @@ def test_measuring_more_often_leads_to_the_same_weights(tmp_path: Path, signals:
     for name, steps in (("often", 1), ("seldom", 1000)):
         run(tmp_path / name, signals, chosen=replace(CHOSEN, eval_every=steps))
     often, seldom = (
-        read_checked(tmp_path / name / "snapshots" / END)["average"] for name in ("often", "seldom")
+        read_checked(tmp_path / name / "checkpoints" / END)["average"]
+        for name in ("often", "seldom")
     )
     assert all(torch.equal(often[name], seldom[name]) for name in seldom)
 
@@ -112,9 +113,9 @@ def test_a_run_that_overfits_is_told_so_once(
     tmp_path: Path, signals: Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer, _ = new_trainer(replace(CHOSEN, epochs=12))
-    measure = trainer.measure
-    trainer.measure = lambda examples: _worse(measure(examples))  # type: ignore[method-assign]
-    train(trainer, VALIDATION, tmp_path, Saving(tmp_path / "snapshots", 1000, signals))
+    evaluate = trainer.evaluate
+    trainer.evaluate = lambda examples: _worse(evaluate(examples))  # type: ignore[method-assign]
+    train(trainer, VALIDATION, tmp_path, Checkpointing(tmp_path / "checkpoints", 1000, signals))
     assert capsys.readouterr().err.count("warning: overfitting since") == 1
 
 
@@ -123,29 +124,31 @@ def _worse(line: dict[str, float]) -> dict[str, float]:
     return line
 
 
-def test_a_snapshot_is_taken_when_it_is_time_and_at_the_end(
+def test_a_checkpoint_is_taken_when_it_is_time_and_at_the_end(
     tmp_path: Path, signals: Signals
 ) -> None:
     run(tmp_path / "seldom", signals)
     assert saved(tmp_path / "seldom") == [END]
-    run(tmp_path / "often", signals, snapshot_seconds=0)
+    run(tmp_path / "often", signals, checkpoint_seconds=0)
     assert len(saved(tmp_path / "often")) == 2
 
 
-def test_asked_for_a_snapshot_a_run_takes_one_and_goes_on(tmp_path: Path, signals: Signals) -> None:
+def test_asked_for_a_checkpoint_a_run_takes_one_and_goes_on(
+    tmp_path: Path, signals: Signals
+) -> None:
     signal.raise_signal(signal.SIGUSR1)
     run(tmp_path, signals)
-    assert saved(tmp_path) == ["snapshot-00000-0000001.pt", END]
+    assert saved(tmp_path) == ["checkpoint-00000-0000001.pt", END]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
 
 
-def test_asked_to_stop_a_run_leaves_after_a_step_with_a_snapshot_on_disk(
+def test_asked_to_stop_a_run_leaves_after_a_step_with_a_checkpoint_on_disk(
     tmp_path: Path, signals: Signals
 ) -> None:
     signal.raise_signal(signal.SIGTERM)
     with pytest.raises(StoppedError):
         run(tmp_path, signals)
-    assert saved(tmp_path) == ["snapshot-00000-0000001.pt"]
+    assert saved(tmp_path) == ["checkpoint-00000-0000001.pt"]
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
@@ -170,29 +173,29 @@ def test_asked_to_stop_while_it_measures_a_run_leaves_and_measures_again(
 ) -> None:
     run(tmp_path / "peaceful", signals)
     (tmp_path / "left").mkdir()
-    snapshots = tmp_path / "left" / "snapshots"
+    checkpoints = tmp_path / "left" / "checkpoints"
     trainer, _ = new_trainer(should_stop=lambda: signals.seen(signal.SIGTERM))
     interrupting = VALIDATION._replace(batches=Interrupting(epoch))
     with pytest.raises(StoppedError):
-        train(trainer, interrupting, tmp_path / "left", Saving(snapshots, 1000, signals))
-    assert saved(tmp_path / "left") == [f"snapshot-{epoch - 1:05d}-{STEPS:07d}.pt"]
+        train(trainer, interrupting, tmp_path / "left", Checkpointing(checkpoints, 1000, signals))
+    assert saved(tmp_path / "left") == [f"checkpoint-{epoch - 1:05d}-{STEPS:07d}.pt"]
     assert len(trainer.history) == epoch - 1
 
     signals.forget(signal.SIGTERM)
     trainer, _ = new_trainer()
-    snapshot = load_snapshot(snapshots, asdict(CHOSEN))
-    assert snapshot
-    trainer.restore(snapshot)
-    train(trainer, VALIDATION, tmp_path / "left", Saving(snapshots, 1000, signals))
+    checkpoint = load_checkpoint(checkpoints, asdict(CHOSEN))
+    assert checkpoint
+    trainer.restore(checkpoint)
+    train(trainer, VALIDATION, tmp_path / "left", Checkpointing(checkpoints, 1000, signals))
     assert timeless_history(tmp_path / "left") == timeless_history(tmp_path / "peaceful")
 
 
-def test_a_disk_that_is_full_ends_the_run_instead_of_losing_snapshots(
+def test_a_disk_that_is_full_ends_the_run_instead_of_losing_checkpoints(
     tmp_path: Path, signals: Signals
 ) -> None:
-    (tmp_path / "snapshots").touch()  # no folder can be made there
-    with pytest.raises(OSError, match="snapshots"):
-        run(tmp_path, signals, snapshot_seconds=0)
+    (tmp_path / "checkpoints").touch()  # no folder can be made there
+    with pytest.raises(OSError, match="checkpoints"):
+        run(tmp_path, signals, checkpoint_seconds=0)
 
 
 def test_a_profile_names_the_operators_and_leaves_a_trace(tmp_path: Path, signals: Signals) -> None:

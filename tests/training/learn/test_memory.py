@@ -33,14 +33,14 @@ def test_freed_memory_is_used_again_without_the_kernel() -> None:
 
 KEPT = """
 import numpy as np, psutil
-from training.learn.memory import give_freed_memory_back, keep_freed_memory
+from training.learn.memory import release_freed_memory, keep_freed_memory
 keep_freed_memory()
 process = psutil.Process()
 for _ in range(4):
     np.ones(10_000_000)
 held = process.memory_info().rss
 if {given_back}:
-    give_freed_memory_back()
+    release_freed_memory()
 np.ones(1_000_000)
 print(held - process.memory_info().rss)
 """

@@ -13,16 +13,16 @@ from data_prep.weights import save_weights
 from training.learn.model import (
     Backbone,
     Counter,
+    Ensemble,
     Head,
-    Members,
     Network,
     WeightsError,
     export_onnx,
     fold_batch_norm,
     keep_depthwise_in_float32,
     load_backbone,
-    take_over,
-    together,
+    load_matching,
+    make_ensemble,
 )
 
 SIZE = 12
@@ -219,7 +219,7 @@ def test_training_goes_on_from_the_backbone_of_an_earlier_run(
     with torch.no_grad():
         for parameter in earlier.parameters():
             parameter += 0.125
-    torch.save((Members([earlier, earlier]) if several else earlier).state_dict(), weights)
+    torch.save((Ensemble([earlier, earlier]) if several else earlier).state_dict(), weights)
     loaded = load_backbone("efficientnet_lite0", weights, all_stages=True).network.state_dict()
     stem = "conv_stem.weight"
     torch.testing.assert_close(loaded[stem], state[stem] + 0.125)
@@ -240,10 +240,10 @@ def test_frozen_batch_norm_makes_an_answer_depend_on_its_own_photo_alone() -> No
 
 def test_members_answer_for_themselves_in_training_and_together_when_asked() -> None:
     one, two = nn.Linear(3, 2), nn.Linear(3, 2)
-    both, inputs = together([one, two]), torch.randn(4, 3)
+    both, inputs = make_ensemble([one, two]), torch.randn(4, 3)
     torch.testing.assert_close(both(inputs), torch.cat([one(inputs), two(inputs)]))
     torch.testing.assert_close(both.eval()(inputs), (one(inputs) + two(inputs)) / 2)
-    assert together([one]) is one
+    assert make_ensemble([one]) is one
 
 
 def test_an_answer_from_photo_and_mirror_image_is_the_same_for_both(tiny: Counter) -> None:
@@ -307,18 +307,22 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_damaged_weights_are_one_line(weights: Path, damage: Callable[[Path], object]) -> None:
     damage(weights)
-    assert "is not a file of weights, or is damaged" in refused("efficientnet_lite0", weights)
+    assert "is not a weights file, or it is damaged" in refused("efficientnet_lite0", weights)
 
 
 def test_weights_of_another_architecture_are_one_line(
     state: dict[str, Tensor], weights: Path
 ) -> None:
-    assert "are not those of resnet50" in refused("resnet50", weights)
+    assert "does not contain weights of resnet50" in refused("resnet50", weights)
     wider = {name: torch.cat([tensor, tensor]) for name, tensor in state.items() if tensor.dim()}
     torch.save({**state, **wider}, weights)
-    assert "are not those of efficientnet_lite0" in refused("efficientnet_lite0", weights)
+    assert "does not contain weights of efficientnet_lite0" in refused(
+        "efficientnet_lite0", weights
+    )
     torch.save(dict(list(state.items())[1:]), weights)
-    assert "are not those of efficientnet_lite0" in refused("efficientnet_lite0", weights)
+    assert "does not contain weights of efficientnet_lite0" in refused(
+        "efficientnet_lite0", weights
+    )
 
 
 @pytest.mark.parametrize("all_stages", [True, False])
@@ -341,13 +345,13 @@ def test_the_pretrained_efficientnet_answers_alike_in_both_runtimes(
 
 def two_networks(hidden: int) -> nn.Module:
     networks = [Network(TinyBackbone(), Head(6, 5, hidden, 0.5)) for _ in range(2)]  # type: ignore[arg-type]
-    return together(networks)
+    return make_ensemble(networks)
 
 
 def test_a_run_takes_over_what_an_earlier_one_left(tmp_path: Path) -> None:
     earlier, later = two_networks(8), two_networks(8)
     torch.save(earlier.state_dict(), tmp_path / "weights.pth")
-    assert take_over(later, "tiny", tmp_path / "weights.pth")
+    assert load_matching(later, "tiny", tmp_path / "weights.pth")
     for name, tensor in earlier.state_dict().items():
         assert torch.equal(later.state_dict()[name], tensor), name
 
@@ -357,7 +361,7 @@ def test_another_head_or_a_backbone_alone_is_not_taken_over(tmp_path: Path) -> N
     before = copy.deepcopy(later.state_dict())
     for earlier in (two_networks(4), two_networks(0), TinyBackbone()):
         torch.save(earlier.state_dict(), tmp_path / "weights.pth")
-        assert not take_over(later, "tiny", tmp_path / "weights.pth")
+        assert not load_matching(later, "tiny", tmp_path / "weights.pth")
     for name, tensor in before.items():
         assert torch.equal(later.state_dict()[name], tensor), name
 

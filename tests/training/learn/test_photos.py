@@ -12,7 +12,7 @@ from serving.container.preprocess import to_pixels
 from tests.support.packed import COUNTS, SIZE, draw_photos, write_packed
 from training.learn.batch import Batch, soft_targets
 from training.learn.distributed import World
-from training.learn.photos import PhotoBatches, StillPhotos, map_ahead
+from training.learn.photos import EvalPhotos, PhotoBatches, map_ahead
 
 CPU = torch.device("cpu")
 PHOTOS = draw_photos(23)
@@ -73,11 +73,9 @@ def test_epochs_and_seeds_differ_in_order_and_augmentation(index: PhotoIndex) ->
 
 def test_photos_to_measure_on_are_those_that_are_served_in_their_order(index: PhotoIndex) -> None:
     for size in (SIZE, 20):
-        still = StillPhotos(index, size=size, batch_size=10, threads=2, device=CPU)
+        still = EvalPhotos(index, size=size, batch_size=10, threads=2, device=CPU)
         expected = [to_pixels(photo.jpeg, size) for photo in PHOTOS]
-        mirrored = StillPhotos(
-            index, size=size, batch_size=10, threads=2, device=CPU, mirrored=True
-        )
+        mirrored = EvalPhotos(index, size=size, batch_size=10, threads=2, device=CPU, mirrored=True)
         np.testing.assert_array_equal(torch.cat(list(mirrored)), np.array(expected)[:, :, ::-1])
         for _ in range(2):  # as often as asked
             batches = list(still)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from training.learn import precision
-from training.learn.precision import settle_precision
+from training.learn.precision import resolve_precision
 
 CPU = torch.device("cpu")
 
@@ -18,12 +18,12 @@ def fastest(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_auto_is_what_the_processor_has_instructions_for(fastest: str, tmp_path: Path) -> None:
-    assert settle_precision("auto", "finetune", CPU, tmp_path / "checkpoints") == fastest
+    assert resolve_precision("auto", "finetune", CPU, tmp_path / "checkpoints") == fastest
 
 
 def test_what_was_asked_for_stays(fastest: str, tmp_path: Path) -> None:
     for asked in ("float32", "bfloat16"):
-        assert settle_precision(asked, "finetune", CPU, tmp_path) == asked
+        assert resolve_precision(asked, "finetune", CPU, tmp_path) == asked
 
 
 def test_another_machine_goes_on_as_the_run_began(
@@ -32,9 +32,9 @@ def test_another_machine_goes_on_as_the_run_began(
     for flags in ("avx512_bf16", "avx2"):
         (tmp_path / "cpuinfo").write_text(flags)
         monkeypatch.setattr(precision, "CPU_INFO", tmp_path / "cpuinfo")
-        assert settle_precision("auto", "finetune", CPU, tmp_path / "run") == "bfloat16"
+        assert resolve_precision("auto", "finetune", CPU, tmp_path / "run") == "bfloat16"
 
 
 def test_a_head_trains_in_float32(tmp_path: Path) -> None:
-    assert settle_precision("auto", "head", CPU, tmp_path) == "float32"
+    assert resolve_precision("auto", "head", CPU, tmp_path) == "float32"
     assert not list(tmp_path.iterdir())

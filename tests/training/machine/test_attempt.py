@@ -18,16 +18,17 @@ import pytest
 from botocore.exceptions import ClientError, NoCredentialsError
 from urllib3.exceptions import HTTPError
 
-from common.run_record import Purchase
+from common.choices import Purchase
 from costs.__main__ import main as costs
 from costs.prices import load_prices
 from tests.support import spot_site
 from tests.support.spot_site import Site, request
+from training.machine import __main__ as machine
 from training.machine import attempt as spot
 from training.machine import upkeep
-from training.machine.upkeep import Every
+from training.machine.upkeep import RateLimiter
 from training.runs import active_run as control
-from training.runs.active_run import LEASE, CurrentRun, Lease, current_run, give_up_run
+from training.runs.active_run import LEASE, CurrentRun, Lease, current_run, deactivate_run
 
 site = spot_site.site
 
@@ -108,7 +109,7 @@ def test_a_spot_machine_puts_the_fallback_off_for_as_long_as_it_works(
     request(site, fallback_minutes=30)
     for group in ("trainers", "reserve"):
         site.set_desired(group)
-    monkeypatch.setattr(spot, "PUT_OFF_SECONDS", 0.0)
+    monkeypatch.setattr(spot, "REBOOK_SECONDS", 0.0)
     booked: list[datetime] = []
 
     def look() -> object:
@@ -116,7 +117,7 @@ def test_a_spot_machine_puts_the_fallback_off_for_as_long_as_it_works(
         return "terminate" if booked[-1] > booked[0] else None
 
     before = datetime.now(UTC).replace(microsecond=0)
-    site.work("snapshot", on_look=look)
+    site.work("checkpoint", on_look=look)
     assert booked[0] >= before + timedelta(minutes=30)
     assert site.fallback()["DesiredCapacity"] == 1, "the interruption leaves it booked"
     assert site.desired() == {"trainers": 1, "reserve": 0}
@@ -137,7 +138,7 @@ def test_an_on_demand_machine_ends_the_wait_for_spot(site: Site) -> None:
 
 
 def test_an_on_demand_machine_leaves_another_one_booked(site: Site) -> None:
-    site.work("snapshot", instance_life_cycle="on-demand", on_look=lambda: "terminate")
+    site.work("checkpoint", instance_life_cycle="on-demand", on_look=lambda: "terminate")
     assert site.fallback()["DesiredCapacity"] == 1
 
 
@@ -175,31 +176,32 @@ def test_a_machine_that_is_told_to_go_as_it_takes_the_lease_gives_it_back(site: 
         return active
 
     looks = iter((lambda: active, shut_down))
-    site.monkeypatch.setattr(spot, "current_run", lambda *_: next(looks)())
+    for module in (machine, spot):
+        site.monkeypatch.setattr(module, "current_run", lambda *_: next(looks)())
     assert site.work("succeeds", instance_life_cycle="on-demand") == 75
     assert site.desired()["trainers"] == 1
     assert (site.outcomes(), site.lease()["expires"]) == ([], 0)
 
 
-@pytest.mark.parametrize("asked", ["asked_to_stop", "asked_to_leave"])
+@pytest.mark.parametrize("asked", ["stop_requested", "shutting_down"])
 def test_a_machine_that_is_on_its_way_out_puts_nothing_off(site: Site, asked: str) -> None:
     """`stop` may have cancelled the fallback by then, and set both groups to 0."""
-    site.monkeypatch.setattr(spot, "PUT_OFF_SECONDS", 0.0)
-    put_off = Mock()
-    site.monkeypatch.setattr(spot, "put_off", put_off)
+    site.monkeypatch.setattr(spot, "REBOOK_SECONDS", 0.0)
+    book_fallback = Mock()
+    site.monkeypatch.setattr(spot, "book_fallback", book_fallback)
 
-    def train(attempt: spot.SpotAttempt) -> spot.Ending:
+    def train(attempt: spot.RunAttempt) -> spot.Ending:
         attempt._upkeep()
-        assert put_off.call_count == 2, "at the beginning, and while it works"
-        attempt.asked_to_stop = asked == "asked_to_stop"
-        attempt.asked_to_leave = lambda: asked == "asked_to_leave"
-        attempt.ask = Every(3600)
+        assert book_fallback.call_count == 2, "at the beginning, and while it works"
+        attempt.stop_requested = asked == "stop_requested"
+        attempt.shutting_down = lambda: asked == "shutting_down"
+        attempt.ask = RateLimiter(3600)
         attempt._upkeep()
         return spot.Ending("shut down", "-")
 
-    site.monkeypatch.setattr(spot.SpotAttempt, "_train", train)
+    site.monkeypatch.setattr(spot.RunAttempt, "_train", train)
     site.work("succeeds")
-    assert put_off.call_count == 2
+    assert book_fallback.call_count == 2
 
 
 def test_the_lease_is_kept_while_the_data_comes(
@@ -209,7 +211,7 @@ def test_the_lease_is_kept_while_the_data_comes(
         site.s3.put_object(Bucket="bins", Key=key, Body=b"-")
     renewed: list[int] = []
     monkeypatch.setattr(Lease, "renew", lambda _: renewed.append(1))
-    monkeypatch.setattr(spot.SpotAttempt, "_train", lambda _: spot.Ending("shut down", "-"))
+    monkeypatch.setattr(spot.RunAttempt, "_train", lambda _: spot.Ending("shut down", "-"))
     site.work("succeeds")
     before_and_after = 4  # the pointer, the record, the fetching itself, the leaving
     assert len(renewed) == 3 + before_and_after
@@ -228,9 +230,9 @@ def test_a_fallback_that_cannot_be_put_off_is_no_reason_to_stop(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     refused = ClientError({"Error": {"Code": "AccessDenied"}}, "SetDesiredCapacity")
-    site.monkeypatch.setattr(spot, "put_off", Mock(side_effect=refused))
+    site.monkeypatch.setattr(spot, "book_fallback", Mock(side_effect=refused))
     assert site.work("succeeds") == 0
-    assert "another machine may come" in caplog.text
+    assert "a second machine may start" in caplog.text
 
 
 def test_without_a_fallback_no_group_is_touched(site: Site) -> None:
@@ -283,7 +285,7 @@ def test_progress_and_checkpoints_are_stored_while_training_runs(site: Site) -> 
         stored = {"metrics.jsonl", "001/features.npy"} <= seen[-1]
         return "terminate" if stored else None
 
-    assert site.work("snapshot", on_look=look) == 75
+    assert site.work("checkpoint", on_look=look) == 75
 
 
 def test_an_attempt_is_paid_for_from_the_boot_on(site: Site) -> None:
@@ -303,20 +305,21 @@ def test_a_metadata_service_that_is_silent_at_first_is_waited_for(site: Site) ->
         return current_run(made("s3"), bucket)
 
     def learn(_: object) -> None:
-        site.monkeypatch.setattr(spot, "learn_identity", lambda _: None)
+        site.monkeypatch.setattr(machine, "fetch_identity", lambda _: None)
         raise HTTPError("HTTP 503")
 
     site.monkeypatch.setattr(upkeep, "PAUSE_SECONDS", 0)
-    site.monkeypatch.setattr(spot, "current_run", find)
-    site.monkeypatch.setattr(spot, "learn_identity", learn)
+    for module in (machine, spot):
+        site.monkeypatch.setattr(module, "current_run", find)
+    site.monkeypatch.setattr(machine, "fetch_identity", learn)
     assert site.work("succeeds") == 0
     assert clients[0] is not clients[1]
 
 
 def test_without_an_active_run_there_is_nothing_to_do(site: Site) -> None:
-    assert give_up_run(site.s3, "bins", CurrentRun(run_id="r1", runtime="runtime/a/"))
-    site.monkeypatch.setattr(spot, "instance_metadata", lambda: pytest.fail("not needed"))
-    assert spot.work_on_active_run(site.folder) == 0
+    assert deactivate_run(site.s3, "bins", CurrentRun(run_id="r1", runtime="runtime/a/"))
+    site.monkeypatch.setattr(machine, "instance_metadata", lambda: pytest.fail("not needed"))
+    assert machine.work_on_active_run(site.folder) == 0
 
 
 def test_the_boot_script_gets_the_exit_code(
@@ -328,9 +331,9 @@ def test_the_boot_script_gets_the_exit_code(
         calls.append(arguments)
         return 75
 
-    monkeypatch.setattr(spot, "work_on_active_run", work_on_active_run)
+    monkeypatch.setattr(machine, "work_on_active_run", work_on_active_run)
     monkeypatch.setattr(sys, "argv", ["spot", "--work", str(tmp_path)])
     with pytest.raises(SystemExit) as caught:
-        spot.main()
+        machine.main()
     assert caught.value.code == 75
     assert calls == [(tmp_path,)]

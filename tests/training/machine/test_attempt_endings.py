@@ -17,24 +17,24 @@ from common.run_record import Attempt, RunRecord
 from tests.support import spot_site
 from tests.support.spot_site import Site, request
 from training.machine import attempt as spot
-from training.machine import process, upkeep
+from training.machine import cost, process, upkeep
 from training.runs import active_run as control
 from training.runs.active_run import (
     CurrentRun,
     Lease,
     LeaseLostError,
-    ask_to_stop,
+    activate_run,
     current_run,
-    give_up_run,
-    start_run,
+    deactivate_run,
+    request_stop,
 )
 
 site = spot_site.site
 
 
-def test_a_notice_ends_the_attempt_with_a_snapshot_in_the_bucket(site: Site) -> None:
-    assert site.work("snapshot", on_look=lambda: "terminate") == 75
-    assert site.keys("checkpoints/r1/") == {"001/features.npy", "001/snapshot-0.pt"}
+def test_a_notice_ends_the_attempt_with_a_checkpoint_in_the_bucket(site: Site) -> None:
+    assert site.work("checkpoint", on_look=lambda: "terminate") == 75
+    assert site.keys("checkpoints/r1/") == {"001/features.npy", "001/checkpoint-0.pt"}
     assert site.record.status()["state"] == "interrupted"
     assert site.outcomes() == ["interrupted"]
     assert site.lease()["expires"] == 0
@@ -43,8 +43,8 @@ def test_a_notice_ends_the_attempt_with_a_snapshot_in_the_bucket(site: Site) -> 
 
 
 def test_sigterm_does_the_same_as_a_notice_but_is_not_ec2_s_own_doing(site: Site) -> None:
-    assert site.work("snapshot", on_look=lambda: signal.raise_signal(signal.SIGTERM)) == 75
-    assert "001/snapshot-0.pt" in site.keys("checkpoints/r1/")
+    assert site.work("checkpoint", on_look=lambda: signal.raise_signal(signal.SIGTERM)) == 75
+    assert "001/checkpoint-0.pt" in site.keys("checkpoints/r1/")
     assert site.outcomes() == ["shut down"]
     assert site.record.status()["message"] == "the machine was shut down; trying again"
     assert site.lease()["expires"] == 0
@@ -55,11 +55,11 @@ def test_sigterm_after_a_notice_is_an_interruption(site: Site) -> None:
         signal.raise_signal(signal.SIGTERM)
         return "terminate"
 
-    assert site.work("snapshot", on_look=look) == 75
+    assert site.work("checkpoint", on_look=look) == 75
     assert site.outcomes() == ["interrupted"]
 
 
-@pytest.mark.parametrize("training", ["snapshot", "importing"])
+@pytest.mark.parametrize("training", ["checkpoint", "importing"])
 @pytest.mark.parametrize(("notice", "outcome"), [(False, "shut down"), (True, "interrupted")])
 def test_a_shutdown_that_tells_training_first_is_no_failure(
     site: Site, training: str, notice: bool, outcome: str
@@ -78,10 +78,10 @@ def test_a_shutdown_that_tells_training_first_is_no_failure(
     assert site.outcomes() == [outcome]
 
 
-def test_the_next_machine_goes_on_from_the_snapshot(site: Site) -> None:
-    site.work("snapshot", on_look=lambda: "terminate")
+def test_the_next_machine_goes_on_from_the_checkpoint(site: Site) -> None:
+    site.work("checkpoint", on_look=lambda: "terminate")
     assert site.work("succeeds") == 0
-    assert site.record.read("metrics.json")["found"] == ["features.npy", "snapshot-00001.pt"]
+    assert site.record.read("metrics.json")["found"] == ["checkpoint-00001.pt", "features.npy"]
     assert site.outcomes() == ["interrupted", "succeeded"]
     assert "002/features.npy" in site.keys("checkpoints/r1/")
 
@@ -92,7 +92,7 @@ def test_training_that_finishes_as_the_notice_comes_has_succeeded(site: Site) ->
 
 
 @pytest.mark.parametrize("training", ["importing", "deaf"])
-def test_training_that_takes_no_snapshot_was_interrupted_too(site: Site, training: str) -> None:
+def test_training_that_takes_no_checkpoint_was_interrupted_too(site: Site, training: str) -> None:
     if training == "deaf":
         site.monkeypatch.setattr(process, "STOP_SECONDS", 0.1)
     assert site.work(training, on_look=lambda: "terminate") == 75
@@ -109,7 +109,7 @@ def test_who_lost_the_lease_kills_training_and_writes_nothing(site: Site) -> Non
         site.another_machine_takes_the_lease()
         before.append((site.record.status(), site.keys("")))
 
-    assert site.work("snapshot", on_look=look) == 75
+    assert site.work("checkpoint", on_look=look) == 75
     assert not psutil.pid_exists(int((site.folder / "machine-1" / "ready").read_text()))
     status, keys = before[0]
     assert site.record.status() == status
@@ -120,18 +120,18 @@ def test_who_lost_the_lease_kills_training_and_writes_nothing(site: Site) -> Non
     assert site.model() == "none"
 
 
-def test_who_lost_the_lease_over_its_snapshot_leaves_the_status_to_the_other(site: Site) -> None:
+def test_who_lost_the_lease_over_its_checkpoint_leaves_the_status_to_the_other(site: Site) -> None:
     site.monkeypatch.setattr(control, "RENEW_SECONDS", 0)
-    site.monkeypatch.setattr(spot.SpotAttempt, "_upkeep", lambda attempt: None)
+    site.monkeypatch.setattr(spot.RunAttempt, "_upkeep", lambda attempt: None)
 
     def look() -> str:
         site.another_machine_takes_the_lease()
         return "terminate"
 
-    assert site.work("snapshot", on_look=look) == 75
+    assert site.work("checkpoint", on_look=look) == 75
     assert site.record.status()["state"] == "running"
     assert site.outcomes() == [""]
-    assert "001/snapshot-0.pt" in site.keys("checkpoints/r1/")
+    assert "001/checkpoint-0.pt" in site.keys("checkpoints/r1/")
 
 
 def test_who_lost_the_lease_over_its_upload_leaves_the_model_to_the_other(site: Site) -> None:
@@ -168,13 +168,13 @@ def test_training_goes_on_while_s3_does_not_answer(
     def look() -> str | None:
         if states[-1] == "up":
             states.append("down")
-        if caplog.text.count("training goes on, though nothing could be stored") > 2:
+        if caplog.text.count("training continues, but its progress could not be stored") > 2:
             states.append("up again")
         stored = "001/features.npy" in site.keys("checkpoints/r1/")
         return "terminate" if stored and states[-1] == "up again" else None
 
     site.monkeypatch.setattr(Lease, "renew", broken_then_mended)
-    assert site.work("snapshot", on_look=look) == 75
+    assert site.work("checkpoint", on_look=look) == 75
     assert site.outcomes() == ["interrupted"]
 
 
@@ -275,7 +275,7 @@ def test_a_failing_training_is_tried_three_times(site: Site) -> None:
 
 
 def test_interruptions_are_no_failures(site: Site) -> None:
-    for training in ("fails", "snapshot", "fails", "snapshot", "snapshot"):
+    for training in ("fails", "checkpoint", "fails", "checkpoint", "checkpoint"):
         assert site.work(training, on_look=lambda: "terminate") == 75
     assert site.work("fails") == 0
     assert site.outcomes().count("failed") == 3
@@ -284,24 +284,26 @@ def test_interruptions_are_no_failures(site: Site) -> None:
 def test_failures_before_a_resume_do_not_count(site: Site) -> None:
     assert [site.work("fails") for _ in range(3)] == [75, 75, 0]
     request(site, earlier=3)
-    start_run(site.s3, "bins", CurrentRun(run_id="r1", runtime="runtime/a/"))
+    activate_run(site.s3, "bins", CurrentRun(run_id="r1", runtime="runtime/a/"))
     assert [site.work("fails") for _ in range(3)] == [75, 75, 0]
     assert site.outcomes() == ["failed"] * 6
 
 
-def test_a_wish_to_stop_takes_a_snapshot_and_ends_the_run(site: Site) -> None:
+def test_a_wish_to_stop_takes_a_checkpoint_and_ends_the_run(site: Site) -> None:
     site.monkeypatch.setattr(spot, "ASK_SECONDS", 0)
-    assert site.work("snapshot", on_look=lambda: ask_to_stop(site.s3, "bins", "r1") and None) == 0
+    assert (
+        site.work("checkpoint", on_look=lambda: request_stop(site.s3, "bins", "r1") and None) == 0
+    )
     assert site.record.status()["state"] == "stopped"
     assert site.outcomes() == ["stopped"]
-    assert "001/snapshot-0.pt" in site.keys("checkpoints/r1/")
-    assert site.told() == [("Training run r1 stopped", "stopped as asked")]
+    assert "001/checkpoint-0.pt" in site.keys("checkpoints/r1/")
+    assert site.told() == [("Training run r1 stopped", "stopped by the user")]
     assert current_run(site.s3, "bins") is None
     assert site.record.read("cost.json")["dollars"] > 0
 
 
 def test_a_machine_that_starts_after_the_wish_to_stop_does_not_train(site: Site) -> None:
-    ask_to_stop(site.s3, "bins", "r1")
+    request_stop(site.s3, "bins", "r1")
     assert site.work("succeeds") == 0
     assert site.record.status()["state"] == "stopped"
     assert site.record.status()["attempts"] == []
@@ -309,8 +311,8 @@ def test_a_machine_that_starts_after_the_wish_to_stop_does_not_train(site: Site)
 
 def test_the_wish_to_stop_is_not_looked_for_at_each_poll(site: Site) -> None:
     looks: list[object] = []
-    site.monkeypatch.setattr(spot, "asked_to_stop", lambda *it: bool(looks.append(it)))
-    site.work("snapshot", on_look=lambda: "terminate" if site.metadata.looks > 20 else None)
+    site.monkeypatch.setattr(spot, "stop_requested", lambda *it: bool(looks.append(it)))
+    site.work("checkpoint", on_look=lambda: "terminate" if site.metadata.looks > 20 else None)
     assert looks == []
 
 
@@ -366,7 +368,7 @@ def test_the_log_of_the_machine_is_kept_while_it_works(site: Site) -> None:
         (work / "machine.log").write_text("boot: training")
         return None
 
-    assert site.work("snapshot", on_look=look) == 75
+    assert site.work("checkpoint", on_look=look) == 75
 
 
 def test_a_run_past_its_deadline_is_refused(site: Site) -> None:
@@ -383,10 +385,12 @@ def test_near_its_deadline_a_run_is_ended_and_says_so(site: Site) -> None:
     def look() -> None:
         site.monkeypatch.setattr(spot, "CLOSING_SECONDS", 1e12)
 
-    assert site.work("snapshot", on_look=look) == 0
+    assert site.work("checkpoint", on_look=look) == 0
     assert site.record.status()["state"] == "failed"
-    assert site.record.status()["message"].startswith("not done in time; the deadline is 2099")
-    assert "001/snapshot-0.pt" in site.keys("checkpoints/r1/")
+    assert site.record.status()["message"].startswith(
+        "training did not finish in time; the deadline is 2099"
+    )
+    assert "001/checkpoint-0.pt" in site.keys("checkpoints/r1/")
     assert [subject for subject, _ in site.told()] == ["Training run r1 failed"]
     assert current_run(site.s3, "bins") is None
 
@@ -424,7 +428,7 @@ def test_a_run_that_ends_while_a_machine_waits_is_not_run_again(site: Site) -> N
 
     def the_first_machine_finishes(_: float) -> None:
         site.record.set_status("succeeded", "", [])
-        give_up_run(site.s3, "bins", CurrentRun(run_id="r1", runtime="runtime/a/"))
+        deactivate_run(site.s3, "bins", CurrentRun(run_id="r1", runtime="runtime/a/"))
         first.release()
 
     clock = SimpleNamespace(
@@ -445,7 +449,7 @@ def test_once_the_record_says_how_a_run_ended_nothing_changes_it(
     def broken(*_: object) -> None:
         raise error
 
-    owner, name = (Lease, "release") if call == "lease" else (spot, "give_up_run")
+    owner, name = (Lease, "release") if call == "lease" else (spot, "deactivate_run")
     site.monkeypatch.setattr(owner, name, broken)
     assert site.work("succeeds") == 0
     assert site.record.status()["state"] == "succeeded"
@@ -460,7 +464,7 @@ def test_an_interrupted_attempt_stays_one_when_its_lease_cannot_be_released(site
         raise UNREACHABLE
 
     site.monkeypatch.setattr(Lease, "release", broken)
-    assert site.work("snapshot", on_look=lambda: "terminate") == 75
+    assert site.work("checkpoint", on_look=lambda: "terminate") == 75
     assert site.outcomes() == ["interrupted"]
 
 
@@ -486,14 +490,14 @@ def test_a_bill_that_cannot_be_made_loses_no_model(
     def broken(*_: object, **__: object) -> None:
         raise KeyError("lines")
 
-    site.monkeypatch.setattr(spot, "run_bill", broken)
+    site.monkeypatch.setattr(cost, "run_bill", broken)
     assert site.work("succeeds") == 0
     assert site.record.status()["state"] == "succeeded"
     assert "KeyError: 'lines'" in caplog.text
 
 
 def test_each_attempt_is_paid_as_it_was_bought(site: Site) -> None:
-    site.work("snapshot", on_look=lambda: "terminate", instance_life_cycle="on-demand")
+    site.work("checkpoint", on_look=lambda: "terminate", instance_life_cycle="on-demand")
     site.work("succeeds")
     assert [each["purchase"] for each in site.record.status()["attempts"]] == ["on_demand", "spot"]
     names = {line["name"] for line in site.record.read("cost.json")["lines"]}
@@ -514,8 +518,8 @@ def test_a_log_that_cannot_be_stored_ends_no_attempt(
 
     def look() -> str | None:
         (site.folder / "machine-1" / "machine.log").write_text("boot: training")
-        return "terminate" if "the log was not stored" in caplog.text else None
+        return "terminate" if "the log could not be stored" in caplog.text else None
 
     site.monkeypatch.setattr(RunRecord, "upload", broken)
-    assert site.work("snapshot", on_look=look) == 75
+    assert site.work("checkpoint", on_look=look) == 75
     assert site.outcomes() == ["interrupted"]

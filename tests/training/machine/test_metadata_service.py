@@ -12,9 +12,9 @@ import pytest
 
 from rehearsal.aws.metadata_service import TOKEN_PATH, Metadata, start_imds
 from training.machine.metadata_service import (
+    fetch_identity,
     instance_metadata,
     interruption_notice,
-    learn_identity,
     rebalance_recommended,
 )
 
@@ -131,7 +131,7 @@ def test_a_service_that_does_not_answer_is_no_notice(
     server.server_close()
     assert not interruption_notice(metadata)
     assert not rebalance_recommended(metadata)
-    assert caplog.text.count("instance metadata did not answer") == 2
+    assert caplog.text.count("the instance metadata service did not answer") == 2
 
 
 def test_the_first_request_gets_no_answer(machine: Metadata) -> None:
@@ -175,7 +175,7 @@ def test_who_a_machine_is_is_known_even_when_the_service_is_gone(
     server = start_imds(machine)
     monkeypatch.setenv(VARIABLE, f"http://127.0.0.1:{server.server_port}")
     metadata = instance_metadata()
-    learn_identity(metadata)
+    fetch_identity(metadata)
     server.shutdown()
     server.server_close()
     assert metadata.instance_id == "i-0123456789"

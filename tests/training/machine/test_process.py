@@ -96,17 +96,17 @@ def test_quiet_lasts_until_a_file_changes(clock: Clock, tmp_path: Path) -> None:
     process = run("import signal; signal.pause()", tmp_path)
     clock.now = 500
     assert process.quiet_seconds() == 500
-    (tmp_path / "snapshots").mkdir()
-    (tmp_path / "snapshots" / "new.pt").touch()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "new.pt").touch()
     assert process.quiet_seconds() == 0
     clock.now = 700
     assert process.quiet_seconds() == 200
     process.end()
 
 
-def test_one_that_still_imports_survives_the_wish_for_a_snapshot() -> None:
+def test_one_that_still_imports_survives_the_wish_for_a_checkpoint() -> None:
     process = run("import time; time.sleep(60)")
-    process.ask_for_snapshot()
+    process.ask_for_checkpoint()
     assert process.stop() == INTERRUPTED  # by SIGTERM
     assert process.end() == -signal.SIGTERM
 

@@ -1,6 +1,8 @@
-"""How a machine bears an AWS that does not answer."""
+"""Retries while AWS does not answer, and calls in the background."""
 
+import random
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -17,8 +19,7 @@ from botocore.exceptions import (
 )
 from urllib3.exceptions import HTTPError
 
-from training.machine import upkeep
-from training.machine.upkeep import Background, patiently, will_pass
+from training.machine.upkeep import Background, is_transient, retry
 
 UNREACHABLE = EndpointConnectionError(endpoint_url="https://s3")
 
@@ -42,12 +43,12 @@ def refusal(code: str, status: int) -> ClientError:
     ],
 )
 def test_what_may_pass_is_waited_out(error: Exception) -> None:
-    assert will_pass(error)
+    assert is_transient(error)
 
 
 @pytest.mark.parametrize("error", [NoRegionError(), refusal("AccessDenied", 403)])
 def test_what_stays_is_not(error: Exception) -> None:
-    assert not will_pass(error)
+    assert not is_transient(error)
 
 
 @pytest.mark.parametrize(("cause", "passes"), [("SlowDown", True), ("AccessDenied", False)])
@@ -58,20 +59,20 @@ def test_a_transfer_fails_for_the_reason_within(cause: str, passes: bool) -> Non
         except ClientError as error:
             raise S3UploadFailedError(f"Failed to upload: {error}")  # noqa: B904 as boto3 does
     except S3UploadFailedError as error:
-        assert will_pass(error) is passes
+        assert is_transient(error) is passes
 
 
 def test_a_download_that_was_tried_too_often_fails_for_its_last_reason() -> None:
-    assert will_pass(RetriesExceededError(ReadTimeoutError(endpoint_url="https://s3")))
-    assert will_pass(IncompleteReadError(actual_bytes=1, expected_bytes=2))
-    assert not will_pass(RetriesExceededError(refusal("AccessDenied", 403)))
+    assert is_transient(RetriesExceededError(ReadTimeoutError(endpoint_url="https://s3")))
+    assert is_transient(IncompleteReadError(actual_bytes=1, expected_bytes=2))
+    assert not is_transient(RetriesExceededError(refusal("AccessDenied", 403)))
 
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     found: list[float] = []
-    monkeypatch.setattr(upkeep.time, "sleep", found.append)
-    monkeypatch.setattr(upkeep.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(time, "sleep", found.append)
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
     return found
 
 
@@ -88,13 +89,13 @@ def failing(times: int) -> Any:
 
 
 def test_tries_are_further_and_further_apart(pauses: list[float]) -> None:
-    assert patiently(failing(7), lambda: False) == 8
+    assert retry(failing(7), lambda: False) == 8
     assert pauses == [1, 2, 4, 8, 16, 30, 30]
 
 
 def test_patience_ends_when_there_is_no_time_left(pauses: list[float]) -> None:
     with pytest.raises(BotoCoreError):
-        patiently(failing(7), lambda: len(pauses) == 3)
+        retry(failing(7), lambda: len(pauses) == 3)
     assert pauses == [1, 2, 4]
 
 

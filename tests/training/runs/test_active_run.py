@@ -16,9 +16,9 @@ from training.runs.active_run import (
     Lease,
     LeaseLostError,
     RunActiveError,
+    activate_run,
     current_run,
-    give_up_run,
-    start_run,
+    deactivate_run,
 )
 
 FIRST = CurrentRun(run_id="first", runtime="runtime/a/")
@@ -79,17 +79,17 @@ def test_no_run_is_active_at_first(s3: Any) -> None:
 
 
 def test_of_two_starts_one_wins_and_the_other_is_told_which(s3: Any) -> None:
-    start_run(s3, "bins", FIRST)
+    activate_run(s3, "bins", FIRST)
     with pytest.raises(RunActiveError, match="run first is active"):
-        start_run(s3, "bins", SECOND)
+        activate_run(s3, "bins", SECOND)
     assert current_run(s3, "bins") == FIRST
 
 
 def test_after_the_end_of_a_run_the_next_one_may_start(s3: Any) -> None:
-    start_run(s3, "bins", FIRST)
-    assert give_up_run(s3, "bins", FIRST)
+    activate_run(s3, "bins", FIRST)
+    assert deactivate_run(s3, "bins", FIRST)
     assert current_run(s3, "bins") is None
-    start_run(s3, "bins", SECOND)
+    activate_run(s3, "bins", SECOND)
     assert current_run(s3, "bins") == SECOND
 
 

@@ -18,15 +18,15 @@ from serving.container.cores import available_cores
 from tests.support import training_account
 from tests.support.training_account import EARLIER, Account, Clock
 from training import launch
+from training.flags import as_flags, parse
 from training.launcher.deployment import Deployment, LaunchError
 from training.learn.metric_line import OBJECTIVE
 from training.sagemaker import run as sagemaker_run
 from training.sagemaker import search as sagemaker_search
-from training.sagemaker.__main__ import parse_arguments, run_command
+from training.sagemaker.__main__ import app
 from training.sagemaker.environment import sagemaker_defaults
 from training.search.space import SPACES
-from training.settings import as_flags
-from training.settings import parse_arguments as parse_train_arguments
+from training.settings import Choices, Options
 
 account = training_account.account
 EARLY = datetime(2026, 1, 1, tzinfo=UTC)
@@ -65,11 +65,13 @@ def sagemaker_account(account: Account, monkeypatch: pytest.MonkeyPatch) -> None
 
 def run(*words: str) -> bool:
     """`python -m training.sagemaker` with these words; errors are raised."""
-    return run_command(parse_arguments(list(words)))
+    succeeded: bool = app(list(words))
+    return succeeded
 
 
 def train(*flags: str) -> bool:
-    return run("train", "--dataset", "photos", "--yes", *flags)
+    dataset = () if "--dataset" in flags else ("--dataset", "photos")
+    return run("train", *dataset, "--yes", *flags)
 
 
 def job_of(record: RunRecord) -> str:
@@ -116,7 +118,7 @@ def test_a_run_is_recorded_with_its_job_as_a_spot_machines_is(account: Account) 
     record = account.record()
     request, status = record.request(), record.status()
     assert request["service"] == "sagemaker"
-    assert (request["epochs"], request["train_arguments"]) == (7, ["--epochs", "7"])
+    assert (request["epochs"], request["train_arguments"]) == (7, ["--epochs=7"])
     assert status["state"] == "running"
     (attempt,) = status["attempts"]
     assert (attempt["instance_type"], attempt["machines"]) == ("ml.m5.large", 2)
@@ -144,15 +146,13 @@ def test_the_container_trains_with_what_was_asked_for_here(
     described: Any = boto3.client("sagemaker").describe_training_job(
         TrainingJobName=job_of(account.record())
     )
-    places = ["--data", "-", "--weights", "-", "--output", "-"]
-    asked = vars(parse_train_arguments([*places, *words]))
+    asked = parse(Choices, words)
     environment = {"SM_MODEL_DIR": "/m", "SM_HPS": json.dumps(described["HyperParameters"])}
-    there = vars(parse_train_arguments([*places, *as_flags(sagemaker_defaults(environment))]))
-    ours = {"snapshot_seconds", "model_dir", "checkpoint_dir", "run_id"}  # set by the job
-    assert {k: v for k, v in there.items() if k not in ours} == {
-        k: v for k, v in asked.items() if k not in ours
-    }
-    assert account.record().request()["epochs"] == there["epochs"]
+    places = ["--data=d", "--weights=w", "--output=o"]
+    there = parse(Options, [*places, *as_flags(sagemaker_defaults(environment))])
+    assert (there.settings, there.extras) == (asked.settings, asked.extras)
+    assert there.machine.threads == asked.machine.threads
+    assert account.record().request()["epochs"] == there.settings.epochs
 
 
 def test_time_and_cost_are_stated_before_the_question(
@@ -163,7 +163,8 @@ def test_time_and_cost_are_stated_before_the_question(
         run("train", "--dataset", "photos", "--instances", "2")
     said = capsys.readouterr().out
     assert re.search(r"run \d{8}-\d{6}-resnet50-\w{4}: about \d+ min and \$0\.\d+ on 2 × ml", said)
-    assert "ml.m5.large, before what managed spot saves; ended by force after 3 h 00 min of" in said
+    assert "ml.m5.large, before the savings of managed spot training; ended by force" in said
+    assert "after 3 h 00 min of training" in said
     assert "4 of ml.m5.large for spot training job usage, 2 needed" in said
     assert account.run_ids() == set()
 
@@ -200,7 +201,7 @@ def test_where_no_rate_was_measured_the_longest_time_is_stated(
     assert run("search", *words, "--parallel", "2", "--max-hours", "1.5")
     said = capsys.readouterr().out
     assert "about 1 h 30 min and $4.224 on" in said, "3 hours of ml.g5.xlarge"
-    assert "no rate was measured: the longest it may take" in said
+    assert "the time limit, as no rate has been measured" in said
 
 
 def test_a_search_ends_as_a_whole_after_max_hours(account: Account) -> None:
@@ -211,22 +212,23 @@ def test_a_search_ends_as_a_whole_after_max_hours(account: Account) -> None:
     assert search["ResourceLimits"]["MaxRuntimeInSeconds"] == 5400
 
 
-def test_what_is_searched_for_cannot_be_fixed(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse_arguments(["search", "--", "--epochs", "9", "--learning-rate", "1e-3"])
-    assert "--epochs, --learning-rate: searched for by `search`" in capsys.readouterr().err
-    parse_arguments(["search", "--", "--mode", "finetune", "--hidden", "64"])
+def test_what_is_searched_for_cannot_be_fixed(account: Account) -> None:
+    with pytest.raises(LaunchError, match="--epochs, --learning-rate: set by the search"):
+        run("search", "--", "--epochs", "20", "--learning-rate", "1e-3")
+    assert run(
+        *("search", "--dataset", "photos", "--yes", "--"), *("--mode", "finetune", "--hidden", "64")
+    )
 
 
 def test_training_that_does_not_fit_the_machines_memory_is_not_started(
     account: Account, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(LaunchError, match="not started, see above: memory"):
-        train("--yes", "--", "--mode", "finetune", "--ensemble-size", "4")
+        train("--", "--mode", "finetune", "--ensemble-size", "4")
     said = "--mode finetune needs 12.9 GiB, ml.m5.large has 8: choose a larger --instance-type"
     assert said in capsys.readouterr().out
     assert "CreateTrainingJob" not in account.order("CreateTrainingJob")
-    train("--yes", "--", "--mode", "finetune")
+    train("--", "--mode", "finetune")
     assert "memory    8 GiB, 5.1 needed" in capsys.readouterr().out
 
 
@@ -241,7 +243,7 @@ def test_a_quota_that_cannot_be_found_is_no_obstacle(
 ) -> None:
     account.answers["ListServiceQuotas"] = {"Quotas": []}
     assert train()
-    assert "no quota is called ml.m5.large for spot" in capsys.readouterr().out
+    assert "there is no quota ml.m5.large for spot" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -419,9 +421,9 @@ def test_losses_are_shown_while_it_trains(
     ("status", "secondary", "reason", "state", "message"),
     [
         ("Failed", "Failed", "AlgorithmError:\n exit 1", "failed", "AlgorithmError: exit 1"),
-        ("Failed", "Failed", "", "failed", "no reason was given"),
-        ("Stopped", "Stopped", "", "stopped", "stopped as asked"),
-        ("Stopped", "MaxWaitTimeExceeded", "", "failed", "MaxWaitTimeExceeded: `python -m tr"),
+        ("Failed", "Failed", "", "failed", "SageMaker gave no reason"),
+        ("Stopped", "Stopped", "", "stopped", "stopped by the user"),
+        ("Stopped", "MaxWaitTimeExceeded", "", "failed", "MaxWaitTimeExceeded: run `python -m tr"),
     ],
 )
 def test_every_other_end_is_told_and_serves_no_model(
@@ -444,7 +446,7 @@ def test_a_run_of_an_older_version_is_not_resumed(account: Account) -> None:
     request = {name: value for name, value in record.request().items() if name != "ensemble_size"}
     record.write("request.json", request)
     record.set_status("stopped", "", record.status()["attempts"])
-    with pytest.raises(LaunchError, match="is of an older version of this code"):
+    with pytest.raises(LaunchError, match="is from an older version of this code"):
         run("resume", record.run_id, "--yes")
 
 
@@ -490,7 +492,7 @@ def test_a_run_that_goes_on_or_succeeded_is_not_resumed(account: Account) -> Non
             account.answers["DescribeTrainingJob"] = job(record)
         else:
             account.answers["DescribeTrainingJob"] = job(record, "InProgress")
-        with pytest.raises(LaunchError, match=f"is {state}: only one that failed or was stopped"):
+        with pytest.raises(LaunchError, match=f"is {state}: only a run that was stopped or has"):
             run("resume", record.run_id, "--yes")
 
 
@@ -524,7 +526,7 @@ def test_stop_asks_sagemaker_and_a_run_that_is_over_has_nothing_to_stop(account:
     account.answers["StopTrainingJob"] = lambda asked: stopped.append(asked) or {}
     run("stop")
     assert stopped == [{"TrainingJobName": job_of(account.record())}]
-    account.record().set_status("stopped", "stopped as asked", [])
+    account.record().set_status("stopped", "stopped by the user", [])
     with pytest.raises(LaunchError, match="nothing to stop"):
         run("stop")
 
@@ -543,9 +545,9 @@ def test_launch_lists_and_shows_a_run_on_sagemaker_and_says_who_follows_it(
     train()
     record = account.record()
     capsys.readouterr()
-    launch.run_command(launch.parse_arguments(["status", record.run_id]))
+    launch.app(["status", record.run_id])
     assert f"training.sagemaker follow {record.run_id}" in capsys.readouterr().out
-    launch.run_command(launch.parse_arguments(["list"]))
+    launch.app(["list"])
     assert record.run_id in capsys.readouterr().out
     for words in (
         ["follow", record.run_id],
@@ -553,7 +555,7 @@ def test_launch_lists_and_shows_a_run_on_sagemaker_and_says_who_follows_it(
         ["logs", record.run_id],
     ):
         with pytest.raises(LaunchError, match="SageMaker"):
-            launch.run_command(launch.parse_arguments(words))
+            launch.app(words)
 
 
 def test_a_run_on_sagemaker_does_not_keep_the_spot_machine_from_starting(account: Account) -> None:

@@ -1,6 +1,5 @@
 """What SageMaker tells a container, as the flags that training.train gets."""
 
-import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from training.flags import as_flags, parse
 from training.sagemaker.environment import sagemaker_defaults
-from training.settings import as_flags, parse_arguments
+from training.settings import Options
 
 SAGEMAKER = {
     "SM_CHANNEL_DATA": "/opt/ml/input/data/data",
@@ -23,17 +23,18 @@ SAGEMAKER = {
 }
 
 
-def parsed(environment: Mapping[str, str]) -> argparse.Namespace:
-    return parse_arguments(as_flags(sagemaker_defaults(environment)))
+def parsed(environment: Mapping[str, str]) -> Options:
+    return parse(Options, as_flags(sagemaker_defaults(environment)))
 
 
 def test_in_sagemaker_no_flag_is_needed() -> None:
-    args = parsed(SAGEMAKER)
-    assert args.data == Path("/opt/ml/input/data/data")
-    assert args.weights == Path("/opt/ml/input/data/weights/efficientnet_lite0.pth")
-    assert (args.output, args.model_dir) == (Path("/opt/ml/output/data"), Path("/opt/ml/model"))
-    assert args.checkpoint_dir == Path("/opt/ml/checkpoints")
-    assert (args.run_id, args.batch_size) == ("bins-2026", 64)
+    options = parsed(SAGEMAKER)
+    places = options.places
+    assert places.data == Path("/opt/ml/input/data/data")
+    assert places.weights == Path("/opt/ml/input/data/weights/efficientnet_lite0.pth")
+    assert (places.output, places.model_dir) == (Path("/opt/ml/output/data"), Path("/opt/ml/model"))
+    assert places.checkpoint_dir == Path("/opt/ml/checkpoints")
+    assert (places.run_id, options.settings.batch_size) == ("bins-2026", 64)
 
 
 @pytest.mark.parametrize(
@@ -44,8 +45,8 @@ def test_in_sagemaker_no_flag_is_needed() -> None:
     ],
 )
 def test_hyperparameters_can_switch(hyperparameters: Any, expected: tuple[bool, bool]) -> None:
-    args = parsed({**SAGEMAKER, "SM_HPS": json.dumps(hyperparameters)})
-    assert (args.profile, args.skip_test) == expected
+    extras = parsed({**SAGEMAKER, "SM_HPS": json.dumps(hyperparameters)}).extras
+    assert (extras.profile, extras.skip_test) == expected
 
 
 def test_hyperparameters_are_checked_as_flags_are(
@@ -53,4 +54,4 @@ def test_hyperparameters_are_checked_as_flags_are(
 ) -> None:
     with pytest.raises(SystemExit):
         parsed({**SAGEMAKER, "SM_HPS": '{"epochs": 0}'})
-    assert "argument --epochs: 0 is less than 1" in capsys.readouterr().err
+    assert 'Invalid value "0" for --epochs' in capsys.readouterr().err

@@ -10,6 +10,7 @@ import pytest
 from botocore.validate import ParamValidator
 from packaging.requirements import Requirement
 
+from common.run_record import Work
 from infra.training_image import training_image
 from training.launcher.code import ON_SAGEMAKER, pack_code
 from training.learn.metric_line import OBJECTIVE, metric_definitions
@@ -38,18 +39,24 @@ def nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
 
 
-def job(**changes: Any) -> Job:
+def job(arch: Any = "efficientnet_lite0", **changes: Any) -> Job:
     usual: dict[str, Any] = {
         "run_id": RUN,
-        "arch": "efficientnet_lite0",
-        "dataset": "bins",
+        "work": Work(
+            dataset="bins",
+            arch=arch,
+            train_arguments=["--epochs=3", "--profile=True"],
+            mode="head",
+            ensemble_size=1,
+            epochs=3,
+        ),
         "instance_type": "ml.m5.large",
         "instances": 1,
         "volume_gib": 30,
         "spot": True,
         "max_seconds": 3600,
         "max_wait_seconds": 7200,
-        "hyperparameters": {"arch": "efficientnet_lite0", "epochs": 3, "profile": True},
+        "hyperparameters": {"arch": arch, "epochs": 3, "profile": True},
     }
     return Job(**usual | changes)
 
@@ -173,7 +180,7 @@ def test_a_search_is_managed_spot_with_one_folder_of_checkpoints() -> None:
     assert definition["StoppingCondition"]["MaxWaitTimeInSeconds"] == 7200
 
 
-def test_a_search_over_all_layers_keeps_no_snapshots_that_every_trial_would_download() -> None:
+def test_a_search_over_all_layers_keeps_no_checkpoints_that_every_trial_would_download() -> None:
     assert "CheckpointConfig" not in tuning_job("finetune")["TrainingJobDefinition"]
 
 

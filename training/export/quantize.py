@@ -1,15 +1,14 @@
-"""A float32 network in ONNX → the same network with convolutions in int8.
+"""Quantisation of the convolutions of an ONNX network to int8.
 
-Static quantisation by ONNX Runtime: activations in 8 bits with one scale a tensor, weights in 8
-bits with one scale a channel. What lies outside the convolutions stays float32: normalisation,
-pooled statistics, head. So does a network's first convolution, which is faster that way: three
+Static quantisation by ONNX Runtime: 8-bit activations with one scale per tensor, 8-bit weights with
+one scale per channel. Everything outside the convolutions stays float32: normalisation, pooled
+statistics, head. So does the first convolution of a network, which is faster in float32, as three
 channels are too few to fill an int8 product.
 
-Rounded weights shift the mean of what a convolution answers, more than all else that
-quantisation does; the bias takes the shift back (Nagel et al. 2019, "Data-Free Quantization
-Through Weight Equalization and Bias Correction", section 4.2, with measured means). The ranges
-of activations are their least and greatest value on the calibration photos: cutting them short
-(entropy, percentiles) was no better on photos of bins.
+The largest error of quantisation is that rounded weights shift the mean output of a convolution.
+The bias corrects for it (Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and
+Bias Correction", section 4.2, with measured means). Activations range from their minimum to their
+maximum on the calibration photos; clipping (entropy, percentiles) was no better on photos of bins.
 """
 
 from collections.abc import Iterable
@@ -32,29 +31,28 @@ from tqdm import tqdm
 
 from common.files import replacing
 
-QUANTIZED = ("Conv", "Clip", "Relu", "MaxPool")  # the additions in between follow
+QUANTIZED = ("Conv", "Clip", "Relu", "MaxPool")  # additions between them follow
+LARGEST = 127  # of int8
 
 
 def quantize_onnx(
     float_model: Path,
     int8_model: Path,
     calibration: Iterable[NDArray[np.uint8]],
-    *,
-    reduce_range: bool = False,
 ) -> None:
-    """Write `float_model` with int8 convolutions to `int8_model`: complete, or not at all.
+    """Quantise `float_model` and write it to `int8_model`, which is complete or absent.
 
-    `calibration` gives batches of the network's input, pixels [N, size, size, 3], and is iterated
-    twice: a list, not a generator. What it raises passes through. With `reduce_range` weights
-    have 7 bits: less exact, but right without VNNI too.
+    `calibration` has batches of pixels [N, size, size, 3]. It is iterated twice, so it must not be
+    a generator.
     """
     model = onnx.load(float_model)
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     of_pixels = {node.name for node in convolutions if _reads_pixels(model, node)}
     convolutions = [node for node in convolutions if node.name not in of_pixels]
     means = _input_means(model, convolutions, tqdm(calibration, "calibration, means", unit="batch"))
-    _round_weights(model, convolutions, means, largest=64 if reduce_range else 127)
-    add_pre_process_metadata(model)  # the exporter has inferred shapes and folded BatchNorm
+    _round_weights(model, convolutions, means)
+    # Marks shape inference and BatchNorm folding as done: the exporter did both.
+    add_pre_process_metadata(model)
     with replacing(int8_model) as partial:
         quantize_static(
             model,
@@ -64,7 +62,6 @@ def quantize_onnx(
             op_types_to_quantize=list(QUANTIZED),
             nodes_to_exclude=sorted(of_pixels),
             per_channel=True,
-            reduce_range=reduce_range,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
@@ -72,13 +69,13 @@ def quantize_onnx(
 
 
 def _reads_pixels(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
-    """Whether a convolution is a network's first: its weights are [out, 3 channels, h, w]."""
+    """Whether a convolution is the first of a network: its weights are [out, 3 channels, h, w]."""
     (weights,) = [tensor for tensor in model.graph.initializer if tensor.name == node.input[1]]
     return bool(weights.dims[1] == 3)
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """The batches, one by one, as ONNX Runtime asks for them."""
+    """Feeds the batches to ONNX Runtime."""
 
     def __init__(self, model: onnx.ModelProto, batches: Iterable[NDArray[np.uint8]]) -> None:
         self._name = model.graph.input[0].name
@@ -94,9 +91,7 @@ def _input_means(
     convolutions: list[onnx.NodeProto],
     calibration: Iterable[NDArray[np.uint8]],
 ) -> dict[str, NDArray[np.float64]]:
-    """Tensor that a convolution reads → mean of each of its channels over photos and places."""
-    if not convolutions:
-        return {}
+    """Return input tensor of a convolution → mean of each channel over photos and pixels."""
     observed = onnx.ModelProto()
     observed.CopyFrom(model)
     graph = observed.graph
@@ -126,16 +121,16 @@ def _round_weights(
     model: onnx.ModelProto,
     convolutions: list[onnx.NodeProto],
     means: dict[str, NDArray[np.float64]],
-    *,
-    largest: int,
 ) -> None:
-    """Round the weights to what int8 can say, ±`largest` steps a channel, and have each bias make
-    up for what that does to the mean."""
+    """Round the weights to multiples of the scale of their channel, and correct each bias.
+
+    The correction keeps the mean output of the convolution for the `means` of its inputs.
+    """
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in convolutions:
         weights = numpy_helper.to_array(initializers[node.input[1]])  # [out, in / groups, h, w]
-        scales = np.abs(weights).max(axis=(1, 2, 3), keepdims=True) / largest
-        scales[scales == 0] = 1  # a channel that BatchNorm has switched off
+        scales = np.abs(weights).max(axis=(1, 2, 3), keepdims=True) / LARGEST
+        scales[scales == 0] = 1  # a channel whose BatchNorm weight is 0
         rounded = np.round(weights / scales) * scales
         lost = (weights - rounded).sum(axis=(2, 3))  # [out, in / groups]
         by_group = means[node.input[0]].reshape(-1, lost.shape[1])  # [groups, in / groups]
