@@ -10,6 +10,8 @@ import pytest
 from rehearsal.aws import waiting
 from rehearsal.aws.waiting import NotReadyError, wait_until
 
+BUSY = "while True: pass"
+
 
 def start(script: str, log: Path) -> psutil.Popen:
     with log.open("w") as output:
@@ -26,32 +28,25 @@ def test_a_process_that_ends_is_said_at_once_with_the_last_line_of_its_log(tmp_p
     )
 
 
+@pytest.mark.parametrize(
+    "script",
+    [BUSY, f"import subprocess, sys; subprocess.run([sys.executable, '-c', {BUSY!r}])"],
+    ids=["itself", "its child"],
+)
 def test_a_process_that_works_is_waited_for_however_long_it_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(waiting, "IDLE_SECONDS", 2)
     begun = time.monotonic()
-    process = start("while True: pass", tmp_path / "log")
-    wait_until(
-        lambda: time.monotonic() - begun > 2, process, name="the server", log=tmp_path / "log"
-    )
-    process.kill()
-    process.wait()
-
-
-def test_a_process_whose_child_works_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(waiting, "IDLE_SECONDS", 0.5)
-    begun = time.monotonic()
-    busy = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'while True: pass'])"
-    process = start(busy, tmp_path / "log")
-    wait_until(
-        lambda: time.monotonic() - begun > 2, process, name="the server", log=tmp_path / "log"
-    )
-    for child in process.children():
-        child.kill()
-    process.wait()
+    process = start(script, tmp_path / "log")
+    try:
+        wait_until(
+            lambda: time.monotonic() - begun > 4, process, name="the server", log=tmp_path / "log"
+        )
+    finally:
+        for one in (*process.children(), process):
+            one.kill()
+        process.wait()
 
 
 def test_a_process_that_does_nothing_is_not_waited_for(
