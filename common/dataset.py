@@ -112,7 +112,7 @@ def _open_shard(file: Path, sha256: str) -> tarfile.TarFile:
 def read_photos(shard: tarfile.TarFile) -> Iterator[Photo]:
     """Yield the photos of an open shard in their order; `shard` may be a stream ("r|").
 
-    Raises ValueError when a photo's labels do not follow its JPEG.
+    Raises DatasetError when a photo's labels do not follow its JPEG.
     """
     jpeg_id, jpeg = "", b""
     for member in shard:
@@ -123,7 +123,7 @@ def read_photos(shard: tarfile.TarFile) -> Iterator[Photo]:
             jpeg_id, jpeg = photo_id, content
         elif suffix == "json":
             if jpeg_id != photo_id:
-                raise ValueError(f"photo {photo_id} has labels but no JPEG before them")
+                raise DatasetError(f"photo {photo_id} has labels but no JPEG before them")
             label = json.loads(content)
             yield Photo(photo_id, jpeg, int(label["count"]), str(label["group"]))
 

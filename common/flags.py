@@ -77,7 +77,7 @@ def _one_line(error: CycloptsError) -> Text:
     match error:
         case UnusedCliTokensError():
             message = f"Unexpected argument: {' '.join(error.unused_tokens or ())}; see --help."
-        case MissingArgumentError(tokens_so_far=[], argument=missing) if missing:
+        case MissingArgumentError(keyword=None, argument=missing) if missing:
             message = f"{missing.name} is required; see --help."
         case _:
             message = f"{error}"

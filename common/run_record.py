@@ -1,4 +1,4 @@
-"""The record of a run: the objects under runs/<id>/. Only this module reads and writes them."""
+"""The record of a run: the objects under runs/<id>/, as they are read and written."""
 
 import json
 import secrets
@@ -18,6 +18,8 @@ State = Literal["requested", "running", "interrupted", "succeeded", "stopped", "
 ENDED: frozenset[State] = frozenset({"succeeded", "stopped", "failed"})
 # interrupted: by EC2, with a notice; shut down: by anyone else; lost: it reported no end.
 Outcome = Literal["interrupted", "shut down", "lost", "failed", "stopped", "succeeded"]
+# Raised when a machine runs or reads a run in another way: older ones cannot be resumed.
+VERSION = 2
 STATUS = "status.json"
 CONDITION_FAILED = {"PreconditionFailed", "NoSuchKey"}  # error codes of S3
 WRITER = secrets.token_hex(8)  # identifies this process in the statuses that it writes
@@ -42,6 +44,7 @@ class Work(TypedDict):
 class Request(Work):
     """request.json: what the user requested."""
 
+    version: int  # VERSION of the code that started it
     run_id: str
     deadline: str  # ISO 8601, UTC; no machine works on the run after it
     estimate: dict[str, Any]

@@ -121,8 +121,9 @@ class PhotoOptions:
     listed first, which takes a minute or two."""
     limit: PositiveInt | None = None
     """Take a sample of this many photos, chosen by a hash of the id: always the same ones, and a
-    larger sample contains a smaller one. Required without `--list`. With `--share`, `--sagemaker`
-    or your own photos, photos that are left out count as well."""
+    larger sample contains a smaller one. For public photos on this machine, `--list` or `--limit`
+    is required. With `--share`, `--sagemaker` or your own photos, photos that are left out count
+    as well."""
     source: Annotated[
         Source,
         Parameter(

@@ -48,19 +48,35 @@ FOLDER = ROOT / ".demo"
 Folder = Annotated[Path, Parameter(show_default=False)]
 
 APP = command_line("python -m rehearsal.notebook", __doc__)
+# As CloudFormation, a deploy of the endpoint ends when the endpoint is in service.
+NPX = """\
+#!/bin/sh
+shift
+{cdk} "$@" {flags} || exit
+echo "$@" >> {deployed}
+case "$*" in *EndpointStack*) until [ -e {in_service} ]; do sleep 0.2; done ;; esac
+"""
 
 
 class Cloud:
     """What AWS does while the notebook runs: a thread for the group and one for the endpoint.
 
     `deployed` is a file that grows with each deployment; stack outputs are read again only then.
+    `in_service` is a file that exists once the endpoint answers.
     """
 
     def __init__(
-        self, processes: Processes, stand_in: StandIn, folder: Path, port: int, deployed: Path
+        self,
+        processes: Processes,
+        stand_in: StandIn,
+        folder: Path,
+        port: int,
+        *,
+        deployed: Path,
+        in_service: Path,
     ) -> None:
         self._processes, self._stand_in, self._folder = processes, stand_in, folder
-        self._port, self._deployed = port, deployed
+        self._port, self._deployed, self._in_service = port, deployed, in_service
         self._over = threading.Event()
         self._threads = [
             threading.Thread(target=each, daemon=True) for each in (self._train, self._serve)
@@ -98,8 +114,12 @@ class Cloud:
         if not name:
             return
         disk = self._folder / "endpoint"
-        with hosted_endpoint(self._processes, name, disk, runtime_port=self._port):
-            self._over.wait()
+        try:
+            with hosted_endpoint(self._processes, name, disk, runtime_port=self._port):
+                self._in_service.touch()
+                self._over.wait()
+        finally:
+            self._in_service.touch()  # nobody waits for an endpoint that did not come up
 
     def _output(self, stack: str, key: str) -> str | None:
         """An output of a stack once it is deployed; None if the notebook ends before."""
@@ -137,13 +157,13 @@ def rehearsed_account(folder: Path) -> Iterator[None]:
         stand_in.start(work / "public")
         stand_in.synthesize()
         stand_in.bootstrap()
-        npx = work / "bin" / "npx"
-        deployed = work / "deployed"
+        deployed, in_service = work / "deployed", work / "in-service"
         deployed.touch()
+        npx = work / "bin" / "npx"
         flags = " ".join(stand_in.deploy_flags)
-        npx.write_text(f'#!/bin/sh\nshift\n{CDK} "$@" {flags} && echo "$@" >> {deployed}\n')
+        npx.write_text(NPX.format(cdk=CDK, flags=flags, deployed=deployed, in_service=in_service))
         npx.chmod(0o755)
-        with Cloud(processes, stand_in, work, port, deployed):
+        with Cloud(processes, stand_in, work, port, deployed=deployed, in_service=in_service):
             yield
 
 

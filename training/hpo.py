@@ -5,10 +5,10 @@ For example:
     python -m training.hpo --data DATASET --output search --trials 30 \\
         --weights efficientnet_lite0.pth --arch efficientnet_lite0
 
-All flags of training.train apply. The first trial uses the given settings, so that the result is
-at least as good as the recipe of the mode. Settings that are not searched are the same in all
-trials. A trial is pruned if its validation loss is above the median at the same share of its
-epochs. The test photos are not used.
+All flags of training.train apply but `--train-on all`. The first trial uses the given settings, so
+that the result is at least as good as the recipe of the mode. Settings that are not searched are
+the same in all trials. A trial is pruned if its validation loss is above the median at the same
+share of its epochs. The test photos are not used.
 
 SIGTERM or Ctrl-C shows the results so far and exits with code 75. The same command resumes the
 search in the middle of a trial, also after a kill. OUTPUT will contain best.json for `--settings`

@@ -197,7 +197,8 @@ class Settings:
     mirror: Literal["no", "yes"] = "no"
     """yes: average the predictions of a photo and its mirror image, which takes twice as long."""
     decision: Decision = "argmax"
-    """How the probabilities become a count."""
+    """How the probabilities become a count. argmax: the most probable; expected: the one nearest to
+    the mean; median: the one with the least absolute error."""
     validation_fraction: Fraction = 0.1
     """Share of the training products that is held out for validation."""
     eval_every: PositiveInt = 1000
@@ -214,7 +215,7 @@ class Settings:
 class Machine:
     """Resources of the machine, and how often it saves checkpoints."""
 
-    threads: PositiveInt = DEFAULT_THREADS
+    threads: Annotated[PositiveInt, Parameter(show_default=False)] = DEFAULT_THREADS
     """CPU threads, on which the exact weights depend [default: all, divided among the processes of
     torchrun]."""
     checkpoint_seconds: NonNegative = 30.0
@@ -223,7 +224,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """The flags that apply wherever a run trains."""
+    """The flags of training.train that a launch can pass on, after --."""
 
     settings: Settings
     extras: Extras = Extras()

@@ -4,7 +4,8 @@
     model-int8.onnx     the same with int8 convolutions, if training found it to be as accurate
     model.json          input size, labels, decision, and the origin of the model
 
-Nothing in it is executed as code.
+Its metrics.json is not read here, and its code/ is for containers other than ours: this server
+executes nothing of it.
 """
 
 import gzip

@@ -1,6 +1,6 @@
 """The bytes of a photo → the network's input.
 
-Data preparation, training and serving all use this, and nothing else in the project decodes photos.
+Data preparation, training and serving have no other way from a photo to the network.
 Normalisation is part of the ONNX graph, so that it always matches the model.
 """
 

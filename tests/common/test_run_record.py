@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from common import run_record as module
 from common.run_record import (
+    VERSION,
     Attempt,
     Request,
     RunRecord,
@@ -55,6 +56,7 @@ def request(deadline: str = "2099-01-01T00:00:00+00:00") -> Request:
         estimate={},
         mode="head",
         ensemble_size=1,
+        version=VERSION,
         epochs=1,
         chunks=1,
         runtime="runtime/a/",

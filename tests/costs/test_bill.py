@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from common.choices import Purchase
-from common.run_record import Attempt, Request
+from common.run_record import VERSION, Attempt, Request
 from costs.bill import run_bill
 from costs.estimate import run_cost, total
 from costs.prices import load_prices
@@ -35,6 +35,7 @@ REQUEST = Request(
     estimate={"seconds": 600, "dollars": 0.01, "basis": "guessed"},
     mode="head",
     ensemble_size=1,
+    version=VERSION,
     epochs=1,
     chunks=1,
     runtime="runtime/a/",

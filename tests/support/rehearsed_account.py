@@ -17,7 +17,7 @@ from typing import Any
 import boto3
 import psutil
 
-from common.run_record import Attempt, Request, RunRecord, utc_now
+from common.run_record import VERSION, Attempt, Request, RunRecord, utc_now
 from common.storage import list_keys
 from infra.train_stack import boot_script
 from rehearsal.aws.group import RehearsedGroups
@@ -118,6 +118,7 @@ class Account:
             estimate={"seconds": 600, "dollars": 0.01, "basis": "guessed"},
             mode="head",
             ensemble_size=1,
+            version=VERSION,
             epochs=2,
             chunks=0,
             runtime="runtime/a/",

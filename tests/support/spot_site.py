@@ -12,7 +12,7 @@ from typing import Any
 import boto3
 import pytest
 
-from common.run_record import Request, RunRecord
+from common.run_record import VERSION, Request, RunRecord
 from common.storage import list_keys
 from training.machine import __main__ as machine
 from training.machine import attempt as spot
@@ -255,6 +255,7 @@ def request(
         estimate={"seconds": 600, "dollars": 0.01, "basis": "guessed"},
         mode="head",
         ensemble_size=1,
+        version=VERSION,
         epochs=7,
         chunks=0,
         runtime="runtime/a/",

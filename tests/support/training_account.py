@@ -11,7 +11,7 @@ import boto3
 import pytest
 from botocore.client import BaseClient
 
-from common.run_record import Attempt, Request, RunRecord, State
+from common.run_record import VERSION, Attempt, Request, RunRecord, State
 from common.storage import list_keys
 from training.launch import app
 from training.launcher import follow, logs, stop
@@ -126,6 +126,7 @@ class Account:
             estimate={},
             mode="head",
             ensemble_size=1,
+            version=VERSION,
             epochs=20,
             chunks=32,
             runtime=run["runtime"],

@@ -35,8 +35,8 @@ class LaunchOptions:
     """The limit of a run, and how the command starts it."""
 
     max_hours: Hours = 3.0
-    """Time limit in hours. On EC2, no machine runs after it, whatever happens. On SageMaker, it
-    limits the training, or the whole search, but not the wait for machines."""
+    """Time limit in hours, after which no machine runs, whatever happens. SageMaker does not count
+    the wait for machines."""
     yes: Switch = False
     """Start without asking."""
     follow: Switch = False
@@ -48,8 +48,8 @@ def parse_training(
 ) -> tuple[Work, dict[str, Any]]:
     """Parse the flags of training.train that follow `--`; a file of --settings is read now.
 
-    Returns the work of a run, and the given values by name, without the defaults. Errors name the
-    command `name`. Flags that a machine sets itself, such as --data, are not accepted.
+    Returns the work of a run, and the given values by name, without the defaults. `name` is the
+    command in the help. Flags that a machine sets itself, such as --data, are not accepted.
     """
     given: list[str] = []
     choices = parse(Choices, list(words), name=f"{name} --", note_given=given.extend)

@@ -10,6 +10,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from common.command import confirmed
 from common.run_record import (
+    VERSION,
     Attempt,
     Request,
     RunRecord,
@@ -49,6 +50,7 @@ def start(
     _confirm_plan(run_id, plan, options, fallback_minutes)
     request = Request(
         **work,  # type: ignore[typeddict-item]  # it has the keys of Work only
+        version=VERSION,
         run_id=run_id,
         deadline=_deadline(options.max_hours),
         estimate=dataclasses.asdict(plan.estimate),
@@ -127,8 +129,8 @@ def _resumable(deployment: Deployment, record: RunRecord) -> Request:
 
 
 def check_version(request: Request) -> None:
-    """Raise LaunchError for a request by an older version of this code, which lacks keys."""
-    if Request.__required_keys__ - request.keys():
+    """Raise LaunchError for a run that an older version of this code started."""
+    if request.get("version") != VERSION:
         raise LaunchError(
             f"run {request['run_id']} is from an older version of this code: start a new one"
         )

@@ -374,3 +374,8 @@ class RunAttempt:
 def boot_time() -> str:
     """Return when the billing of this machine began, as infra/user_data.sh noted it."""
     return os.environ.get("BOOT_STARTED", utc_now())
+
+
+if __name__ == "__main__":
+    # The boot script of an older TrainStack would take the end of an empty program for success.
+    sys.exit("error: TrainStack is older than this code: deploy it again")

@@ -17,7 +17,7 @@ from botocore.exceptions import (
     IncompleteReadError,
     NoCredentialsError,
 )
-from tenacity import Retrying, before_sleep_log, retry_if_exception, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 from urllib3.exceptions import HTTPError
 
 from training.runs.active_run import LeaseLostError
@@ -101,10 +101,14 @@ def retry(action: Callable[[], Result], give_up: Callable[[], bool]) -> Result:
     retrying = Retrying(
         retry=retry_if_exception(lambda error: is_transient(error) and not give_up()),
         wait=wait_random_exponential(max=PAUSE_SECONDS),
-        before_sleep=before_sleep_log(log, logging.WARNING),
+        before_sleep=_log_retry,
         reraise=True,
     )
     return retrying(action)
+
+
+def _log_retry(state: RetryCallState) -> None:
+    log.warning("trying again: %s", state.outcome and state.outcome.exception())
 
 
 def is_transient(error: BaseException) -> bool:

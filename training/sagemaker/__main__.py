@@ -61,11 +61,11 @@ class MachineOptions:
     """The machines of a job; by default those of the run's last job, if there was one."""
 
     instance_type: str | None = None
-    """SageMaker instance type [default: ml.m5.large, or the last job's]."""
+    """SageMaker instance type [default: ml.m5.large; with resume, the last job's]."""
     instances: PositiveInt | None = None
-    """Number of machines that share a training, with torchrun [default: 1, or the last job's]."""
+    """Machines that share a training, with torchrun [default: 1; with resume, the last job's]."""
     volume_gib: PositiveInt | None = None
-    """Disk of each machine in GiB [default: 30, or the last job's]."""
+    """Disk of each machine in GiB [default: 30; with resume, the last job's]."""
     on_demand: Switch = False
     """Use on-demand machines, which cost more and are never interrupted."""
     max_wait_hours: Hours | None = None

@@ -19,6 +19,7 @@ from common.run_record import (
     OUTPUTS,
     TRACE_FILES,
     TRACES_ARCHIVE,
+    VERSION,
     Attempt,
     Outcome,
     Request,
@@ -126,6 +127,7 @@ def _request(job: Job, plan: JobPlan) -> Request:
     deadline = datetime.now(UTC) + timedelta(seconds=job.max_wait_seconds)
     return Request(
         **job.work,  # type: ignore[typeddict-item]  # it has the keys of Work only
+        version=VERSION,
         run_id=job.run_id,
         deadline=deadline.isoformat(timespec="seconds"),
         estimate=dataclasses.asdict(plan.estimate),

@@ -242,8 +242,7 @@ def test_a_run_that_has_succeeded_is_not_resumed(account: Account) -> None:
 
 def test_a_run_of_an_older_version_is_not_resumed(account: Account) -> None:
     record = account.add_run("stopped")
-    request = {name: value for name, value in record.request().items() if name != "ensemble_size"}
-    record.write("request.json", request)
+    record.write("request.json", record.request() | {"version": 1})
     with pytest.raises(LaunchError, match=f"run {ENDED} is from an older version of this code"):
         run("resume", ENDED, "--yes")
     assert account.nothing_started()

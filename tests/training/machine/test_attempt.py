@@ -195,7 +195,7 @@ def test_a_machine_that_is_on_its_way_out_puts_nothing_off(site: Site, asked: st
         assert book_fallback.call_count == 2, "at the beginning, and while it works"
         attempt.stop_requested = asked == "stop_requested"
         attempt.shutting_down = lambda: asked == "shutting_down"
-        attempt.ask = RateLimiter(3600)
+        attempt.stop_checks = RateLimiter(3600)
         attempt._upkeep()
         return spot.Ending("shut down", "-")
 

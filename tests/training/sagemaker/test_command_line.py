@@ -443,8 +443,7 @@ def test_every_other_end_is_told_and_serves_no_model(
 def test_a_run_of_an_older_version_is_not_resumed(account: Account) -> None:
     train()
     record = account.record()
-    request = {name: value for name, value in record.request().items() if name != "ensemble_size"}
-    record.write("request.json", request)
+    record.write("request.json", record.request() | {"version": 1})
     record.set_status("stopped", "", record.status()["attempts"])
     with pytest.raises(LaunchError, match="is from an older version of this code"):
         run("resume", record.run_id, "--yes")
