@@ -17,14 +17,14 @@ from typing import Annotated
 
 from botocore.exceptions import BotoCoreError, ClientError
 from cyclopts import Parameter
-from cyclopts.validators import Number
 
-from common.choices import Arch, Mode
+from common import flags
+from common.choices import EPOCHS, Arch, Mode
 from common.command import in_one_line, interruptible
-from common.flags import PositiveInt, Switch, command_line, run
+from common.flags import Positive, PositiveInt, Switch, command_line
 from common.outputs import NotDeployedError
 from costs.endpoint import CALL_SECONDS, EndpointCosts
-from costs.estimate import DEFAULT_VOLUME_GIB, print_estimate
+from costs.estimate import DEFAULT_VOLUME_GIB, estimate_training, print_estimate, run_cost
 from costs.prices import PRICES_FILE, load_prices
 
 Bucket = Annotated[
@@ -36,7 +36,7 @@ app = command_line("python -m costs", __doc__)
 @interruptible()
 def main(arguments: Sequence[str] | None = None) -> None:
     try:
-        run(app, arguments)
+        flags.run(app, arguments)
     except (ValueError, BotoCoreError, ClientError, NotDeployedError) as error:
         print(f"error: {in_one_line(error)}", file=sys.stderr)
         sys.exit(1)
@@ -58,9 +58,7 @@ class MachineFlags:
 class EndpointFlags:
     """What the endpoint's costs are computed for."""
 
-    call_seconds: Annotated[float, Parameter(validator=Number(gt=0, lt=float("inf")))] = (
-        CALL_SECONDS
-    )
+    call_seconds: Positive = CALL_SECONDS
     """Seconds of computing for one photo."""
     memory_mb: PositiveInt | None = None
     """Memory of the serverless endpoint in MB [default: the setting endpoint_memory_mb]."""
@@ -78,7 +76,8 @@ def estimate(
     photos: PositiveInt,
     arch: Arch = "resnet50",
     mode: Mode = "head",
-    epochs: PositiveInt = 20,
+    epochs: PositiveInt | None = None,
+    ensemble_size: PositiveInt = 1,
     machine: MachineFlags = MachineFlags(),
 ) -> None:
     """Estimate the time and cost of a training run on a spot machine.
@@ -87,10 +86,22 @@ def estimate(
         photos: Number of photos in the data set, training and test.
         arch: Pretrained backbone.
         mode: Train a new head only, or fine-tune every layer.
-        epochs: Passes over the photos.
+        epochs: Passes over the photos [default: that of training.train in this mode].
+        ensemble_size: Number of networks, or heads, that train side by side.
     """
+    prices, volume_gib = load_prices(), machine.volume_gib
+    expected = estimate_training(
+        photos,
+        arch,
+        epochs or EPOCHS[mode],
+        machine.instance_type,
+        prices,
+        mode=mode,
+        ensemble_size=ensemble_size,
+        volume_gib=volume_gib,
+    )
     print_estimate(
-        photos, arch, epochs, machine.instance_type, machine.volume_gib, load_prices(), mode
+        expected, run_cost(expected.seconds, machine.instance_type, "spot", volume_gib, prices)
     )
 
 

@@ -156,19 +156,8 @@ def format_bill(lines: list[CostLine]) -> str:
     return "\n".join([table(["item", "quantity", "unit", "$ each", "$"], rows), "", *sources])
 
 
-def print_estimate(
-    photos: int,
-    arch: Arch,
-    epochs: int,
-    instance_type: str,
-    volume_gib: int,
-    prices: Prices,
-    mode: Mode = "head",
-) -> None:
+def print_estimate(estimate: Estimate, bill: list[CostLine]) -> None:
     """Print what `python -m costs estimate` shows."""
-    estimate = estimate_training(
-        photos, arch, epochs, instance_type, prices, mode=mode, volume_gib=volume_gib
-    )
     print(f"about {estimate.seconds / 60:.0f} minutes, ${estimate.dollars:.4f}")
     print(f"basis: {estimate.basis}\n")
-    print(format_bill(run_cost(estimate.seconds, instance_type, "spot", volume_gib, prices)))
+    print(format_bill(bill))

@@ -38,13 +38,6 @@ from data_prep.options import (
 from data_prep.weights import save_weights
 
 DATA = Path("data")
-PHOTOS, SPLIT, PACK, DATASET, JOB = (
-    PhotoOptions(),
-    SplitOptions(),
-    PackOptions(),
-    DatasetOptions(),
-    JobOptions(),
-)
 
 app = command_line(
     "python -m data_prep",
@@ -96,11 +89,11 @@ def main(arguments: list[str] | None = None) -> int:
 def prepare(
     *,
     data: Data = DATA,
-    photos: PhotoOptions = PHOTOS,
-    dataset: DatasetOptions = DATASET,
+    photos: PhotoOptions = PhotoOptions(),
+    dataset: DatasetOptions = DatasetOptions(),
     bucket: OurBucket = None,
     share: ShareOfWork = None,
-    job: JobOptions = JOB,
+    job: JobOptions = JobOptions(),
 ) -> None:
     """Download, split, pack and upload."""
     bucket = chosen_bucket(bucket)  # fail before the long part
@@ -157,7 +150,10 @@ def list_ids(*, source_bucket: SourceBucket = PUBLIC_BUCKET) -> None:
 
 @app.command
 def download(
-    *, data: Data = DATA, counts: Counts = SPLIT.counts, photos: PhotoOptions = PHOTOS
+    *,
+    data: Data = DATA,
+    counts: Counts = SplitOptions.counts,
+    photos: PhotoOptions = PhotoOptions(),
 ) -> None:
     """Copy photos of the public bucket, or your own, to the working folder."""
     if photos.source.kind == "public":
@@ -185,7 +181,7 @@ def download(
 
 
 @app.command
-def split(*, data: Data = DATA, options: SplitOptions = SPLIT) -> None:
+def split(*, data: Data = DATA, options: SplitOptions = SplitOptions()) -> None:
     """Split the photos into train and test, with no product on both sides."""
     result = splitting.split_folder(
         data,
@@ -199,7 +195,7 @@ def split(*, data: Data = DATA, options: SplitOptions = SPLIT) -> None:
 
 
 @app.command
-def pack(*, data: Data = DATA, options: PackOptions = PACK) -> None:
+def pack(*, data: Data = DATA, options: PackOptions = PackOptions()) -> None:
     """Pack the split photos into WebDataset shards with a manifest."""
     manifest = packing.pack(
         data,
@@ -220,7 +216,7 @@ def pack(*, data: Data = DATA, options: PackOptions = PACK) -> None:
 
 @app.command(name="upload")
 def upload_packed(
-    *, data: Data = DATA, name: DatasetName = PACK.name, bucket: OurBucket = None
+    *, data: Data = DATA, name: DatasetName = PackOptions.name, bucket: OurBucket = None
 ) -> None:
     """Upload a packed data set to our bucket."""
     print(upload.upload_dataset(data, name, chosen_bucket(bucket)))
@@ -230,7 +226,7 @@ def upload_packed(
 def verify_packed(
     *,
     data: Data = DATA,
-    name: DatasetName = PACK.name,
+    name: DatasetName = PackOptions.name,
     bucket: Annotated[
         str | None, Parameter(help="Check the hashes of the data set in this bucket instead.")
     ] = None,

@@ -41,7 +41,7 @@ WRITES = [
     *(f"runs/*/{name}" for name in (*REQUEST, "status.json", "input/sm_drivers/*", *TAKEN_UP)),
 ]
 LATER = "Run ids and data sets are not known before they are created."
-LONGEST_SECONDS = 7 * 24 * 3600  # of a training job; training.launcher.arguments has it in hours
+LONGEST_SECONDS = 7 * 24 * 3600  # of a training job; common.flags.Hours has the same limit
 
 
 class LauncherRole(Construct):

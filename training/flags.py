@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,35 +22,36 @@ def parse(
     *,
     name: str = "python -m training.train",
     description: str | None = None,
-    note_given: Callable[[list[str]], None] = lambda _: None,
 ) -> Chosen:
     """Parse `arguments` into `options`; exits with a message if a flag is wrong, or after --help.
 
     The value of a flag that is not given comes from the file of --settings, else from the recipe of
-    the mode, else from its default. `name` is the command in the help. `note_given` receives the
-    names of the fields that are given as flags or in the file.
+    the mode, else from its default. `name` is the command in the help.
     """
+    return parse_given(options, arguments, name=name, description=description)[0]
 
-    def note(_: App, __: tuple[str, ...], flags: ArgumentCollection) -> None:
-        names = [flag.name.removeprefix("--").replace("-", "_") for flag in flags if flag.tokens]
-        note_given(names)
+
+def parse_given(
+    options: type[Chosen], arguments: list[str], *, name: str, description: str | None = None
+) -> tuple[Chosen, dict[str, Any]]:
+    """Parse as `parse` does; also return the values that are given as flags or in the file.
+
+    Defaults are not among them, as they depend on the machine that trains.
+    """
+    given: list[str] = []
+
+    def note_given(_: App, __: tuple[str, ...], flags: ArgumentCollection) -> None:
+        given.extend(flag.name.removeprefix("--") for flag in flags if flag.tokens)
 
     app = command_line(name, description)
     app.default(options)
-    app.config = (_fill_in_settings_file, note, _fill_in_recipe)
+    app.config = (_fill_in_settings_file, note_given, _fill_in_recipe)
     chosen: Chosen | None = app(arguments)
     if chosen is None:  # after --help
         sys.exit(0)
-    return chosen
-
-
-def given_values(options: Choices, given: list[str]) -> dict[str, Any]:
-    """Return the values of the fields in `given`, by name.
-
-    Defaults are left out, as they depend on the machine that trains.
-    """
-    values = asdict(options.settings) | asdict(options.extras) | asdict(options.machine)
-    return {name: values[name] for name in given if name in values}
+    values = asdict(chosen.settings) | asdict(chosen.extras) | asdict(chosen.machine)
+    names = (name.replace("-", "_") for name in given)
+    return chosen, {name: values[name] for name in names if name in values}
 
 
 def as_flags(values: Mapping[str, Any]) -> list[str]:

@@ -35,7 +35,7 @@ from training.learn.checkpoint import disk_error_line
 from training.learn.device import choose_device
 from training.learn.memory import keep_freed_memory
 from training.learn.model import WeightsError
-from training.learn.precision import resolve_precision
+from training.learn.task import resolve_settings
 from training.search.results import plot_trials, trial_table, write_best
 from training.search.space import describe_spaces, outside_space
 from training.search.trials import BEST, SearchError, SearchOptions, Trials, open_study
@@ -62,7 +62,7 @@ def search(options: SearchOptions) -> None:
     places = options.places
     dataset = open_dataset(places.data)
     device = choose_device()
-    options = complete(options, dataset, device)
+    options = searchable(options, dataset, device)
     if not places.weights.is_file():
         raise WeightsError(f"no weights at {places.weights}")
     inputs = {
@@ -89,19 +89,14 @@ def search(options: SearchOptions) -> None:
         show(trials)
 
 
-def complete(options: SearchOptions, dataset: Dataset, device: torch.device) -> SearchOptions:
-    """Resolve settings that depend on data and machine. Raises SearchError if one is unsuitable."""
-    settings, places = options.settings, options.places
-    if settings.train_on == "all":
+def searchable(options: SearchOptions, dataset: Dataset, device: torch.device) -> SearchOptions:
+    """Resolve the settings. Raises SearchError if one cannot begin a search."""
+    if options.settings.train_on == "all":
         raise SearchError("--train-on all would choose settings by the test photos: leave it out")
-    settings = replace(
-        settings,
-        size=settings.size or dataset.size,
-        precision=resolve_precision(settings.precision, settings.mode, device, places.checkpoints),
-    )
-    if errors := outside_space(settings):
+    options = resolve_settings(options, dataset, device)
+    if errors := outside_space(options.settings):
         raise SearchError(errors[0])
-    return replace(options, settings=settings, extras=replace(options.extras, skip_test=True))
+    return replace(options, extras=replace(options.extras, skip_test=True))
 
 
 def show(trials: Trials) -> None:

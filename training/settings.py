@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from common.choices import Arch, Mode
+from common.choices import EPOCHS, Arch, Mode
 from common.flags import (
     Fraction,
     FractionOrZero,
@@ -73,7 +73,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 # those of finetune on the validation photos: see benchmarks/accuracy/README.md.
 RECIPES: dict[str, dict[str, int | float | str]] = {
     "head": {
-        "epochs": 20,
+        "epochs": EPOCHS["head"],
         "batch_size": 256,
         "learning_rate": 5e-4,
         "warmup": 0.3,
@@ -84,7 +84,7 @@ RECIPES: dict[str, dict[str, int | float | str]] = {
         "ema_decay": 0.0,
     },
     "finetune": {
-        "epochs": 5,
+        "epochs": EPOCHS["finetune"],
         "batch_size": 32,
         "learning_rate": 5e-4,
         "warmup": 0.05,

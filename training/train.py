@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -43,8 +43,14 @@ from training.learn.loop import Checkpointing
 from training.learn.loop import train as train_steps
 from training.learn.memory import keep_freed_memory, release_freed_memory
 from training.learn.model import Counter, WeightsError
-from training.learn.precision import resolve_precision
-from training.learn.task import EvalSet, Task, mean_logits, prepare_finetune, prepare_head
+from training.learn.task import (
+    EvalSet,
+    Task,
+    mean_logits,
+    prepare_finetune,
+    prepare_head,
+    resolve_settings,
+)
 from training.learn.trainer import DivergedError, Trainer
 from training.settings import INTERRUPTED, RESUMABLE, Options
 
@@ -62,7 +68,7 @@ def train(options: Options) -> None:
     torch.set_num_threads(options.machine.threads)
     torch.manual_seed(options.settings.seed)
     device = choose_device(world.local_rank)
-    options = complete(options, dataset, device, world)
+    options = resolve_settings(options, dataset, device, world)
     prepare = prepare_head if options.settings.mode == "head" else prepare_finetune
     task = prepare(dataset, options, device, signals, world)
     trainer = Trainer(
@@ -83,18 +89,6 @@ def train(options: Options) -> None:
         release_freed_memory()  # the exports need it where memory is 4 GiB
         write_results(options, trainer, task, dataset, metrics, mistakes)
     world.leave()
-
-
-def complete(options: Options, dataset: Dataset, device: torch.device, world: World) -> Options:
-    """Resolve the settings that depend on the data set and on the machine."""
-    settings = options.settings
-    precision = settings.precision
-    if world.first:
-        checkpoints = options.places.checkpoints
-        precision = resolve_precision(precision, settings.mode, device, checkpoints)
-    size = settings.size or dataset.size
-    settings = replace(settings, size=size, precision=world.broadcast(precision))
-    return replace(options, settings=settings)
 
 
 def resume_and_train(

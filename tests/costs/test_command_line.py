@@ -111,3 +111,18 @@ def test_a_training_machine_can_import_its_part_with_the_packages_that_it_has() 
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert set(run.stdout.split()) == {"common", "costs"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], "20 epochs at"),
+        (["--mode", "finetune"], "(5 epochs, 1,000 photos"),
+        (["--mode", "finetune", "--epochs", "7", "--ensemble-size", "4"], "7 epochs of 4 networks"),
+    ],
+)
+def test_an_estimate_has_the_epochs_of_a_training_in_its_mode(
+    flags: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["estimate", "--photos", "1000", *flags])
+    assert expected in capsys.readouterr().out

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from common.choices import Arch
 from common.flags import Hours, Switch
 from common.run_record import Work
-from training.flags import as_flags, given_values, parse
+from training.flags import as_flags, parse_given
 from training.launcher.deployment import LaunchError
 from training.settings import Choices
 
@@ -51,14 +51,12 @@ def parse_training(
     Returns the work of a run, and the given values by name, without the defaults. `name` is the
     command in the help. Flags that a machine sets itself, such as --data, are not accepted.
     """
-    given: list[str] = []
-    choices = parse(Choices, list(words), name=f"{name} --", note_given=given.extend)
-    settings = choices.settings
-    if "arch" in given and settings.arch != model.arch:  # from best.json it is usually the same
+    choices, values = parse_given(Choices, list(words), name=f"{name} --")
+    settings, arch = choices.settings, values.pop("arch", model.arch)
+    if arch != model.arch:  # from best.json it is usually the same
         raise LaunchError(
-            f"--arch {settings.arch} after -- differs from {model.arch}: give --arch before --"
+            f"--arch {arch} after -- differs from {model.arch}: give --arch before --"
         )
-    values = given_values(choices, [each for each in given if each != "arch"])
     work = Work(
         dataset=model.dataset,
         arch=model.arch,

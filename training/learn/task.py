@@ -2,7 +2,8 @@
 
 import signal
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,10 +25,12 @@ from training.learn.model import (
     make_ensemble,
 )
 from training.learn.photos import EvalPhotos, PhotoBatches
+from training.learn.precision import resolve_precision
 from training.learn.trainer import Trainer
 from training.settings import BackbonePrecision, Options, Settings
 
 EVAL_BATCH = 64  # photos
+Chosen = TypeVar("Chosen", bound=Options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,19 @@ class Task:
     test: EvalSet | None  # None with --train-on all and --skip-test
     fitted: PhotoIndex  # the photos to train on
     photos: PhotoIndex  # these and those of validation
+
+
+def resolve_settings(
+    options: Chosen, dataset: Dataset, device: torch.device, world: World = ALONE
+) -> Chosen:
+    """Resolve the settings that depend on the data set and on the machine: size and precision."""
+    settings, precision = options.settings, options.settings.precision
+    if world.first:
+        checkpoints = options.places.checkpoints
+        precision = resolve_precision(precision, settings.mode, device, checkpoints)
+    size = settings.size or dataset.size
+    settings = replace(settings, size=size, precision=world.broadcast(precision))
+    return replace(options, settings=settings)
 
 
 def prepare_head(

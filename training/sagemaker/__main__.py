@@ -32,10 +32,10 @@ from training.launcher.arguments import LaunchOptions, ModelOptions, TrainFlags,
 from training.launcher.deployment import Deployment, LaunchError
 from training.launcher.start import confirm, new_run_id
 from training.launcher.status import duration
+from training.sagemaker import PROGRAM
 from training.sagemaker.preflight import JobPlan, make_job_plan
 from training.sagemaker.request import Job
 from training.sagemaker.run import (
-    PROGRAM,
     choose_run,
     resumable,
     start_job,

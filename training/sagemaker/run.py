@@ -1,14 +1,10 @@
-"""Starts, follows and stops a run on SageMaker, and imports its results into the run's record."""
+"""Starts, follows and stops a run on SageMaker."""
 
 import dataclasses
 import sys
-import tarfile
-import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -16,27 +12,18 @@ from botocore.exceptions import ClientError
 from common.outputs import stack_output
 from common.run_record import (
     ENDED,
-    OUTPUTS,
-    TRACE_FILES,
-    TRACES_ARCHIVE,
     VERSION,
     Attempt,
-    Outcome,
     Request,
     RunRecord,
-    State,
-    StatusChangedError,
     utc_now,
 )
-from common.storage import pack_files
-from costs.bill import run_bill
-from costs.prices import load_prices
 from training.launcher.code import ON_SAGEMAKER, pack_code
 from training.launcher.deployment import Deployment, LaunchError
 from training.launcher.follow import POLL_SECONDS, StatusLine
 from training.launcher.start import check_version
-from training.launcher.status import duration
 from training.learn.metric_line import describe_metrics
+from training.sagemaker import PROGRAM
 from training.sagemaker.preflight import JobPlan
 from training.sagemaker.request import (
     DryRunError,
@@ -45,8 +32,8 @@ from training.sagemaker.request import (
     files_for_the_container,
     model_trainer,
 )
+from training.sagemaker.results import import_results
 
-PROGRAM = "python -m training.sagemaker"
 OVER = {"Completed", "Failed", "Stopped"}  # TrainingJobStatus
 ABSENT = {"ResourceNotFound", "ValidationException"}  # no such job: as documented; in practice
 NOT_STARTED = "could not be started"
@@ -226,83 +213,6 @@ def describe_job(job: Mapping[str, Any]) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def import_results(deployment: Deployment, record: RunRecord, job: Mapping[str, Any]) -> bool:
-    """Write the end of a job, and the results of a completed one, to the run's record.
-
-    Returns whether the job succeeded.
-    """
-    attempts = record.status()["attempts"]
-    attempt = attempts[-1]
-    state, outcome, message = _ending(job)
-    attempt["started"] = _time(job.get("TrainingStartTime", job["CreationTime"]))
-    attempt["ended"] = _time(job.get("TrainingEndTime", job["LastModifiedTime"]))
-    attempt["outcome"] = outcome
-    attempt["billed_seconds"] = float(job.get("BillableTimeInSeconds", 0))
-    model = job["ModelArtifacts"]["S3ModelArtifacts"] if state == "succeeded" else ""
-    if model:
-        message = f"model at {model}"
-        copy_results(record, model.replace("model.tar.gz", "output.tar.gz"))
-    record.write(
-        "cost.json",
-        run_bill(
-            attempts,
-            record.request(),
-            instance_type=attempt["instance_type"],
-            volume_gib=job["ResourceConfig"]["VolumeSizeInGB"],
-            prices=load_prices(),
-        ),
-    )
-    other_model = publish(deployment, model, job["TrainingEndTime"]) if model else None
-    with suppress(StatusChangedError):  # by another `follow`, or by a resume of this run
-        record.set_status(state, message, attempts)  # last, so that a failed import is repeated
-    trained = duration(job.get("TrainingTimeInSeconds", 0))
-    print(
-        f"run {record.run_id} {state}: {message}\n"
-        f"  {attempt.get('machines', 1)} × {attempt['instance_type']}, {trained} of training, "
-        f"{duration(attempt['billed_seconds'])} billed"
-    )
-    if model:
-        exact = record.judged()["accuracy"]["value"]
-        print(f"  {exact:.1%} exact; report: {record.uri('report.html')}")
-    if other_model:
-        print(
-            f"  the next deployment of the endpoint serves {other_model}, chosen after this job "
-            f"ended; `python -m serving.models use {record.run_id}` changes that"
-        )
-    return state == "succeeded"
-
-
-def publish(deployment: Deployment, model: str, ended: datetime) -> str | None:
-    """Make the next deployment of the endpoint serve `model`.
-
-    If another model was chosen after the job `ended`, keep that choice and return its URI.
-    """
-    name = stack_output("TrainStack", "ModelParameterName")
-    ssm = deployment.session.client("ssm")
-    parameter = ssm.get_parameter(Name=name)["Parameter"]
-    chosen = parameter["Value"]
-    if chosen != model and parameter["LastModifiedDate"] > ended and chosen.startswith("s3://"):
-        return chosen
-    ssm.put_parameter(Name=name, Value=model, Overwrite=True)
-    return None
-
-
-def copy_results(record: RunRecord, output: str) -> None:
-    """Copy the outputs of training.train from the job's archive `output` to the record."""
-    bucket, _, key = output.removeprefix("s3://").partition("/")
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        archive = folder / "output.tar.gz"
-        record.s3.download_file(bucket, key, str(archive))
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-        for name in OUTPUTS:
-            record.upload(folder / name)
-        traces = [folder / name for name in TRACE_FILES if (folder / name).exists()]
-        pack_files(folder / TRACES_ARCHIVE, traces)
-        record.upload(folder / TRACES_ARCHIVE)
-
-
 def stop_job(deployment: Deployment, record: RunRecord) -> None:
     """Ask SageMaker to stop the run's job; raises LaunchError if it has ended."""
     status = record.status()
@@ -313,21 +223,3 @@ def stop_job(deployment: Deployment, record: RunRecord) -> None:
     print(
         f"training job {name} is stopping; get its results with `{PROGRAM} follow {record.run_id}`"
     )
-
-
-def _ending(job: Mapping[str, Any]) -> tuple[State, Outcome, str]:
-    """Return the state of the run, the outcome of the attempt, and a message for the user."""
-    reason = job.get("FailureReason", "")
-    match job["TrainingJobStatus"], job["SecondaryStatus"]:
-        case "Completed", _:
-            return "succeeded", "succeeded", ""
-        case "Stopped", "Stopped":
-            return "stopped", "stopped", "stopped by the user"
-        case "Stopped", limit:  # MaxRuntimeExceeded, MaxWaitTimeExceeded
-            return "failed", "failed", f"{limit}: run `{PROGRAM} resume` with more --max-hours"
-        case _:
-            return "failed", "failed", " ".join(reason.split()) or "SageMaker gave no reason"
-
-
-def _time(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="seconds")

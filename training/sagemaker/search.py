@@ -18,6 +18,7 @@ from common.names import chosen_name, job_name_prefix
 from training.flags import as_flags, parse
 from training.launcher.deployment import Deployment, LaunchError
 from training.launcher.follow import POLL_SECONDS, StatusLine
+from training.sagemaker import PROGRAM
 from training.sagemaker.request import (
     DryRunError,
     Job,
@@ -25,7 +26,7 @@ from training.sagemaker.request import (
     model_trainer,
     tuner,
 )
-from training.sagemaker.run import PROGRAM, put_code, training_role
+from training.sagemaker.run import put_code, training_role
 from training.search.results import plot_trials, trial_table, write_best
 from training.search.space import SPACES, Range
 from training.settings import Choices, Settings
