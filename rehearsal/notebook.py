@@ -1,8 +1,8 @@
 """Run the notebook from top to bottom against the stand-in for AWS.
 
 It sees what it would see on AWS: the stacks are deployed, SageMaker runs its jobs, a spot machine
-starts when the group is set to 1 and is interrupted once, and the endpoint answers. The executed
-notebook is written to .demo/notebook.ipynb.
+starts when the group is set to 1, and the endpoint answers. The executed notebook is written to
+.demo/notebook.ipynb.
 
     python -m rehearsal.notebook
     python -m rehearsal.notebook --write    # keep the outputs in notebooks/ instead
@@ -43,7 +43,6 @@ from rehearsal.aws.wheels import pack_installed
 NOTEBOOK = ROOT / "notebooks" / "inventory_monitoring.ipynb"
 PHOTOS = 150
 LOOK_SECONDS = 0.5
-INTERRUPTED_AT = ["epoch:2"]
 FOLDER = ROOT / ".demo"
 Folder = Annotated[Path, Parameter(show_default=False)]
 
@@ -106,7 +105,7 @@ class Cloud:
         )
         while not self._over.wait(LOOK_SECONDS):
             if group.states()["desired"]:
-                group.run(interruptions=INTERRUPTED_AT)
+                group.run(interruptions=[])
 
     def _serve(self) -> None:
         """Host the endpoint once it is deployed."""

@@ -39,13 +39,13 @@ INPUTS = {  # folder, which has a stamp once it is complete → files that deter
     "node_modules": ("package.json", "package-lock.json"),
 }
 # Importing these once compiles them. Otherwise the first process would have to, or every process
-# where PYTHONDONTWRITEBYTECODE is set.
+# where PYTHONDONTWRITEBYTECODE is set. One core imports the first line, another the second.
 IMPORTED = (
-    "serving, "  # first, as it switches off the telemetry of onnxruntime
+    "serving, torch.onnx, timm, onnxscript, onnxruntime, optuna",  # serving: telemetry off
     "aws_cdk, cdk_nag, cyclopts, awscli.clidriver, awscli.customizations.s3.subcommands, "
     "moto.server, moto.autoscaling.responses, moto.cloudformation.responses, "
-    "moto.logs.responses, moto.sagemaker.responses, matplotlib.pyplot, onnxruntime, onnxscript, "
-    "optuna, PIL.Image, rich.progress, timm, torch.onnx, uvicorn"
+    "moto.logs.responses, moto.sagemaker.responses, matplotlib.pyplot, PIL.Image, "
+    "rich.progress, uvicorn",
 )
 
 RUNNING: list[subprocess.Popen[bytes]] = []
@@ -188,7 +188,9 @@ def pin(name: str, requirements: str) -> str:
 def install_python() -> None:
     """Install exactly requirements.txt in .venv, and compile the modules that are used."""
     sync("requirements.txt")
-    run([str(VENV_PYTHON), "-c", f"import {IMPORTED}"])
+    with ThreadPoolExecutor(max_workers=len(IMPORTED)) as pool:
+        imports = [[str(VENV_PYTHON), "-c", f"import {modules}"] for modules in IMPORTED]
+        list(pool.map(run, imports))
     write_stamp(".venv")
 
 

@@ -183,7 +183,7 @@ def test_ctrl_c_leaves_as_sigterm_does(
     metrics = tmp_path / "run" / "metrics.jsonl"
     interrupt_once(
         lambda: metrics.exists() and metrics.stat().st_size > 0,
-        start(command(data, weights, tmp_path / "run")),
+        start(command(data, weights, tmp_path / "run", "--backbone-precision", "bfloat16")),
         signal.SIGINT,
     )
 

@@ -7,12 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import matplotlib
 import optuna
-from matplotlib import pyplot
-from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
-from optuna.visualization import matplotlib as plots
 
 from common.files import write_atomic
 from common.table import decimal, table
@@ -84,6 +80,12 @@ def plot_trials(study: optuna.Study, objective: str, folder: Path) -> list[Path]
     Plots the history, the objective over each setting and, given enough trials, the importance of
     each setting (PED-ANOVA, Watanabe et al. 2023).
     """
+    # These take two seconds to import, which commands that do not plot need not wait for.
+    import matplotlib
+    from matplotlib import pyplot
+    from optuna.importance import PedAnovaImportanceEvaluator
+    from optuna.visualization import matplotlib as plots
+
     number = len(_complete_trials(study))
     drawn: dict[str, Callable[[], object]] = {}
     if number:

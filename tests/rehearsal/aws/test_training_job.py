@@ -41,6 +41,7 @@ SETTINGS: dict[str, Any] = {
     "threads": 1,
     "checkpoint_seconds": 0,
     "int8": "no",
+    "backbone_precision": "bfloat16",  # without the export that float32 features need
 }
 
 
