@@ -4,7 +4,7 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -22,12 +22,13 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """One photo as packed: its JPEG, its count, and its product group."""
+    """One photo as packed: its JPEG, and its label."""
 
     id: str
     jpeg: bytes
     count: int
-    group: str
+    group: str  # of bins that share products
+    products: list[dict[str, Any]] = field(default_factory=list)  # see data_prep/products.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,8 @@ def read_photos(shard: tarfile.TarFile) -> Iterator[Photo]:
             if jpeg_id != photo_id:
                 raise DatasetError(f"photo {photo_id} has labels but no JPEG before them")
             label = json.loads(content)
-            yield Photo(photo_id, jpeg, int(label["count"]), str(label["group"]))
+            count, group = int(label["count"]), str(label["group"])
+            yield Photo(photo_id, jpeg, count, group, label.get("products", []))
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,9 +45,8 @@ def download(
     left_out: list[LeftOut] = []
 
     async def fetch(photo_id: str) -> None:
-        metadata = metadata_path(folder, photo_id)
-        await fetch_file(source, f"metadata/{photo_id}.json", metadata, REASON_NOT_IN_BUCKET)
-        usable_bin(metadata.read_bytes(), counts)
+        await fetch_metadata(source, folder, photo_id)
+        usable_bin(metadata_path(folder, photo_id).read_bytes(), counts)
         await fetch_photo(source, folder, photo_id)
 
     progress: tqdm[Any] = tqdm(total=wanted, desc="download", unit=" photos")
@@ -74,15 +73,24 @@ def download(
 
 
 def fetch_photos(ids: Sequence[str], folder: Path, bucket: Bucket, requests: int) -> None:
-    """Fetch the photos that the bucket has and the folder does not.
+    """Fetch the photos that the bucket has and the folder does not, with their metadata.
 
     Raises DataError if more than a few could not be fetched.
     """
+
+    async def fetch(photo_id: str) -> None:
+        await fetch_metadata(bucket, folder, photo_id)
+        await fetch_photo(bucket, folder, photo_id)
+
     failures = Failures()
-    run(
-        failures.each(lambda photo_id: fetch_photo(bucket, folder, photo_id), ids, at_once=requests)
-    )
+    run(failures.each(fetch, ids, at_once=requests))
     failures.check(len(ids))
+
+
+async def fetch_metadata(bucket: Bucket, folder: Path, photo_id: str) -> None:
+    """Fetch a photo's metadata unless it is there; raises UnusableError without it."""
+    key = f"metadata/{photo_id}.json"
+    await fetch_file(bucket, key, metadata_path(folder, photo_id), REASON_NOT_IN_BUCKET)
 
 
 async def fetch_photo(bucket: Bucket, folder: Path, photo_id: str) -> None:

@@ -20,6 +20,7 @@ from sys import intern
 from typing import Any
 
 from common.files import write_atomic
+from data_prep.products import asin_of
 
 REASON_NOT_IN_BUCKET = "not in the bucket"
 REASON_NOT_FETCHED = "could not be fetched"
@@ -87,13 +88,8 @@ def parse_metadata(text: bytes) -> Bin:
     products = metadata.get("BIN_FCSKU_DATA")
     if not isinstance(products, dict):
         return Bin(count, ())
-    asins = {_asin(key, product) for key, product in products.items()}
+    asins = {asin_of(key, product) for key, product in products.items()}
     return Bin(count, tuple(map(intern, sorted(asins))))
-
-
-def _asin(key: str, product: object) -> str:
-    asin = product.get("asin") if isinstance(product, dict) else None
-    return asin if isinstance(asin, str) and asin else key
 
 
 def usable_bin(text: bytes, counts: range) -> Bin:

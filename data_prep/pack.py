@@ -9,7 +9,7 @@ import io
 import json
 import platform
 import tarfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
@@ -30,11 +30,13 @@ from data_prep.folder import (
     LeftOut,
     by_reason,
     dataset_path,
+    metadata_path,
     photo_path,
     sha256_of,
     to_json,
 )
 from data_prep.processes import process_pool
+from data_prep.products import Product, read_products
 from data_prep.split import SIDES, Photo, Split, check_enough, read_split
 from serving.container.preprocess import PhotoError, to_pixels
 
@@ -78,6 +80,7 @@ class Part:
     inputs: str  # a hash of everything that the bytes of the shard depend on
     shard: Shard
     broken: dict[str, str]  # id → reason
+    products: dict[str, int]  # how many there are, and how often something is missing or wrong
 
 
 def pack(
@@ -129,7 +132,7 @@ def pack_shards(
     with process_pool(workers) as pool, progress:
         for plan, encoded in _encode_ahead(missing, folder, size, pool):
             shown = _counted(encoded, progress)
-            parts[plan.file] = _pack_shard(dataset, plan, shown, inputs[plan.file])
+            parts[plan.file] = _pack_shard(folder, dataset, plan, shown, inputs[plan.file])
     return [part for part in parts.values() if part is not None]
 
 
@@ -160,7 +163,7 @@ def _inputs(plan: ShardPlan, folder: Path, size: int) -> str:
     """Hash what the bytes of a shard depend on; the size of a photo's file stands for its bytes."""
     files = [photo_path(folder, photo.id) for photo in plan.photos]
     photos = [
-        (photo.id, photo.count, photo.group, file.stat().st_size if file.exists() else None)
+        (photo.id, _label(photo, folder)[0], file.stat().st_size if file.exists() else None)
         for photo, file in zip(plan.photos, files, strict=True)
     ]
     settings = [size, JPEG_QUALITY, FULL_COLOUR, VERSIONS, photos]
@@ -176,7 +179,7 @@ def _find_part(dataset: Path, plan: ShardPlan, inputs: str) -> Part | None:
     try:
         part = read_part(part_path(dataset, plan.file).read_bytes())
         there = sha256_of(dataset / plan.file)
-    except FileNotFoundError:
+    except (FileNotFoundError, KeyError):  # or of an older version
         return None
     return part if (part.inputs, part.shard.sha256) == (inputs, there) else None
 
@@ -184,24 +187,30 @@ def _find_part(dataset: Path, plan: ShardPlan, inputs: str) -> Part | None:
 def read_part(content: bytes) -> Part:
     """Decode a part that `to_json` encoded."""
     found = json.loads(content)
-    return Part(found["inputs"], Shard(**found["shard"]), found["broken"])
+    return Part(found["inputs"], Shard(**found["shard"]), found["broken"], found["products"])
 
 
 def pack_shard(plan: ShardPlan, folder: Path, dataset: Path, size: int, pool: Executor) -> Part:
     """Pack one shard, even if it exists, of the photos that are in the folder."""
     encoded = _encode(plan, folder, size, pool)
-    return _pack_shard(dataset, plan, encoded, _inputs(plan, folder, size))
+    return _pack_shard(folder, dataset, plan, encoded, _inputs(plan, folder, size))
 
 
-def _pack_shard(dataset: Path, plan: ShardPlan, encoded: Iterable[Encoded], inputs: str) -> Part:
-    samples: list[tuple[Photo, bytes]] = []
+def _pack_shard(
+    folder: Path, dataset: Path, plan: ShardPlan, encoded: Iterable[Encoded], inputs: str
+) -> Part:
+    samples: list[tuple[str, bytes, str]] = []
     broken: dict[str, str] = {}
+    products: Counter[str] = Counter()
     for photo, jpeg in zip(plan.photos, encoded, strict=True):
         if isinstance(jpeg, str):
             broken[photo.id] = jpeg
         else:
-            samples.append((photo, jpeg))
-    part = Part(inputs, _write_shard(dataset / plan.file, samples), broken)
+            label, counted = _label(photo, folder)
+            samples.append((photo.id, jpeg, label))
+            products += counted
+    shard = _write_shard(dataset / plan.file, samples)
+    part = Part(inputs, shard, broken, dict(sorted(products.items())))
     write_atomic(part_path(dataset, plan.file), to_json(asdict(part)))
     return part
 
@@ -230,6 +239,7 @@ def join(
         side: [asdict(part.shard) for part in parts if part.shard.file.startswith(f"{side}-")]
         for side in SIDES
     }
+    products = sum((Counter(part.products) for part in parts), Counter())
     manifest = {
         "name": dataset.name,
         "size": size,
@@ -241,11 +251,21 @@ def join(
         "photos": {
             side: {count: len(names) for count, names in lists[side].items()} for side in SIDES
         },
+        "products": dict(sorted(products.items())),
         "left_out": by_reason(left_out),
         "versions": VERSIONS,
     }
     write_atomic(dataset / "manifest.json", to_json(manifest))
     return manifest
+
+
+def _label(photo: Photo, folder: Path) -> tuple[str, Counter[str]]:
+    """Return the label of a photo, as JSON, and counts of its products and their problems."""
+    metadata = metadata_path(folder, photo.id)  # which may have left the bucket since the split
+    none: tuple[list[Product], Counter[str]] = ([], Counter())
+    products, problems = read_products(metadata.read_bytes()) if metadata.exists() else none
+    label = {"count": photo.count, "group": photo.group, "products": products}
+    return json.dumps(label), problems + Counter({"products": len(products)})
 
 
 def encode(path: Path, size: int) -> Encoded:
@@ -269,14 +289,13 @@ def encode(path: Path, size: int) -> Encoded:
     return squashed.getvalue()
 
 
-def _write_shard(path: Path, samples: list[tuple[Photo, bytes]]) -> Shard:
-    """Write photos and their JPEGs in the layout of WebDataset: `<id>.jpg`, then `<id>.json`."""
+def _write_shard(path: Path, samples: list[tuple[str, bytes, str]]) -> Shard:
+    """Write ids, JPEGs and labels in the layout of WebDataset: `<id>.jpg`, then `<id>.json`."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for photo, jpeg in samples:
-            label = json.dumps({"count": photo.count, "group": photo.group}).encode()
-            for suffix, content in (("jpg", jpeg), ("json", label)):
-                entry = tarfile.TarInfo(f"{photo.id}.{suffix}")  # mtime 0, owner 0, mode 0644
+        for photo_id, jpeg, label in samples:
+            for suffix, content in (("jpg", jpeg), ("json", label.encode())):
+                entry = tarfile.TarInfo(f"{photo_id}.{suffix}")  # mtime 0, owner 0, mode 0644
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
     content = buffer.getvalue()

@@ -6,6 +6,7 @@ data. The same seed gives the same bytes, whatever the number of processes.
 """
 
 import io
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,6 +47,9 @@ SIZES = {  # ranges of width and height, as shares of the bin's
     "bottle": ((0.13, 0.2), (0.42, 0.8)),
     "bag": ((0.26, 0.5), (0.25, 0.5)),
 }
+BIN_INCHES = {"length": 20.0, "width": 16.0, "height": 12.0}  # width: from front to back
+DEPTHS = (0.15, 0.6)  # range of an item's share of the bin from front to back
+DENSITIES = (0.005, 0.03)  # pounds per cubic inch
 
 
 @dataclass(frozen=True)
@@ -170,13 +174,25 @@ def _write_shot(
 
 def metadata_of(plan: BinPlan, shot: int) -> dict[str, Any]:
     """Make the metadata of a photo, with those fields of the public bucket that are read."""
-    pieces = Counter(item.product.asin for item in plan.items[: plan.counts[shot]])
+    pieces = Counter(item.product for item in plan.items[: plan.counts[shot]])
     return {
         "BIN_FCSKU_DATA": {
-            asin: {"asin": asin, "quantity": quantity} for asin, quantity in pieces.items()
+            product.asin: {"asin": product.asin, "quantity": quantity, **_measures(product)}
+            for product, quantity in pieces.items()
         },
         "EXPECTED_QUANTITY": pieces.total(),
     }
+
+
+def _measures(product: Product) -> dict[str, dict[str, Any]]:
+    """The dimensions with which a product is drawn, and a weight that goes with them."""
+    looks = default_rng(product.seed)
+    across, high = _size(product.kind, looks)
+    shares = {"length": across, "width": float(looks.uniform(*DEPTHS)), "height": high}
+    inches = {name: share * BIN_INCHES[name] for name, share in shares.items()}
+    pounds = math.prod(inches.values()) * float(looks.uniform(*DENSITIES))
+    measures = {name: {"unit": "IN", "value": round(value, 2)} for name, value in inches.items()}
+    return {**measures, "weight": {"unit": "pounds", "value": round(pounds, 2)}}
 
 
 def draw_shot(seed: int, plan: BinPlan, shot: int, sides: range) -> bytes:

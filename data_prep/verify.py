@@ -32,6 +32,7 @@ class Found:
     counts: Counter[int] = field(default_factory=Counter)
     ids: list[str] = field(default_factory=list)
     groups: set[str] = field(default_factory=set)
+    products: int = 0
 
 
 def verify_folder(folder: Path, name: str, workers: int | None = None) -> list[str]:
@@ -56,6 +57,9 @@ def verify_folder(folder: Path, name: str, workers: int | None = None) -> list[s
     }
     problems += _compare_sides(manifest, by_side)
     problems += _compare_lists(dataset, by_side)
+    products, listed = sum(one.products for one in found), manifest["products"]["products"]
+    if products != listed:
+        problems.append(f"there are {products} products, the manifest says {listed}")
     return problems
 
 
@@ -75,6 +79,7 @@ def look_at_shard(dataset: Path, shard: dict[str, Any], size: int) -> Found:
                 found.ids.append(photo.id)
                 found.counts[photo.count] += 1
                 found.groups.add(photo.group)
+                found.products += len(photo.products)
                 found.problems += _look_at_photo(found.file, photo.id, photo.jpeg, size)
     except (tarfile.TarError, ValueError, KeyError) as error:
         found.problems.append(f"{shard['file']} cannot be read: {error}")

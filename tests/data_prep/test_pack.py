@@ -11,6 +11,7 @@ from PIL import Image
 from data_prep import pack as module
 from data_prep.folder import DataError, metadata_path, photo_path
 from data_prep.pack import encode, pack
+from data_prep.products import read_products
 from data_prep.split import split_folder
 from data_prep.synthetic import synthesize
 from serving.container.preprocess import to_pixels
@@ -67,7 +68,11 @@ def test_every_photo_is_packed_once_with_its_count_and_group(folder):
     for side in ("train", "test"):
         samples = read_samples(folder, manifest, side)
         expected = {
-            photo.id: {"count": photo.count, "group": photo.group}
+            photo.id: {
+                "count": photo.count,
+                "group": photo.group,
+                "products": read_products(metadata_path(folder, photo.id).read_bytes())[0],
+            }
             for photo in split.photos
             if photo.side == side
         }

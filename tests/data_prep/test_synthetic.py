@@ -8,7 +8,7 @@ from PIL import Image
 
 from data_prep.folder import DataError, metadata_path, parse_metadata, photo_path
 from data_prep.split import group_by_asin
-from data_prep.synthetic import BinPlan, draw_shot, plan_bin, synthesize
+from data_prep.synthetic import BIN_INCHES, BinPlan, draw_shot, plan_bin, synthesize
 
 SMALL = range(64, 97)
 
@@ -53,6 +53,11 @@ def test_photos_and_metadata_look_like_the_public_bucket_s(drawn):
         for asin, product in products.items():
             assert asin == product["asin"]
             assert len(asin) == 10
+            for name in ("length", "width", "height"):
+                assert product[name]["unit"] == "IN"
+                assert 1 < product[name]["value"] < BIN_INCHES[name]
+            assert product["weight"]["unit"] == "pounds"
+            assert 0 < product["weight"]["value"] < 30
 
 
 def test_ids_hold_the_trap_of_leading_zeros(drawn):

@@ -1,0 +1,89 @@
+"""The products of a bin's record, from its metadata to the label of its photo.
+
+A label names them as a question to the endpoint does: lengths in inches, weights in pounds, and
+nothing for what the record does not say.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, TypedDict
+
+# Units of the public bucket are IN and pounds; the others are those of systems that export both.
+INCHES = {"in": 1.0, "inch": 1.0, "inches": 1.0, "mm": 1 / 25.4, "cm": 1 / 2.54, "m": 100 / 2.54}
+POUNDS = {
+    **dict.fromkeys(("pound", "pounds", "lb", "lbs"), 1.0),
+    **dict.fromkeys(("ounce", "ounces", "oz"), 1 / 16),
+    **dict.fromkeys(("gram", "grams", "g"), 1 / 453.59237),
+    **dict.fromkeys(("kilogram", "kilograms", "kg"), 1000 / 453.59237),
+}
+UNITS = {"length": INCHES, "width": INCHES, "height": INCHES, "weight": POUNDS}
+# No bin holds more; the public bucket's products reach 27 inches and 24 pounds.
+MOST = {"length": 100.0, "width": 100.0, "height": 100.0, "weight": 200.0}
+DECIMALS = 3  # of an inch or a pound
+
+
+class Product(TypedDict, total=False):
+    """One product of a record; what is unknown is absent."""
+
+    asin: str
+    quantity: int  # at least 1
+    length: float  # inches, as width and height
+    width: float
+    height: float
+    weight: float  # pounds, of one item
+
+
+def read_products(metadata: bytes) -> tuple[list[Product], Counter[str]]:
+    """Read the products of valid metadata, in the order of their ASINs.
+
+    Also counts what is left out, such as `weight missing`, and records whose quantities do not add
+    up to their count.
+    """
+    record = json.loads(metadata)
+    entries = record.get("BIN_FCSKU_DATA")
+    problems: Counter[str] = Counter()
+    products = [
+        _read_product(asin_of(key, entry), entry, problems)
+        for key, entry in (entries.items() if isinstance(entries, dict) else ())
+        if isinstance(entry, dict) and entry  # one's own photos have groups that are no products
+    ]
+    products.sort(key=lambda product: product["asin"])
+    quantities = [product.get("quantity") for product in products]
+    known = [quantity for quantity in quantities if quantity is not None]
+    if products and len(known) == len(products) and sum(known) != record["EXPECTED_QUANTITY"]:
+        problems["quantities that do not add up to the count"] += 1
+    return products, problems
+
+
+def asin_of(key: str, entry: object) -> str:
+    """The ASIN of an entry of BIN_FCSKU_DATA, whose key may be a seller's number instead."""
+    asin = entry.get("asin") if isinstance(entry, dict) else None
+    return asin if isinstance(asin, str) and asin else key
+
+
+def _read_product(asin: str, entry: dict[str, Any], problems: Counter[str]) -> Product:
+    product = Product(asin=asin)
+    quantity = entry.get("quantity")
+    if isinstance(quantity, int) and not isinstance(quantity, bool) and quantity > 0:
+        product["quantity"] = quantity
+    else:
+        problems["quantity missing or wrong"] += 1
+    product.update(_read_measures(entry, problems))  # type: ignore[typeddict-item]
+    return product
+
+
+def _read_measures(entry: dict[str, Any], problems: Counter[str]) -> Iterator[tuple[str, float]]:
+    for name, units in UNITS.items():
+        measure = entry.get(name)
+        value = measure.get("value") if isinstance(measure, dict) else None
+        unit = measure.get("unit") if isinstance(measure, dict) else None
+        factor = units.get(unit.strip().lower()) if isinstance(unit, str) else None
+        if value is None:
+            problems[f"{name} missing"] += 1
+        elif factor is None:
+            problems[f"{name} in an unknown unit"] += 1
+        elif not isinstance(value, int | float) or not 0 < value * factor <= MOST[name]:
+            problems[f"{name} out of range"] += 1  # or text, or not a number
+        else:
+            yield name, max(round(value * factor, DECIMALS), 10**-DECIMALS)
