@@ -5,7 +5,7 @@ For example:
     python -m serving.predict bin.jpg
     python -m serving.predict bins/ --model model.tar.gz
     python -m serving.predict s3://bucket/bins/ --output counts.csv
-    python -m serving.predict bins/ --expected records.csv
+    python -m serving.predict bins/ --records records.csv
 
 With --output, each row is written to the file immediately, and the same command continues after an
 interruption. In Python: `ImagePredictor(model="model.tar.gz").predict("bin.jpg").count`.
@@ -60,7 +60,7 @@ def predict(
     *,
     endpoint: Annotated[str | None, Parameter(group=SOURCE)] = None,
     model: Annotated[Path | None, Parameter(group=SOURCE)] = None,
-    expected: Path | None = None,
+    records: Path | None = None,
     output: Path | None = None,
     format: Literal["table", "csv", "json"] = "table",
 ) -> None:
@@ -70,18 +70,18 @@ def predict(
         photo: JPEG or PNG: files, folders, URLs, or S3 prefixes (s3://bucket/prefix/).
         endpoint: Name of a SageMaker endpoint.
         model: Local model folder or model.tar.gz.
-        expected: CSV file of inventory records, with the columns `photo` and `count`. Only photos
+        records: CSV file of inventory records, with the columns `photo` and `count`. Only photos
             with a record are then printed, those whose record is most likely wrong first.
         output: CSV file to which each row is written immediately. Rows that the same model or
             endpoint has written there earlier are kept and not counted again. Nothing is printed
-            except, with --expected, the ranking.
+            except, with --records, the ranking.
         format: Format of what is printed.
     """
-    if output and not expected and format != "table":
+    if output and not records and format != "table":
         print("error: --output is a CSV file, so --format has no effect", file=sys.stderr)
         sys.exit(2)
     try:
-        records = read_records(expected) if expected else None
+        counts = read_records(records) if records else None
         predictor = ImagePredictor(endpoint=endpoint, model=model)
         names = photo_names(photo)
         rows = Output(output, predictor.name) if output else None
@@ -99,12 +99,12 @@ def predict(
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {place}{error.strerror or in_one_line(error)}")
-    if records is not None:
-        counted = _ranked(counted, records)
-        if unused := without_photo(names, records):
+    if counts is not None:
+        counted = _ranked(counted, counts)
+        if unused := without_photo(names, counts):
             named = ", ".join(unused[:3]) + (", …" if len(unused) > 3 else "")
             print(f"records without a photo here: {len(unused)} ({named})", file=sys.stderr)
-    if records is not None or not output:
+    if counts is not None or not output:
         sys.stdout.write(FORMATS[format](counted))
     if failed:
         sys.exit(1)

@@ -197,8 +197,8 @@ class Settings:
     mirror: Literal["no", "yes"] = "no"
     """yes: average the predictions of a photo and its mirror image, which takes twice as long."""
     decision: Decision = "argmax"
-    """How the probabilities become a count. argmax: the most probable; expected: the one nearest to
-    the mean; median: the one with the least absolute error."""
+    """How the probabilities become a count. argmax: the most probable; mean: the one nearest to the
+    mean; median: the one with the least absolute error."""
     validation_fraction: Fraction = 0.1
     """Share of the training products that is held out for validation."""
     eval_every: PositiveInt = 1000

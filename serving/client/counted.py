@@ -13,7 +13,7 @@ from common.files import write_atomic
 from common.table import table
 from serving.container.inference import Prediction, agreement
 
-FIXED = ("file", "count", "expected")
+FIXED = ("file", "count", "mean")
 START = ",".join(FIXED)
 ASKED = "asked"
 PROBABILITY = "probability_"  # prefix of a label in the CSV header
@@ -88,11 +88,11 @@ def _keys(file: str) -> list[str]:
 
 
 def as_table(counted: Sequence[Counted]) -> str:
-    """A text table: file, record, agreement, count, expected, the probability of each count."""
+    """A text table: file, record, agreement, count, mean, the probability of each count."""
     if not counted:
         return ""
     ranked = counted[0].record is not None
-    head = ["file", *(("record", "agreement") if ranked else ()), "count", "expected"]
+    head = ["file", *(("record", "agreement") if ranked else ()), "count", "mean"]
     head += [f"P({label})" for label in counted[0].prediction.probabilities]
     rows = []
     for each in counted:
@@ -100,13 +100,13 @@ def as_table(counted: Sequence[Counted]) -> str:
         row = [each.file]
         if ranked:
             row += [str(each.record), f"{each.agreement:.2f}"]
-        row += [str(said.count), f"{said.expected:.2f}"]
+        row += [str(said.count), f"{said.mean:.2f}"]
         rows.append([*row, *(f"{share:.2f}" for share in said.probabilities.values())])
     return table(head, rows) + "\n"
 
 
 def as_csv(counted: Sequence[Counted]) -> str:
-    """CSV with a header: file, count, expected, probability_1, …; with records, the agreement."""
+    """CSV with a header: file, count, mean, probability_1, …; with records, the agreement."""
     text = io.StringIO()
     labels = list(counted[0].prediction.probabilities) if counted else []
     ranked = bool(counted) and counted[0].record is not None
@@ -118,7 +118,7 @@ def as_csv(counted: Sequence[Counted]) -> str:
 
 
 def as_json(counted: Sequence[Counted]) -> str:
-    """A JSON list of {"file", "count", "expected", "probabilities"}, with records also "record" and
+    """A JSON list of {"file", "count", "mean", "probabilities"}, with records also "record" and
     "agreement"."""
     objects = []
     for each in counted:
@@ -189,7 +189,7 @@ class Output:
 
     def _counted(self, row: dict[str, str], labels: Sequence[str]) -> Counted:
         shares = {label: float(row[f"{PROBABILITY}{label}"]) for label in labels}
-        said = Prediction(int(row["count"]), float(row["expected"]), shares)
+        said = Prediction(int(row["count"]), float(row["mean"]), shares)
         if row[ASKED] != self._asked:
             raise FileError(
                 f"{self._file} was counted by {row[ASKED]}, not by {self._asked}: name another file"
@@ -203,4 +203,4 @@ def _header(labels: Sequence[str]) -> list[str]:
 
 def _cells(each: Counted) -> list[Any]:
     said = each.prediction
-    return [each.file, said.count, said.expected, *said.probabilities.values()]
+    return [each.file, said.count, said.mean, *said.probabilities.values()]

@@ -116,7 +116,7 @@ def ask_endpoint(
     response = _invoke(client, name, photo, started)
     try:
         answer = json.load(response["Body"])
-        return Prediction(answer["count"], answer["expected"], answer["probabilities"])
+        return Prediction(answer["count"], answer["mean"], answer["probabilities"])
     except (KeyError, TypeError, ValueError) as error:
         raise RequestError(502, f"endpoint {name} does not answer with a count") from error
 

@@ -86,7 +86,7 @@ class Counting:
         self._inside += 1
         arrived = time.monotonic()
         try:
-            record = read_record(_expected(request))
+            record = read_record(_record(request))
             answer_type(request.headers.get("accept"))  # refuse before any work is done
             body = await read_body(request)
             text, content_type = await asyncio.get_running_loop().run_in_executor(
@@ -118,13 +118,13 @@ class Counting:
         return output_fn(predict_fn(questions, self._model, self._review_below), accept)
 
 
-def _expected(request: Request) -> str | None:
-    """The inventory record: ?expected=3, or with SageMaker, whose callers cannot pass a query
-    string, the custom attributes "expected=3"."""
+def _record(request: Request) -> str | None:
+    """The inventory record: ?record=3, or with SageMaker, whose callers cannot pass a query string,
+    the custom attributes "record=3"."""
     attributes = request.headers.get("x-amzn-sagemaker-custom-attributes", "")
-    if attributes.startswith("expected="):
-        return attributes.removeprefix("expected=")
-    return request.query_params.get("expected")
+    if attributes.startswith("record="):
+        return attributes.removeprefix("record=")
+    return request.query_params.get("record")
 
 
 async def ping(request: Request) -> Response:

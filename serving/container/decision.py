@@ -6,7 +6,7 @@ from typing import Literal, assert_never, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-Decision = Literal["argmax", "expected", "median"]
+Decision = Literal["argmax", "mean", "median"]
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
 
 
@@ -16,14 +16,14 @@ def decide(
     """Choose counts [N], given `probabilities` [N, K] of the `counts` [K] (ascending).
 
     If the probabilities are calibrated, `argmax`, the most probable count, is most often right;
-    `median` has the least absolute error; `expected`, the count nearest to the mean, has the least
+    `median` has the least absolute error; `mean`, the count nearest to the mean, has the least
     squared error. Ties go to the lower count.
     """
     classes = np.array(counts)
     chosen: NDArray[np.int64]
     if decision == "argmax":
         chosen = probabilities.argmax(axis=1)
-    elif decision == "expected":
+    elif decision == "mean":
         chosen = abs((probabilities.astype(np.float64) @ classes)[:, None] - classes).argmin(axis=1)
     elif decision == "median":
         up_to = probabilities.astype(np.float64).cumsum(axis=1)

@@ -34,7 +34,7 @@ class Prediction:
     """The model's answer for one photo."""
 
     count: int  # the number of items that the model's decision rule chooses
-    expected: float  # the mean of the distribution, in items
+    mean: float  # of the distribution, in items
     probabilities: dict[str, float]  # by label; they sum to 1
 
 
@@ -100,11 +100,11 @@ def predict(pixels: NDArray[np.uint8], model: Model) -> list[Prediction]:
     """The predictions for pixels [N, size, size, 3]."""
     probabilities = model.probabilities(pixels)
     counts = decide(probabilities, model.counts, model.decision)
-    expected = probabilities @ np.array(model.counts, np.float32)
+    means = probabilities @ np.array(model.counts, np.float32)
     return [
         Prediction(
             count=int(counts[row]),
-            expected=round(float(expected[row]), 4),
+            mean=round(float(means[row]), 4),
             probabilities={
                 label: round(share, 6)
                 for label, share in zip(model.labels, probabilities[row].tolist(), strict=True)
@@ -130,9 +130,9 @@ def _answer(question: Question, prediction: Prediction, review_below: float) -> 
 def output_fn(answers: Answers, accept: str | None) -> tuple[str, str]:
     """Write the answers in the format that the client accepts; returns body and content type.
 
-    JSON: {"count", "expected", "probabilities"}, with a record also "agreement" and "review", and
+    JSON: {"count", "mean", "probabilities"}, with a record also "agreement" and "review", and
     without one "review" if it is true; a list if the request was one. CSV: a row for each photo,
-    without header: count, expected, each label's probability, agreement (empty without a record),
+    without header: count, mean, each label's probability, agreement (empty without a record),
     review. Raises RequestError (406).
     """
     content_type = answer_type(accept)
@@ -164,6 +164,6 @@ def _object(answer: Answer) -> dict[str, Any]:
 
 def _row(answer: Answer) -> str:
     said = answer.prediction
-    cells: list[Any] = [said.count, said.expected, *said.probabilities.values()]
+    cells: list[Any] = [said.count, said.mean, *said.probabilities.values()]
     agreed = "" if answer.agreement is None else answer.agreement
     return ",".join(map(str, [*cells, agreed, str(answer.review).lower()]))

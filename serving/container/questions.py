@@ -4,7 +4,7 @@
     application/json                               one photo, or a list of them
 
 In JSON a photo is its bytes in base64, or its pixels: rows of [red, green, blue], 0 to 255. An
-object {"photo": …, "expected": 3} adds the inventory record.
+object {"photo": …, "record": {"count": 3}} adds the inventory record.
 """
 
 import base64
@@ -73,12 +73,12 @@ def read_questions(body: bytes, content_type: str | None, record: int | None) ->
 
 
 def read_record(text: str | None) -> int | None:
-    """The `expected` of a query string. Raises RequestError (400)."""
+    """The `record` of a query string, a count. Raises RequestError (400)."""
     if text is None:
         return None
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise RequestError(400, f"expected={text[:20]!r} is no count, send a whole number")
-    return _record(int(text))
+        raise RequestError(400, f"record={text[:20]!r} is no count, send a whole number")
+    return _count(int(text))
 
 
 def _parse(body: bytes) -> Any:
@@ -116,13 +116,13 @@ def _depth(value: Any) -> int:
 
 def _question(value: Any, record: int | None) -> Question:
     if isinstance(value, dict):
-        unknown = sorted(value.keys() - {"photo", "expected"})
+        unknown = sorted(value.keys() - {"photo", "record"})
         if unknown or "photo" not in value:
             raise RequestError(
-                400, 'an object has the field "photo", optionally "expected", and no others'
+                400, 'an object has the field "photo", optionally "record", and no others'
             )
-        if value.get("expected") is not None:
-            record = _record(value["expected"])
+        if value.get("record") is not None:
+            record = _record(value["record"])
         value = value["photo"]
     if isinstance(value, str):
         return Question(_bytes(value), record)
@@ -132,8 +132,14 @@ def _question(value: Any, record: int | None) -> Question:
 
 
 def _record(value: Any) -> int:
+    if not isinstance(value, dict) or value.keys() != {"count"}:
+        raise RequestError(400, 'a record is an object with the field "count", and no others')
+    return _count(value["count"])
+
+
+def _count(value: Any) -> int:
     if type(value) not in (int, float) or not 0 <= value <= MAX_RECORD or value != int(value):
-        raise RequestError(400, f'"expected" is {value!r:.20}, must be a count of items')
+        raise RequestError(400, f"a record's count is {value!r:.20}, must be a number of items")
     return int(value)
 
 

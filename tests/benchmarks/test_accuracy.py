@@ -24,7 +24,7 @@ SIDE = {
     "within_one": 0.8,
     "mae": 0.9,
     "cross_entropy": 1.5,
-    "rmse_of_expected": 1.1,
+    "rmse_of_mean": 1.1,
     "calibration": {"expected_calibration_error": 0.02},
     "inventory": {"photos": 0},
 }

@@ -84,7 +84,7 @@ def test_json_is_one_list_in_the_order_of_the_arguments(
         ("a.jpg", 5),
         ("b.jpg", 3),
     ]
-    assert list(answers[0]) == ["file", "count", "expected", "probabilities"]
+    assert list(answers[0]) == ["file", "count", "mean", "probabilities"]
 
 
 def test_csv_has_a_header_and_a_row_for_each_photo(
@@ -105,7 +105,7 @@ def test_the_table_has_a_line_for_each_photo(
 ) -> None:
     main([*photos, "--model", str(folder)])
     header, *lines = capsys.readouterr().out.splitlines()
-    assert header.split() == ["file", "count", "expected", *(f"P({k})" for k in range(1, 6))]
+    assert header.split() == ["file", "count", "mean", *(f"P({k})" for k in range(1, 6))]
     assert [line.split()[:2] for line in lines] == [["c.jpg", "2"], ["a.jpg", "5"], ["b.jpg", "3"]]
     assert len({len(line) for line in [header, *lines]}) == 1
 
@@ -223,7 +223,7 @@ def test_records_are_ranked_by_how_likely_they_are_wrong(
     folder: Path, photos: list[str], output: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("records.csv").write_text(RECORDS)
-    flags = ["--model", str(folder), "--expected", "records.csv", "--format", "json", *output]
+    flags = ["--model", str(folder), "--records", "records.csv", "--format", "json", *output]
     main([*photos, *flags])
     answers = json.loads(capsys.readouterr().out)
     assert (answers[0]["file"], answers[0]["record"]) == ("a.jpg", 1)
@@ -236,13 +236,13 @@ def test_photos_without_a_record_are_left_out_and_said_to_be(
     folder: Path, photos: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("records.csv").write_text("photo,count\nc.jpg,2\n")
-    main([*photos, "--model", str(folder), "--expected", "records.csv", "--format", "csv"])
+    main([*photos, "--model", str(folder), "--records", "records.csv", "--format", "csv"])
     output, error = capsys.readouterr()
     assert [row["file"] for row in csv.DictReader(io.StringIO(output))] == ["c.jpg"]
     assert "2 photos have no record: not ranked" in error
 
 
-@pytest.mark.parametrize("flag", ["--expected", "--output"])
+@pytest.mark.parametrize("flag", ["--records", "--output"])
 def test_a_file_that_cannot_be_used_is_one_line(folder: Path, photos: list[str], flag: str) -> None:
     with pytest.raises(SystemExit) as caught:
         main([*photos, "--model", str(folder), flag, "nowhere/file.csv"])
@@ -254,7 +254,7 @@ def test_a_record_without_a_photo_is_named(
     folder: Path, photos: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("records.csv").write_text("photo,count\nc.jpg,2\nd.jpg,1\n")
-    main([*photos, "--model", str(folder), "--expected", "records.csv"])
+    main([*photos, "--model", str(folder), "--records", "records.csv"])
     assert "records without a photo here: 1 (d.jpg)" in capsys.readouterr().err
 
 
@@ -310,7 +310,7 @@ def test_wrong_records_are_one_line(
 ) -> None:
     Path("records.csv").write_text(text)
     with pytest.raises(SystemExit) as caught:
-        main([*photos, "--model", str(folder), "--expected", "records.csv"])
+        main([*photos, "--model", str(folder), "--records", "records.csv"])
     assert message in str(caught.value.code)
     assert "\n" not in str(caught.value.code)
 

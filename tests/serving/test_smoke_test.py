@@ -88,7 +88,7 @@ def as_model(folder: Path, shift: float = 0) -> Answer:
         said = count_photo(photo, loaded)
         moved = {"4": -shift, "5": shift}
         shares = {label: p + moved.get(label, 0) for label, p in said.probabilities.items()}
-        return Prediction(said.count, said.expected, shares)
+        return Prediction(said.count, said.mean, shares)
 
     return answer
 

@@ -180,7 +180,7 @@ def test_training_with_the_best_settings_repeats_the_trial(
     assert list(trial.intermediate_values.values()) == losses
     assert max(trial.intermediate_values) == 10
     (trial,) = load_study(tmp_path / "rmse").trials
-    assert trial.value == pytest.approx(metrics["validation"]["rmse_of_expected"], rel=1e-6)
+    assert trial.value == pytest.approx(metrics["validation"]["rmse_of_mean"], rel=1e-6)
 
 
 def test_the_table_has_the_best_first_and_tells_what_was_pruned(

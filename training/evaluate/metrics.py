@@ -39,7 +39,7 @@ def evaluate(
         "mae": with_interval(abs(error)),
         "rmse": _root(with_interval(error**2)),
         "cross_entropy": with_interval(nll),
-        "rmse_of_expected": _root(with_interval((_expected(probabilities, counts) - truth) ** 2)),
+        "rmse_of_mean": _root(with_interval((_means(probabilities, counts) - truth) ** 2)),
     }
     confusion = [[int(((truth == t) & (predicted == p)).sum()) for p in counts] for t in counts]
     return {
@@ -92,14 +92,14 @@ def interval_of(value: float, draws: Sequence[float]) -> dict[str, float]:
     return {"value": float(value), "low": float(low), "high": float(high)}
 
 
-def _expected(probabilities: NDArray[np.float32], counts: Sequence[int]) -> NDArray[np.float64]:
+def _means(probabilities: NDArray[np.float32], counts: Sequence[int]) -> NDArray[np.float64]:
     return probabilities.astype(np.float64) @ np.array(counts, np.float64)
 
 
 def with_interval(values: NDArray[np.float64]) -> dict[str, float]:
     """Return the mean of `values` and its 95 % bootstrap interval."""
     # A multinomial draw of the distinct values equals resampling. One draw at a time saves memory,
-    # as the errors of expected counts are nearly all distinct.
+    # as the errors of means are nearly all distinct.
     levels, photos = np.unique(values, return_counts=True)
     shares = photos / len(values)
     generator = np.random.default_rng(0)

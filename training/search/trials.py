@@ -50,7 +50,7 @@ class SearchOptions(Options):
     """Start no trial after this number of seconds [default: no limit]."""
     objective: Annotated[Literal["validation_loss", "rmse"], SEARCH] = "validation_loss"
     """What to minimise on the validation photos: the lowest cross-entropy, or the root mean square
-    error of the expected count."""
+    error of the mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ class Trials:
         best = min(trainer.history, key=lambda line: float(line["validation_loss"]))
         trial.set_user_attr("validation_accuracy", best["validation_accuracy"])
         if self.options.objective == "rmse":
-            return rmse_of_expected(trainer, task, self.dataset.counts)
+            return rmse_of_mean(trainer, task, self.dataset.counts)
         return float(best["validation_loss"])
 
     def _report(self, trial: Trial, epoch: int, epochs: int, loss: float) -> None:
@@ -157,17 +157,17 @@ class Trials:
             raise optuna.TrialPruned
 
 
-def rmse_of_expected(trainer: Trainer, task: Task, counts: list[int]) -> float:
-    """Return the root mean square error of the expected count on validation, in items.
+def rmse_of_mean(trainer: Trainer, task: Task, counts: list[int]) -> float:
+    """Return the root mean square error of the mean on validation, in items.
 
-    Uses the best weights and calibrated probabilities, like validation.rmse_of_expected in the
+    Uses the best weights and calibrated probabilities, like validation.rmse_of_mean in the
     metrics.json of training.train.
     """
     trainer.load_best()
     logits = mean_logits(trainer, task.validation)
     probabilities = softmax(logits, fit_temperature(logits, task.validation.classes.numpy()))
-    expected = probabilities.astype(np.float64) @ np.array(counts, np.float64)
-    return float(np.sqrt(np.mean((expected - task.validation.photos.counts) ** 2)))
+    means = probabilities.astype(np.float64) @ np.array(counts, np.float64)
+    return float(np.sqrt(np.mean((means - task.validation.photos.counts) ** 2)))
 
 
 def open_study(

@@ -14,7 +14,7 @@ ROWS = [
 
 
 WHOLE = (
-    "file,count,expected,probability_1,probability_2,asked\n"
+    "file,count,mean,probability_1,probability_2,asked\n"
     "bins/a.jpg,1,1.1,0.25,0.75,model\n"
     '"bins/b,""c"".jpg",2,2.1,0.25,0.75,model\n'
     "bins/d e.jpg,3,3.1,0.25,0.75,model\n"
@@ -53,8 +53,8 @@ def test_a_file_cut_off_anywhere_keeps_its_whole_rows(
     [
         ("my,notes\n1,2\n", "is not an output of this command"),
         ('{"my": "notes"}', "is not an output of this command"),
-        ("file,count,expected,probability_1,asked\na.jpg,x,1,1,model\n", "line 2: not a counted"),
-        ("file,count,expected,probability_1,asked\na.jpg,1\n", "line 2: not a counted photo"),
+        ("file,count,mean,probability_1,asked\na.jpg,x,1,1,model\n", "line 2: not a counted"),
+        ("file,count,mean,probability_1,asked\na.jpg,1\n", "line 2: not a counted photo"),
     ],
 )
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path, text: str, message: str) -> None:

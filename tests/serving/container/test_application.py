@@ -44,7 +44,7 @@ def test_a_photo_is_counted(client: TestClient) -> None:
     assert response.status_code == 200
     assert response.headers["content-type"] == "application/json"
     assert response.json()["count"] == 3
-    assert set(response.json()) == {"count", "expected", "probabilities"}
+    assert set(response.json()) == {"count", "mean", "probabilities"}
 
 
 def test_csv_is_answered_where_it_is_accepted(client: TestClient) -> None:
@@ -61,7 +61,7 @@ def test_csv_is_answered_where_it_is_accepted(client: TestClient) -> None:
         ("POST", "/invocations", JPEG, b"", 400, "the body is empty"),
         ("POST", "/invocations", JPEG, b"no photo", 400, "not a readable JPEG or PNG"),
         ("POST", "/invocations", {}, b"photo", 415, "content type ''"),
-        ("POST", "/invocations?expected=x", JPEG, grey_photo(1), 400, "expected='x' is no count"),
+        ("POST", "/invocations?record=x", JPEG, grey_photo(1), 400, "record='x' is no count"),
         ("POST", "/invocations", JSON, b"{", 400, "as JSON"),
         ("POST", "/invocations", {"content-type": "text/html"}, b"photo", 415, "'text/html'"),
         ("POST", "/invocations", JPEG | {"accept": "video/mp4"}, grey_photo(1), 406, "video/mp4"),
@@ -197,7 +197,7 @@ def base64_of(count: int) -> str:
 
 
 def test_a_list_in_json_is_answered_by_a_list(client: TestClient) -> None:
-    photos = [{"photo": base64_of(2), "expected": 2}, base64_of(5)]
+    photos = [{"photo": base64_of(2), "record": {"count": 2}}, base64_of(5)]
     answers = client.post("/invocations", json=photos).json()
     assert [answer["count"] for answer in answers] == [2, 5]
     assert answers[0]["agreement"] > 0.9
@@ -210,11 +210,11 @@ def test_a_record_comes_by_query_by_sagemaker_s_header_or_in_json(
 ) -> None:
     path, headers = "/invocations", dict(JPEG)
     if way == "query":
-        path += "?expected=5"
+        path += "?record=5"
     if way == "header":
-        headers["x-amzn-sagemaker-custom-attributes"] = "expected=5"
+        headers["x-amzn-sagemaker-custom-attributes"] = "record=5"
     if way == "json":
-        body = json.dumps({"photo": base64_of(2), "expected": 5}).encode()
+        body = json.dumps({"photo": base64_of(2), "record": {"count": 5}}).encode()
         answer = client.post(path, content=body, headers=JSON).json()
     else:
         answer = client.post(path, content=grey_photo(2), headers=headers).json()

@@ -92,7 +92,10 @@ VALUES = st.recursive(
     TEXTS | PIXELS | st.booleans(),
     lambda within: (
         st.lists(within, max_size=5)
-        | st.fixed_dictionaries({"photo": within}, optional={"expected": within, "x": within})
+        | st.fixed_dictionaries(
+            {"photo": within},
+            optional={"record": within | st.fixed_dictionaries({"count": within}), "x": within},
+        )
     ),
     max_leaves=15,
 )
@@ -123,7 +126,7 @@ def check(client: TestClient, request: tuple[str, bytes], record: str | None, ac
     response = client.post(
         "/invocations",
         content=body,
-        params={} if record is None else {"expected": record},
+        params={} if record is None else {"record": record},
         headers={"content-type": content_type, "accept": accept},
     )
     assert response.status_code == 200 or 400 <= response.status_code < 500, response.text

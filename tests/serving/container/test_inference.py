@@ -55,7 +55,7 @@ def test_the_answer_is_a_distribution_over_the_labels_and_its_mean(model: Model)
     assert list(prediction.probabilities) == LABELS
     assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-5)
     mean = sum(int(label) * share for label, share in prediction.probabilities.items())
-    assert prediction.expected == pytest.approx(mean, abs=1e-4)
+    assert prediction.mean == pytest.approx(mean, abs=1e-4)
 
 
 def test_the_count_is_the_label_and_not_its_position(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_record_is_answered_with_how_probable_it_is(model: Model) -> None:
 
 def test_an_unsure_count_is_to_be_reviewed_and_a_sure_one_says_nothing(model: Model) -> None:
     (sure,) = ask(model, Question(grey_photo(3)))
-    assert set(sure) == {"count", "expected", "probabilities"}
+    assert set(sure) == {"count", "mean", "probabilities"}
     (unsure,) = ask(model, Question(grey_photo(3)), review_below=0.9999)
     assert unsure["review"] is True
 
@@ -112,7 +112,7 @@ def test_json_is_the_default_answer(accept: str | None) -> None:
     assert content_type == "application/json"
     assert json.loads(body) == {
         "count": 2,
-        "expected": 1.9,
+        "mean": 1.9,
         "probabilities": {"1": 0.1, "2": 0.9},
     }
 

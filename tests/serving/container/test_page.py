@@ -82,7 +82,7 @@ def test_a_chosen_photo_is_shown_and_counted(page: Page) -> None:
     choose(page, grey_photo(3))
     expect(page.locator("#count")).to_have_text("3 items")
     expect(page.locator("#photo")).to_be_visible()
-    expect(page.locator("#note")).to_contain_text("expected 3.0")
+    expect(page.locator("#note")).to_contain_text("mean 3.0")
     expect(page.locator("#note")).to_contain_text(" s")
 
 

@@ -102,7 +102,9 @@ def test_of_several_photos_the_unreadable_one_is_named() -> None:
 
 
 def test_a_photo_s_own_record_wins_over_that_of_the_request() -> None:
-    found = read([{"photo": TEXT, "expected": 2}, TEXT, {"photo": TEXT, "expected": None}], 4)
+    found = read(
+        [{"photo": TEXT, "record": {"count": 2}}, TEXT, {"photo": TEXT, "record": None}], 4
+    )
     assert [each.record for each in found.asked] == [2, 4, 4]
 
 
@@ -112,9 +114,13 @@ def test_a_photo_s_own_record_wins_over_that_of_the_request() -> None:
         ([], "the list is empty"),
         ({}, 'has the field "photo"'),
         ({"photo": TEXT, "url": "http://x"}, 'has the field "photo"'),
-        ({"photo": TEXT, "expected": -1}, '"expected" is -1'),
-        ({"photo": TEXT, "expected": "3"}, "\"expected\" is '3'"),
-        ({"photo": TEXT, "expected": True}, '"expected" is True'),
+        ({"photo": TEXT, "record": {"count": -1}}, "record's count is -1"),
+        ({"photo": TEXT, "record": {"count": "3"}}, "record's count is '3'"),
+        ({"photo": TEXT, "record": {"count": True}}, "record's count is True"),
+        ({"photo": TEXT, "record": 3}, 'an object with the field "count"'),
+        ({"photo": TEXT, "record": {}}, 'an object with the field "count"'),
+        ({"photo": TEXT, "record": {"count": 3, "items": 3}}, "and no others"),
+        ({"photo": TEXT, "expected": 3}, 'optionally "record", and no others'),
         ("", "a photo is empty"),
         ("not base64!", "not base64"),
         (3, "base64 text, or rows"),
@@ -189,7 +195,7 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just(TEXT),
     lambda within: (
         st.lists(within, max_size=4)
-        | st.dictionaries(st.sampled_from(["photo", "expected", "x"]), within, max_size=3)
+        | st.dictionaries(st.sampled_from(["photo", "record", "count", "x"]), within, max_size=3)
     ),
     max_leaves=12,
 )

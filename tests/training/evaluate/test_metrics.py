@@ -32,7 +32,7 @@ def test_a_small_case_worked_out_by_hand() -> None:
     nll = -(np.log(0.7) + np.log(0.1) + np.log(0.5) + np.log(0.2)) / 4
     assert metrics["cross_entropy"] == pytest.approx(nll, abs=1e-6)
     squares = 0.5**2 + 1.1**2 + 0.4**2 + 2.2**2
-    assert metrics["rmse_of_expected"] == pytest.approx((squares / 4) ** 0.5, abs=1e-6)
+    assert metrics["rmse_of_mean"] == pytest.approx((squares / 4) ** 0.5, abs=1e-6)
     assert metrics["confusion"] == {
         "counts": COUNTS,
         "rows_true_columns_predicted": [[1, 1, 0], [0, 1, 0], [1, 0, 0]],
@@ -53,7 +53,7 @@ def test_what_each_decision_would_give_is_there_whichever_is_taken() -> None:
             [metrics[key] for key in ("within_one", "mae", "rmse")]
         )
     exact = {name: errors["accuracy"] for name, errors in metrics["decisions"].items()}
-    assert exact == {"argmax": 0.5, "expected": 0.75, "median": 1}
+    assert exact == {"argmax": 0.5, "mean": 0.75, "median": 1}
 
 
 def test_perfect_answers() -> None:
@@ -61,7 +61,7 @@ def test_perfect_answers() -> None:
     metrics = evaluate(certain(truth), np.array(truth), COUNTS, majority=2)
     assert metrics["accuracy"] == {"value": 1, "low": 1, "high": 1}
     assert metrics["within_one"] == 1
-    assert metrics["mae"] == metrics["rmse_of_expected"] == 0
+    assert metrics["mae"] == metrics["rmse_of_mean"] == 0
     assert metrics["confusion"]["rows_true_columns_predicted"] == [[1, 0, 0], [0, 2, 0], [0, 0, 2]]
     assert metrics["majority"]["value"] == 0.4
     assert metrics["accuracy_minus_majority"]["value"] == pytest.approx(0.6)
@@ -128,7 +128,7 @@ DECISIONS: tuple[Decision, ...] = get_args(Decision)
 
 
 @pytest.mark.parametrize(
-    ("probabilities", "argmax", "expected", "median"),
+    ("probabilities", "argmax", "mean", "median"),
     [
         ([0.4, 0.3, 0.3], 1, 2, 2),  # mean 2.2
         ([0.6, 0.0, 0.4], 1, 2, 1),  # mean 2.2
@@ -139,11 +139,11 @@ DECISIONS: tuple[Decision, ...] = get_args(Decision)
     ],
 )
 def test_decisions_worked_out_by_hand(
-    probabilities: list[float], argmax: int, expected: int, median: int
+    probabilities: list[float], argmax: int, mean: int, median: int
 ) -> None:
     row = np.array([probabilities], np.float32)
     chosen = {decision: decide(row, COUNTS, decision).tolist() for decision in DECISIONS}
-    assert chosen == {"argmax": [argmax], "expected": [expected], "median": [median]}
+    assert chosen == {"argmax": [argmax], "mean": [mean], "median": [median]}
 
 
 weights = st.lists(st.integers(0, 20), min_size=3, max_size=3).filter(any)
@@ -154,7 +154,7 @@ def test_each_decision_has_the_least_expected_loss_of_its_kind(rows: list[list[i
     probabilities = np.array(rows, np.float32) / np.sum(rows, axis=1, keepdims=True)
     probabilities = probabilities.astype(np.float32)
     distance = abs(np.array(COUNTS)[:, None] - COUNTS)
-    losses = {"argmax": distance > 0, "median": distance, "expected": distance**2}
+    losses = {"argmax": distance > 0, "median": distance, "mean": distance**2}
     for decision in DECISIONS:
         chosen = decide(probabilities, COUNTS, decision)
         assert chosen.dtype == np.int64
@@ -174,7 +174,7 @@ def test_the_decision_decides_what_is_counted_as_right() -> None:
     assert (by_argmax["accuracy"]["value"], by_median["accuracy"]["value"]) == (0.5, 1)
     assert (by_argmax["mae"], by_median["mae"]) == (0.5, 0)
     assert by_median["confusion"]["rows_true_columns_predicted"] == [[0] * 3, [0, 1, 0], [0, 0, 1]]
-    for same in ("rmse_of_expected", "calibration"):  # of the probabilities, not the decision
+    for same in ("rmse_of_mean", "calibration"):  # of the probabilities, not the decision
         assert by_argmax[same] == by_median[same]
 
 
@@ -186,7 +186,7 @@ def test_recall_by_count_and_errors_with_intervals() -> None:
     assert metrics["recall"]["1"]["value"] == 0.75
     assert metrics["recall"]["4"]["value"] == 0.5
     assert metrics["rmse"] == pytest.approx(((1 + 9) / 6) ** 0.5)
-    for name in ("within_one", "mae", "rmse", "cross_entropy", "rmse_of_expected"):
+    for name in ("within_one", "mae", "rmse", "cross_entropy", "rmse_of_mean"):
         interval = metrics["intervals"][name]
         assert interval["value"] == metrics[name]
         assert interval["low"] < interval["value"] < interval["high"]
