@@ -15,7 +15,7 @@ from common.command import in_one_line
 from common.flags import NonNegativeInt, PositiveInt, Switch, command_line, run
 from common.outputs import NotDeployedError, chosen_bucket
 from data_prep import download as downloading
-from data_prep import own_photos, shares, source, stats, upload, verify
+from data_prep import own_photos, own_tables, shares, source, stats, upload, verify
 from data_prep import pack as packing
 from data_prep import split as splitting
 from data_prep.folder import DataError, dataset_path, summarize
@@ -171,9 +171,13 @@ def download(
             requests=photos.requests,
         )
     else:
-        folder = photos.source.kind == "folder"
-        read = own_photos.read_folder if folder else own_photos.read_csv
-        found = source.spread(read(photos.source.path), lambda photo: photo.id)
+        readers = {
+            "folder": own_photos.read_folder,
+            "csv": own_tables.read_csv,
+            "jsonl": own_tables.read_jsonl,
+        }
+        own = readers[photos.source.kind](photos.source.path)
+        found = source.spread(own, lambda photo: photo.id)
         taken, left_out = own_photos.take_in(
             found[: photos.limit], data, counts, requests=photos.requests
         )

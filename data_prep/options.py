@@ -42,7 +42,7 @@ WholeRange = Annotated[
 class Source:
     """Where photos come from: the public bucket, or a folder or a table of the user's."""
 
-    kind: Literal["public", "folder", "csv"]
+    kind: Literal["public", "folder", "csv", "jsonl"]
     path: Path = Path()
 
 
@@ -50,9 +50,9 @@ def _to_source(_: object, tokens: Sequence[Token]) -> Source:
     match [token.value for token in tokens]:
         case ["public"]:
             return Source("public")
-        case ["folder" | "csv" as kind, path]:
+        case ["folder" | "csv" | "jsonl" as kind, path]:
             return Source(kind, Path(path))
-    raise CycloptsError(msg="--source takes `public`, `folder PATH` or `csv PATH`")
+    raise CycloptsError(msg="--source takes `public`, `folder PATH`, `csv PATH` or `jsonl PATH`")
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,9 @@ class PhotoOptions:
         ),
     ] = Source("public")
     """Where the photos come from: `public`, the public bucket; `folder PATH`, your own photos in
-    one folder per count, such as PATH/3/any.jpg; `csv PATH`, your own photos in a table with the
-    columns photo, count and optionally group, where a photo is a path or s3://bucket/key."""
+    one folder per count, such as PATH/3/any.jpg; `csv PATH` or `jsonl PATH`, your own photos in a
+    table or in JSON lines, with their counts and optionally groups and products, where a photo is
+    a path or s3://bucket/key."""
     source_bucket: SourceBucket = PUBLIC_BUCKET
     requests: PositiveInt = REQUESTS
     """Number of concurrent requests to S3."""

@@ -1,17 +1,15 @@
 """Copy the user's own photos to the working folder, laid out like the public bucket.
 
-A folder holds one folder per count: PHOTOS/3/shelf-7.jpg shows 3 items. A CSV table has the
-columns photo (a path relative to the table, or s3://bucket/key), count and optionally group:
-photos of the same group go to the same side of the split.
+A folder holds one folder per count: PHOTOS/3/shelf-7.jpg shows 3 items. Tables are read by
+own_tables.py. Photos of the same group, or with a product in common, go to the same side of the
+split.
 """
 
-import csv
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,6 +29,7 @@ from data_prep.folder import (
     write_selection,
 )
 from data_prep.objects import Failures, own_bucket, run
+from data_prep.products import Product, to_entry
 
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 UNSAFE = re.compile(r"[^A-Za-z0-9_-]")  # WebDataset ends the name of a sample at the first dot
@@ -45,12 +44,28 @@ class OwnPhoto:
     place: str  # a path or s3://bucket/key
     count: int
     group: str  # empty: a group of its own
+    products: tuple[Product, ...] = ()
 
     @property
     def s3(self) -> tuple[str, str] | None:
         """The bucket and the key of a photo in S3."""
         bucket, _, key = self.place.removeprefix("s3://").partition("/")
         return (bucket, key) if self.place.startswith("s3://") else None
+
+    def with_products(self, before: tuple[Product, ...]) -> "OwnPhoto":
+        """The same photo, with more products before its own."""
+        return replace(self, products=(*before, *self.products))
+
+    def metadata(self) -> dict[str, Any]:
+        """The photo's metadata, as in the public bucket; a group is an entry without a product."""
+        keyed = {
+            product.get("asin", f"{self.id}-{number}"): product
+            for number, product in enumerate(self.products)
+        }
+        entries: dict[str, Any] = {key: to_entry(key, each) for key, each in keyed.items()}
+        if self.group:
+            entries.setdefault(self.group, {})
+        return {"EXPECTED_QUANTITY": self.count, "BIN_FCSKU_DATA": entries}
 
 
 def read_folder(source: Path) -> list[OwnPhoto]:
@@ -84,41 +99,6 @@ def id_of(place: str) -> str:
     return f"{words[-LONGEST_NAME:].strip('-')}-{digest}"
 
 
-def read_csv(file: Path) -> list[OwnPhoto]:
-    """Read the photos of a table; raises DataError if it or one of its rows is invalid."""
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as content:
-            reader = csv.DictReader(content)
-            missing = {"photo", "count"} - set(reader.fieldnames or [])
-            if missing:
-                raise DataError(
-                    f"--source csv {file}: no column {' and no '.join(sorted(missing))}; the first "
-                    "line must name the columns photo, count and optionally group"
-                )
-            photos = [_read_row(file, reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"--source csv {file}: {error}") from error
-    if not photos:
-        raise DataError(f"--source csv {file}: there is no photo in it")
-    (place, times), *_ = Counter(photo.place for photo in photos).most_common(1)
-    if times > 1:
-        raise DataError(f"--source csv {file}: {place} is listed {times} times")
-    return photos
-
-
-def _read_row(file: Path, line: int, row: dict[str, str | None]) -> OwnPhoto:
-    place, count = (row["photo"] or "").strip(), (row["count"] or "").strip()
-    if not place or not count.isdecimal():
-        raise DataError(f"--source csv {file}, line {line}: a photo and a whole count are required")
-    scheme = place.partition("://")[0] if "://" in place else ""
-    if scheme not in {"", "s3"}:
-        raise DataError(
-            f"--source csv {file}, line {line}: {place} is neither a path nor s3://bucket/key"
-        )
-    where = place if scheme else str(file.parent / place)
-    return OwnPhoto(id_of(place), where, int(count), (row.get("group") or "").strip())
-
-
 def take_in(
     photos: Sequence[OwnPhoto], folder: Path, counts: range, *, requests: int = REQUESTS
 ) -> tuple[list[str], list[LeftOut]]:
@@ -142,11 +122,7 @@ def take_in(
             await fetch_file(buckets[bucket], key, target, REASON_NO_PHOTO)
         else:
             _copy_file(Path(photo.place), target)
-        metadata = {
-            "EXPECTED_QUANTITY": photo.count,
-            "BIN_FCSKU_DATA": {photo.group: {}} if photo.group else {},
-        }
-        write_atomic(metadata_path(folder, photo.id), json.dumps(metadata).encode())
+        write_atomic(metadata_path(folder, photo.id), json.dumps(photo.metadata()).encode())
 
     progress: tqdm[Any] = tqdm(total=len(photos), desc="download", unit=" photos")
     failures = Failures()

@@ -56,6 +56,17 @@ def read_products(metadata: bytes) -> tuple[list[Product], Counter[str]]:
     return products, problems
 
 
+def to_entry(asin: str, product: Product) -> dict[str, Any]:
+    """The entry of BIN_FCSKU_DATA from which `read_products` reads this product."""
+    entry: dict[str, Any] = {"asin": asin}
+    for name, value in product.items():
+        if name in UNITS:
+            entry[name] = {"unit": "pounds" if name == "weight" else "IN", "value": value}
+        elif name == "quantity":
+            entry[name] = value
+    return entry
+
+
 def asin_of(key: str, entry: object) -> str:
     """The ASIN of an entry of BIN_FCSKU_DATA, whose key may be a seller's number instead."""
     asin = entry.get("asin") if isinstance(entry, dict) else None

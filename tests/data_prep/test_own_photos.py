@@ -14,7 +14,8 @@ from common.dataset import open_dataset
 from data_prep.__main__ import main
 from data_prep.folder import DataError, LeftOut, dataset_path, photo_path
 from data_prep.objects import Bucket, FetchError, own_bucket, run
-from data_prep.own_photos import id_of, read_csv, read_folder, take_in
+from data_prep.own_photos import id_of, read_folder, take_in
+from data_prep.own_tables import read_csv
 from data_prep.pack import pack
 from data_prep.split import read_bins, read_split, split_folder
 
@@ -194,7 +195,7 @@ def test_a_folder_without_photos_shows_what_it_should_be_like(tmp_path, there):
 def test_a_photo_that_is_named_twice_is_refused(tmp_path: Path) -> None:
     table = tmp_path / "photos.csv"
     table.write_text("photo,count\na.jpg,3\nb.jpg,2\na.jpg,4\n")
-    with pytest.raises(DataError, match=r"a\.jpg is listed 2 times"):
+    with pytest.raises(DataError, match=r"line 4: a\.jpg is listed more than once"):
         read_csv(table)
 
 
