@@ -79,8 +79,8 @@ def fetch_photos(ids: Sequence[str], folder: Path, bucket: Bucket, requests: int
     """
 
     async def fetch(photo_id: str) -> None:
-        await fetch_metadata(bucket, folder, photo_id)
         await fetch_photo(bucket, folder, photo_id)
+        await fetch_metadata(bucket, folder, photo_id)
 
     failures = Failures()
     run(failures.each(fetch, ids, at_once=requests))

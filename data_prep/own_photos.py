@@ -62,7 +62,7 @@ class OwnPhoto:
             product.get("asin", f"{self.id}-{number}"): product
             for number, product in enumerate(self.products)
         }
-        entries: dict[str, Any] = {key: to_entry(key, each) for key, each in keyed.items()}
+        entries: dict[str, Any] = {key: to_entry(each) for key, each in keyed.items()}
         if self.group:
             entries.setdefault(self.group, {})
         return {"EXPECTED_QUANTITY": self.count, "BIN_FCSKU_DATA": entries}

@@ -49,6 +49,7 @@ AHEAD = 2  # shards whose photos are decoded at the same time, so that writing o
 
 Encoded = bytes | str  # a JPEG, or the reason for leaving the photo out
 VERSIONS = {
+    "labels": "2",  # with products
     "python": platform.python_version(),
     "pillow": PIL.__version__,
     "numpy": numpy.__version__,
@@ -251,7 +252,7 @@ def join(
         "photos": {
             side: {count: len(names) for count, names in lists[side].items()} for side in SIDES
         },
-        "products": dict(sorted(products.items())),
+        "products": {"products": 0, **dict(sorted(products.items()))},
         "left_out": by_reason(left_out),
         "versions": VERSIONS,
     }
@@ -262,7 +263,7 @@ def join(
 def _label(photo: Photo, folder: Path) -> tuple[str, Counter[str]]:
     """Return the label of a photo, as JSON, and counts of its products and their problems."""
     metadata = metadata_path(folder, photo.id)  # which may have left the bucket since the split
-    none: tuple[list[Product], Counter[str]] = ([], Counter())
+    none: tuple[list[Product], Counter[str]] = ([], Counter({"record missing": 1}))
     products, problems = read_products(metadata.read_bytes()) if metadata.exists() else none
     label = {"count": photo.count, "group": photo.group, "products": products}
     return json.dumps(label), problems + Counter({"products": len(products)})

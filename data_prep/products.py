@@ -1,12 +1,12 @@
 """The products of a bin's record, from its metadata to the label of its photo.
 
-A label names them as a question to the endpoint does: lengths in inches, weights in pounds, and
-nothing for what the record does not say.
+Lengths are in inches, weights in pounds; what the record does not say is absent.
 """
 
 import json
 from collections import Counter
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any, TypedDict
 
 # Units of the public bucket are IN and pounds; the others are those of systems that export both.
@@ -26,7 +26,7 @@ DECIMALS = 3  # of an inch or a pound
 class Product(TypedDict, total=False):
     """One product of a record; what is unknown is absent."""
 
-    asin: str
+    asin: str  # text, also where it is made of digits
     quantity: int  # at least 1
     length: float  # inches, as width and height
     width: float
@@ -38,27 +38,29 @@ def read_products(metadata: bytes) -> tuple[list[Product], Counter[str]]:
     """Read the products of valid metadata, in the order of their ASINs.
 
     Also counts what is left out, such as `weight missing`, and records whose quantities do not add
-    up to their count.
+    up to their count. An empty entry is a group of the user's own photos, and no product.
     """
     record = json.loads(metadata)
     entries = record.get("BIN_FCSKU_DATA")
     problems: Counter[str] = Counter()
+    found = {} if not isinstance(entries, dict) else {k: e for k, e in entries.items() if e != {}}
+    keyed = sorted(
+        ((asin_of(key, entry), key, entry) for key, entry in found.items()), key=itemgetter(0, 1)
+    )
     products = [
-        _read_product(asin_of(key, entry), entry, problems)
-        for key, entry in (entries.items() if isinstance(entries, dict) else ())
-        if isinstance(entry, dict) and entry  # one's own photos have groups that are no products
+        _read_product(asin, entry, problems) for asin, _, entry in keyed if isinstance(entry, dict)
     ]
-    products.sort(key=lambda product: product["asin"])
+    problems["product without any field"] += len(keyed) - len(products)
     quantities = [product.get("quantity") for product in products]
     known = [quantity for quantity in quantities if quantity is not None]
     if products and len(known) == len(products) and sum(known) != record["EXPECTED_QUANTITY"]:
         problems["quantities that do not add up to the count"] += 1
-    return products, problems
+    return products, +problems  # without those that are none
 
 
-def to_entry(asin: str, product: Product) -> dict[str, Any]:
+def to_entry(product: Product) -> dict[str, Any]:
     """The entry of BIN_FCSKU_DATA from which `read_products` reads this product."""
-    entry: dict[str, Any] = {"asin": asin}
+    entry: dict[str, Any] = {"asin": product.get("asin")}
     for name, value in product.items():
         if name in UNITS:
             entry[name] = {"unit": "pounds" if name == "weight" else "IN", "value": value}
@@ -74,7 +76,11 @@ def asin_of(key: str, entry: object) -> str:
 
 
 def _read_product(asin: str, entry: dict[str, Any], problems: Counter[str]) -> Product:
-    product = Product(asin=asin)
+    product = Product()
+    if entry.get("asin", asin) is None:
+        problems["asin missing"] += 1
+    else:
+        product["asin"] = asin
     quantity = entry.get("quantity")
     if isinstance(quantity, int) and not isinstance(quantity, bool) and quantity > 0:
         product["quantity"] = quantity
@@ -94,7 +100,9 @@ def _read_measures(entry: dict[str, Any], problems: Counter[str]) -> Iterator[tu
             problems[f"{name} missing"] += 1
         elif factor is None:
             problems[f"{name} in an unknown unit"] += 1
-        elif not isinstance(value, int | float) or not 0 < value * factor <= MOST[name]:
-            problems[f"{name} out of range"] += 1  # or text, or not a number
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            problems[f"{name} is no number"] += 1
+        elif not 0 < value <= MOST[name] / factor:  # NaN as well
+            problems[f"{name} out of range"] += 1
         else:
-            yield name, max(round(value * factor, DECIMALS), 10**-DECIMALS)
+            yield name, min(max(round(value * factor, DECIMALS), 10**-DECIMALS), MOST[name])

@@ -57,7 +57,10 @@ def verify_folder(folder: Path, name: str, workers: int | None = None) -> list[s
     }
     problems += _compare_sides(manifest, by_side)
     problems += _compare_lists(dataset, by_side)
-    products, listed = sum(one.products for one in found), manifest["products"]["products"]
+    products, listed = (
+        sum(one.products for one in found),
+        manifest.get("products", {}).get("products", 0),
+    )
     if products != listed:
         problems.append(f"there are {products} products, the manifest says {listed}")
     return problems

@@ -41,7 +41,8 @@ INPUTS = {  # folder, which has a stamp once it is complete → files that deter
 # Importing these once compiles them. Otherwise the first process would have to, or every process
 # where PYTHONDONTWRITEBYTECODE is set. One core imports the first line, another the second.
 IMPORTED = (
-    "serving, torch.onnx, timm, onnxscript, onnxruntime, optuna",  # serving: telemetry off
+    # The first module switches off the telemetry of onnxruntime.
+    "serving.container, torch.onnx, timm, onnxscript, onnxruntime, optuna",
     "aws_cdk, cdk_nag, cyclopts, awscli.clidriver, awscli.customizations.s3.subcommands, "
     "moto.server, moto.autoscaling.responses, moto.cloudformation.responses, "
     "moto.logs.responses, moto.sagemaker.responses, matplotlib.pyplot, PIL.Image, "

@@ -52,6 +52,8 @@ def read_records(file: Path) -> dict[str, int]:
             if not (count.isdecimal() and len(count) < 10):
                 raise FileError(f"{file}, line {rows.line_num}: {count!r:.40} is no count")
             photo = (row["photo"] or "").strip()
+            if not photo:
+                raise FileError(f"{file}, line {rows.line_num}: there is no photo")
             if records.setdefault(photo, int(count)) != int(count):
                 raise FileError(f"{file}, line {rows.line_num}: {photo:.100} has two counts")
     except (UnicodeDecodeError, csv.Error) as error:
@@ -84,7 +86,7 @@ def without_photo(files: Sequence[str], records: Mapping[str, int]) -> list[str]
 
 def _keys(file: str) -> list[str]:
     name = file.rpartition("/")[2]
-    return [file, name, name.rpartition(".")[0]]
+    return [file, name, name.rpartition(".")[0] or name]
 
 
 def as_table(counted: Sequence[Counted]) -> str:

@@ -120,10 +120,12 @@ class Counting:
 
 def _record(request: Request) -> str | None:
     """The inventory record: ?record=3, or with SageMaker, whose callers cannot pass a query string,
-    the custom attributes "record=3"."""
+    the custom attributes "record=3". Raises RequestError (400) for another query."""
     attributes = request.headers.get("x-amzn-sagemaker-custom-attributes", "")
     if attributes.startswith("record="):
         return attributes.removeprefix("record=")
+    if unknown := sorted(request.query_params.keys() - {"record"}):
+        raise RequestError(400, f"the query has {unknown[0][:20]!r}, send `record` or nothing")
     return request.query_params.get("record")
 
 

@@ -18,6 +18,7 @@ from data_prep.own_photos import id_of, read_folder, take_in
 from data_prep.own_tables import read_csv
 from data_prep.pack import pack
 from data_prep.split import read_bins, read_split, split_folder
+from data_prep.verify import verify_folder
 
 COUNTS = range(0, 8)
 
@@ -133,6 +134,7 @@ def test_photos_with_dots_and_long_names_are_trained_on(tmp_path):
     pack(data, "mine", size=32)
     dataset = open_dataset(dataset_path(data, "mine"))
     assert sorted(dataset.index("train").ids + dataset.index("test").ids) == sorted(photos)
+    assert verify_folder(data, "mine", workers=1) == []
 
 
 class Etagged:

@@ -74,8 +74,9 @@ def test_products_reach_the_metadata_and_are_read_from_it(tmp_path: Path) -> Non
     ]
     assert found["b.jpg"] == []
     (nameless,) = found["c.jpg"]
-    assert nameless == {"asin": nameless["asin"], "quantity": 1, "length": 2.0}
-    assert photos[2].id in nameless["asin"], "no other photo has this product"
+    assert nameless == {"quantity": 1, "length": 2.0}
+    (key,) = photos[2].metadata()["BIN_FCSKU_DATA"]
+    assert photos[2].id in key, "no other photo has this product"
 
 
 def test_a_group_that_is_called_as_a_product_takes_nothing_from_it(tmp_path: Path) -> None:
@@ -101,7 +102,9 @@ def test_rows_that_contradict_each_other_are_refused(tmp_path: Path, rows: str, 
 
 
 @pytest.mark.parametrize("name", ["length", "width", "height", "weight"])
-@pytest.mark.parametrize("value", [0, -1, 1e9, math.nan, math.inf, "3", True, [3], {"unit": "cm"}])
+@pytest.mark.parametrize(
+    "value", [0, -1, 1e9, 10**400, math.nan, math.inf, "3", True, [3], {"unit": "cm"}]
+)
 def test_measures_that_cannot_be_are_refused_with_their_line(
     tmp_path: Path, name: str, value: Any
 ) -> None:
@@ -117,13 +120,20 @@ def test_measures_that_cannot_be_are_refused_with_their_line(
         ({"photo": "a.jpg", "record": {"count": 1.0}}, "a whole count"),
         ({"photo": "a.jpg", "record": {"count": -1}}, "a whole count"),
         ({"photo": "", "record": {"count": 1}}, "a photo"),
-        ({"photo": 3, "record": {"count": 1}}, "a photo"),
+        ({"photo": 3, "record": {"count": 1}}, "photo 3 is not text"),
         ({"photo": "a.jpg", "record": {"count": 1}, "group": 3}, "group 3 is not text"),
         ({"photo": "a.jpg", "record": {"count": 1, "products": 3}}, "products are a list"),
         ({"photo": "a.jpg", "record": {"count": 1, "products": [3]}}, "an object"),
         ({"photo": "a.jpg", "record": {"count": 1, "products": [{"asin": 3}]}}, "asin 3"),
         ({"photo": "a.jpg", "record": {"count": 1, "products": [{"size": 3}]}}, "no fields but"),
         ({"photo": "https://a/b.jpg", "record": {"count": 1}}, "neither a path nor s3://"),
+        ({"photo": "a.jpg", "record": {"count": 10**400}}, "a whole count"),
+        ({"photo": "a.jpg", "record": {"count": 1, "products": False}}, "products are a list"),
+        ({"photo": "a.jpg", "record": {"count": 1, "products": [{}]}}, "a product has no field"),
+        ({"photo": "a\ud800.jpg", "record": {"count": 1}}, "characters that are not text"),
+        ({"photo": "a\0.jpg", "record": {"count": 1}}, "characters that are not text"),
+        ({"photo": "a.jpg", "record": {"count": 1}, "group": "x\r"}, "characters that are not"),
+        ({"photo": "a.jpg", "record": {"count": 1, "products": [{"quantity": 10**400}]}}, "quant"),
     ],
 )
 def test_a_line_of_another_form_is_refused(tmp_path: Path, row: Any, says: str) -> None:
@@ -131,6 +141,38 @@ def test_a_line_of_another_form_is_refused(tmp_path: Path, row: Any, says: str) 
         lines(tmp_path, row)
     assert says in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_photo_has_one_line_and_a_field_one_value(tmp_path: Path) -> None:
+    photo = {"photo": "a.jpg", "record": {"count": 1, "products": [{"quantity": 1}]}}
+    with pytest.raises(DataError, match=r"line 2: a\.jpg is listed more than once"):
+        lines(tmp_path, photo, photo)
+    (tmp_path / "own.jsonl").write_text('{"photo": "a", "record": {"count": 1, "count": 4}}')
+    with pytest.raises(DataError, match="an object has a field twice"):
+        read_jsonl(tmp_path / "own.jsonl")
+
+
+def test_a_line_may_have_any_letter_and_space(tmp_path: Path) -> None:
+    name = "aisle\u2028one\u00a0ä.jpg"
+    (photo,) = lines(tmp_path, {"photo": name, "record": {"count": 1}})
+    assert Path(photo.place).name == name
+
+
+def test_a_row_of_more_cells_than_columns_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="line 2: more cells than the first line has columns"):
+        table(tmp_path, "photo,count,length\na.jpg,1,3,9\n")
+
+
+def test_a_column_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="names a column twice"):
+        table(tmp_path, "photo,count,count\na.jpg,1,2\n")
+
+
+def test_columns_that_are_not_read_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table(tmp_path, "photo,count,lenght\na.jpg,1,2\n")
+    assert capsys.readouterr().err == "columns that are not read: lenght\n"
 
 
 def test_files_that_are_not_json_lines_are_refused_in_one_line(tmp_path: Path) -> None:

@@ -62,6 +62,33 @@ def test_the_same_photos_give_the_same_bytes_whatever_the_number_of_workers(fold
     assert {"train-00001.tar", "test-00000.tar", "manifest.json"} <= first.keys()
 
 
+def test_the_manifest_counts_products_and_what_is_wrong_with_them(folder):
+    manifest = pack(folder, "bins", size=SIZE, shard_mb=0.1, workers=1)
+    sides = [read_samples(folder, manifest, side) for side in ("train", "test")]
+    products = [len(label["products"]) for side in sides for _, label in side.values()]
+    assert manifest["products"] == {"products": sum(products)}
+    entry = next(iter(sides[0]))
+    metadata = json.loads(metadata_path(folder, entry).read_text())
+    one, *_ = metadata["BIN_FCSKU_DATA"].values()
+    one |= {"weight": None, "quantity": one["quantity"] + 1}
+    metadata_path(folder, entry).write_text(json.dumps(metadata))
+    assert pack(folder, "bins", size=SIZE, shard_mb=0.1, workers=1)["products"] == {
+        "products": sum(products),
+        "quantities that do not add up to the count": 1,
+        "weight missing": 1,
+    }
+
+
+def test_a_shard_of_an_older_version_is_packed_again(folder):
+    manifest = pack(folder, "bins", size=SIZE, shard_mb=0.1, workers=1)
+    part = folder / "datasets/bins/parts/train-00000.json"
+    content = json.loads(part.read_text())
+    del content["products"]
+    part.write_text(json.dumps(content))
+    assert pack(folder, "bins", size=SIZE, shard_mb=0.1, workers=1) == manifest
+    assert "products" in json.loads(part.read_text())
+
+
 def test_every_photo_is_packed_once_with_its_count_and_group(folder):
     split = split_folder(folder, COUNTS)
     manifest = pack(folder, "bins", size=SIZE, shard_mb=0.1, workers=1)

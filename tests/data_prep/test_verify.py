@@ -66,6 +66,18 @@ def test_counts_that_are_not_those_of_the_shards_are_found(folder):
     assert "999" in problem
 
 
+def test_products_that_are_not_those_of_the_manifest_are_found(folder):
+    change_manifest(folder, lambda manifest: manifest["products"].update(products=7))
+    (problem,) = verify_folder(folder, "bins", workers=1)
+    assert problem.endswith("products, the manifest says 7")
+
+
+def test_a_manifest_without_products_is_no_traceback(folder):
+    change_manifest(folder, lambda manifest: manifest.pop("products"))
+    (problem,) = verify_folder(folder, "bins", workers=1)
+    assert problem.endswith("products, the manifest says 0")
+
+
 def test_photos_of_another_size_are_found(folder):
     change_manifest(folder, lambda manifest: manifest.update(size=48))
     problems = verify_folder(folder, "bins", workers=1)

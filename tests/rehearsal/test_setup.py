@@ -16,6 +16,7 @@ from packaging.utils import canonicalize_name
 from rehearsal import setup
 
 PLENTY = 20 * 10**9
+LIMIT = 60.0  # seconds, which only a test that fails comes to
 
 
 class FakeMachine:
@@ -217,6 +218,13 @@ def test_a_lock_file_has_what_is_asked_for_with_hashes_and_no_addresses(locked: 
     assert "://" not in text
 
 
+def is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_an_interruption_ends_every_process_with_its_children(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,8 +242,10 @@ def test_an_interruption_ends_every_process_with_its_children(
     with pytest.raises(KeyboardInterrupt):
         setup.run_side_by_side({"packages": endless, "checkov": interrupted})
     assert all(process.poll() is not None for process in setup.RUNNING)
-    left = int(child.read_text())
-    assert not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE
+    left, deadline = int(child.read_text()), time.monotonic() + LIMIT
+    while is_running(left):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("name", ["install_node", "install_checkov", "make_venv"])
@@ -303,3 +313,15 @@ def test_help_installs_nothing() -> None:
     )
     assert done.stdout.startswith("usage: python3 rehearsal/setup.py [-h]")
     assert "Setting up" not in done.stdout
+
+
+def test_telemetry_is_off_before_onnx_runtime_is_imported() -> None:
+    """As the variable is read at the import."""
+    (imported,) = [modules for modules in setup.IMPORTED if "onnxruntime" in modules]
+    before, _, _ = imported.partition("onnxruntime")
+    script = f"import {before.rstrip(', ')}, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=setup.ROOT, env=environment, capture_output=True
+    )
+    assert done.stdout.strip() == b"1", done.stderr

@@ -23,7 +23,7 @@ BLUE, ORANGE = "#3f83d1", "#e07b1a"
 ERRORS = (  # name in metrics.json, label, unit
     ("mae", "Mean absolute error", "items"),
     ("rmse", "RMSE of the prediction", "items"),
-    ("rmse_of_mean", "RMSE of the mean", "items"),
+    ("rmse_of_mean", "RMSE of the mean count", "items"),
     ("cross_entropy", "Cross-entropy of the calibrated probabilities", "nats"),
 )
 

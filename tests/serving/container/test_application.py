@@ -61,6 +61,7 @@ def test_csv_is_answered_where_it_is_accepted(client: TestClient) -> None:
         ("POST", "/invocations", JPEG, b"", 400, "the body is empty"),
         ("POST", "/invocations", JPEG, b"no photo", 400, "not a readable JPEG or PNG"),
         ("POST", "/invocations", {}, b"photo", 415, "content type ''"),
+        ("POST", "/invocations?expected=3", JPEG, grey_photo(1), 400, "send `record` or nothing"),
         ("POST", "/invocations?record=x", JPEG, grey_photo(1), 400, "record='x' is no count"),
         ("POST", "/invocations", JSON, b"{", 400, "as JSON"),
         ("POST", "/invocations", {"content-type": "text/html"}, b"photo", 415, "'text/html'"),

@@ -120,7 +120,7 @@ def test_the_headline_has_intervals_and_the_majority_beside_it(tmp_path: Path) -
     for name, label in (
         ("mae", "Mean absolute error"),
         ("rmse", "RMSE of the prediction"),
-        ("rmse_of_mean", "RMSE of the mean"),
+        ("rmse_of_mean", "RMSE of the mean count"),
     ):
         figure = METRICS["test"]["intervals"][name]
         value, low, high = (f"{figure[key]:.2f}" for key in ("value", "low", "high"))
