@@ -29,6 +29,8 @@ FIELDS = ("asin", "quantity", *MOST)  # of a product
 COLUMNS = ("photo", "count", "group", *FIELDS)
 MOST_ITEMS = 1_000_000  # more are a mistake
 
+Row = tuple[str, Mapping[str, Any], list[Product]]  # where it is, its other fields, its products
+
 
 def read_csv(file: Path) -> list[OwnPhoto]:
     """Read the photos of a table; raises DataError if it or one of its rows is invalid."""
@@ -38,9 +40,6 @@ def read_csv(file: Path) -> list[OwnPhoto]:
 def read_jsonl(file: Path) -> list[OwnPhoto]:
     """Read the photos of JSON lines; raises DataError if one of them is invalid."""
     return _joined(f"--source jsonl {file}", file.parent, _json_rows(file), many_rows=False)
-
-
-Row = tuple[str, Mapping[str, Any], list[Product]]  # where it is, its other fields, its products
 
 
 def _csv_rows(file: Path) -> Iterator[Row]:

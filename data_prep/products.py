@@ -6,7 +6,6 @@ Lengths are in inches, weights in pounds; what the record does not say is absent
 import json
 from collections import Counter
 from collections.abc import Iterator
-from operator import itemgetter
 from typing import Any, TypedDict
 
 # Units of the public bucket are IN and pounds; the others are those of systems that export both.
@@ -42,15 +41,15 @@ def read_products(metadata: bytes) -> tuple[list[Product], Counter[str]]:
     """
     record = json.loads(metadata)
     entries = record.get("BIN_FCSKU_DATA")
+    entries = entries if isinstance(entries, dict) else {}
     problems: Counter[str] = Counter()
-    found = {} if not isinstance(entries, dict) else {k: e for k, e in entries.items() if e != {}}
-    keyed = sorted(
-        ((asin_of(key, entry), key, entry) for key, entry in found.items()), key=itemgetter(0, 1)
-    )
+    keys = sorted((asin_of(key, entry), key) for key, entry in entries.items() if entry != {})
     products = [
-        _read_product(asin, entry, problems) for asin, _, entry in keyed if isinstance(entry, dict)
+        _read_product(asin, entries[key], problems)
+        for asin, key in keys
+        if isinstance(entries[key], dict)
     ]
-    problems["product without any field"] += len(keyed) - len(products)
+    problems["product without any field"] += len(keys) - len(products)
     quantities = [product.get("quantity") for product in products]
     known = [quantity for quantity in quantities if quantity is not None]
     if products and len(known) == len(products) and sum(known) != record["EXPECTED_QUANTITY"]:
