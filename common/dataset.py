@@ -140,6 +140,7 @@ class Entry:
     file: Path
     offset: int  # in the file, in bytes
     size: int  # in bytes
+    products: list[dict[str, Any]]  # see data_prep/products.py
 
 
 def _read_entries(shard: tarfile.TarFile, file: Path) -> Iterator[Entry]:
@@ -158,6 +159,7 @@ def _read_entries(shard: tarfile.TarFile, file: Path) -> Iterator[Entry]:
                 file,
                 jpeg.offset_data,
                 jpeg.size,
+                label.get("products", []),
             )
 
 
@@ -177,6 +179,10 @@ class PhotoIndex:
     @cached_property
     def groups(self) -> list[str]:
         return [entry.group for entry in self.entries]
+
+    @property
+    def products(self) -> list[list[dict[str, Any]]]:
+        return [entry.products for entry in self.entries]
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -27,6 +28,7 @@ from serving.container.decision import decide
 from training.evaluate.calibration import fit_temperature, softmax
 from training.evaluate.inventory_check import check_inventory
 from training.evaluate.metrics import evaluate, worst_mistakes
+from training.evaluate.products import evaluate_with_products
 from training.evaluate.report import Mistake, plot_loss, write_report
 from training.export.model_folder import ExportError, export_model
 from training.flags import parse
@@ -122,30 +124,51 @@ def evaluate_best(
     trainer: Trainer, task: Task, dataset: Dataset, epoch: float
 ) -> tuple[dict[str, Any], list[Mistake]]:
     """Return the content of metrics.json for the weights after `epoch`, and the worst mistakes."""
-    logits = mean_logits(trainer, task.validation)
-    temperature = fit_temperature(logits, task.validation.classes.numpy())
+    logits, classes = mean_logits(trainer, task.validation), task.validation.classes.numpy()
     metrics: dict[str, Any] = {
         "train": {"photos": len(task.photos), "epoch": epoch},
-        "temperature": temperature,
+        "temperature": fit_temperature(logits[:, 0], classes),
     }
+    known = task.validation.has_products
+    if known.any():
+        metrics["temperature_with_products"] = fit_temperature(logits[known, 1], classes[known])
     mistakes: list[Mistake] = []
     for name, eval_set in (("validation", task.validation), ("test", task.test)):
         if eval_set:
-            metrics[name], mistakes = evaluate_on(eval_set, trainer, task, dataset, temperature)
-            accuracy, photos = metrics[name]["accuracy"]["value"], metrics[name]["photos"]
-            _log(trainer.world, f"{name} accuracy {accuracy:.1%} on {photos} photos")
+            metrics[name], mistakes = evaluate_on(eval_set, trainer, task, dataset, metrics)
+            _log(trainer.world, f"{name} {_summary(metrics[name])}")
+            if with_products := metrics[name].get("with_products"):
+                _log(trainer.world, f"{name} {_summary(with_products)}, with their products")
     return metrics, mistakes
 
 
 def evaluate_on(
-    eval_set: EvalSet, trainer: Trainer, task: Task, dataset: Dataset, temperature: float
+    eval_set: EvalSet,
+    trainer: Trainer,
+    task: Task,
+    dataset: Dataset,
+    temperatures: Mapping[str, float],
 ) -> tuple[dict[str, Any], list[Mistake]]:
-    """Return the metrics on `eval_set`, and the worst mistakes."""
-    probabilities = softmax(mean_logits(trainer, eval_set), temperature)
+    """Return the metrics on `eval_set`, and the worst mistakes by the photos alone.
+
+    `with_products` has the metrics of the photos whose records name products, if there are any.
+    """
+    logits = mean_logits(trainer, eval_set)
+    probabilities = softmax(logits[:, 0], temperatures["temperature"])
     photos, counts = eval_set.photos, dataset.counts
     values, frequencies = np.unique(task.photos.counts, return_counts=True)
     majority, decision = int(values[frequencies.argmax()]), trainer.settings.decision
     metrics = evaluate(probabilities, photos.counts, counts, majority, decision)
+    known = eval_set.has_products
+    if known.any() and (temperature := temperatures.get("temperature_with_products")):
+        metrics["with_products"] = evaluate_with_products(
+            softmax(logits[known, 1], temperature),
+            photos.subset(known),
+            task.fitted,
+            counts,
+            majority,
+            decision,
+        )
     metrics["inventory"] = check_inventory(
         probabilities, photos.counts, counts, ids=photos.ids, groups=photos.groups
     )
@@ -207,6 +230,10 @@ def reproducing_command(threads: int, world: World) -> list[str]:
         here = int(os.environ["LOCAL_WORLD_SIZE"])
         start = ["torchrun", "--nnodes", str(world.size // here), "--nproc-per-node", str(here)]
     return [*start, "-m", "training.train", *sys.argv[1:], "--threads", str(threads)]
+
+
+def _summary(metrics: Mapping[str, Any]) -> str:
+    return f"accuracy {metrics['accuracy']['value']:.1%} on {metrics['photos']} photos"
 
 
 def _log(world: World, message: str) -> None:

@@ -186,6 +186,7 @@ def row(name: str, output: Path, seconds: float, seed: int, side: str) -> dict[s
 
 def figures(judged: dict[str, Any]) -> dict[str, Any]:
     """The figures of a row, from one side in metrics.json."""
+    with_products = judged.get("with_products")  # absent if no record names products
     return {
         "photos": judged["photos"],
         "exact": judged["accuracy"],
@@ -195,6 +196,14 @@ def figures(judged: dict[str, Any]) -> dict[str, Any]:
         "loss": round(judged["cross_entropy"], 4),
         "calibration_error": judged["calibration"]["expected_calibration_error"],
         "auroc": judged["inventory"].get("auroc"),
+        "with_products": with_products
+        and {
+            "exact": with_products["accuracy"],
+            "within_one": with_products["within_one"],
+            "rmse_of_mean": with_products["rmse_of_mean"],
+            "loss": round(with_products["cross_entropy"], 4),
+            "number_alone": with_products["number_alone"],
+        },
     }
 
 
@@ -206,24 +215,31 @@ def keep_row(line: dict[str, Any]) -> None:
 def table() -> str:
     """The rows as a Markdown table, in the order in which they were made."""
     lines = [
-        "| try | flags | exact, 95 % | within one | RMSE | loss | AUROC | minutes |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| try | flags | exact, 95 % | within one | RMSE | loss | AUROC "
+        "| with products: exact, 95 % | RMSE | minutes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for text in ROWS.read_text().splitlines():
         found = json.loads(text)
-        exact = found["exact"]
+        exact, with_products = found["exact"], found.get("with_products")
         cells = [
             name_of(found),
             f"`{found['flags']}`",
-            f"{exact['value']:.1%} ({exact['low']:.1%}–{exact['high']:.1%})",
+            share(exact),
             f"{found['within_one']:.1%}",
             f"{found['rmse_of_mean']:.3f}",
             f"{found['loss']:.3f}",
             "" if found["auroc"] is None else f"{found['auroc']['value']:.3f}",
+            share(with_products["exact"]) if with_products else "",
+            f"{with_products['rmse_of_mean']:.3f}" if with_products else "",
             f"{found['minutes']:.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def share(of: dict[str, float]) -> str:
+    return f"{of['value']:.1%} ({of['low']:.1%}–{of['high']:.1%})"
 
 
 def name_of(found: dict[str, Any]) -> str:

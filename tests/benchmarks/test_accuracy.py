@@ -27,6 +27,13 @@ SIDE = {
     "rmse_of_mean": 1.1,
     "calibration": {"expected_calibration_error": 0.02},
     "inventory": {"photos": 0},
+    "with_products": {
+        "accuracy": {"value": 0.6, "low": 0.5, "high": 0.7},
+        "within_one": 0.9,
+        "cross_entropy": 0.9,
+        "rmse_of_mean": 0.7,
+        "number_alone": {"value": 0.5, "low": 0.4, "high": 0.6},
+    },
 }
 
 
@@ -78,6 +85,7 @@ def test_a_try_leaves_the_test_photos_alone_and_a_row(
     cells = [cell.strip() for cell in accuracy.table().splitlines()[-1].split("|")]
     assert cells[1:3] == [f"{name}, seed 2", f"`{' '.join(accuracy.TRIES[name])}`"]
     assert cells[3:7] == ["40.0% (30.0%–50.0%)", "80.0%", "1.100", "1.500"]
+    assert cells[8:10] == ["60.0% (50.0%–70.0%)", "0.700"]
 
 
 def test_a_try_under_torchrun_says_so(tmp_path: Path, rows: Path, trained: list[list[str]]) -> None:

@@ -18,7 +18,7 @@ SIZE = 32
 
 
 def draw_photo(photo_id: str, count: int, group: str, size: int = SIZE) -> Photo:
-    """`count` bright squares on noise that follows from the id.
+    """`count` bright squares on noise that follows from the id; two in three have a product.
 
     A PNG: it keeps every pixel, and is read where a JPEG is.
     """
@@ -28,7 +28,9 @@ def draw_photo(photo_id: str, count: int, group: str, size: int = SIZE) -> Photo
     for place in generator.choice(16, count, replace=False):
         row, column = divmod(int(place), 4)
         pixels[row * cell : (row + 1) * cell - 1, column * cell : (column + 1) * cell - 1] = 230
-    return Photo(photo_id, encode(pixels), count, group)
+    sides = {"length": 9.5, "width": 6.0, "height": 1.25}
+    products = [{"asin": "B00000001", "quantity": count, **sides}] if int(photo_id) % 3 else []
+    return Photo(photo_id, encode(pixels), count, group, products)
 
 
 def encode(pixels: NDArray[np.uint8]) -> bytes:
@@ -75,7 +77,9 @@ def write_packed(
 def _write_shard(file: Path, photos: list[Photo]) -> dict[str, str | int]:
     with tarfile.open(file, "w") as shard:
         for photo in photos:
-            label = json.dumps({"count": photo.count, "group": photo.group}).encode()
+            label = json.dumps(
+                {"count": photo.count, "group": photo.group, "products": photo.products}
+            ).encode()
             for suffix, content in (("jpg", photo.jpeg), ("json", label)):
                 entry = tarfile.TarInfo(f"{photo.id}.{suffix}")
                 entry.size = len(content)

@@ -149,14 +149,16 @@ def test_a_run_leaves_metrics_a_picture_and_a_model_that_can_be_served(
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["train"]["photos"] == 45
     assert metrics["test"]["photos"] == 15
+    with_products = metrics["test"]["with_products"]
+    tested = list(open_dataset(data).photos("test"))
+    assert with_products["photos"] == sum(bool(photo.products) for photo in tested) == 10
     assert json.loads((output / "model" / "metrics.json").read_text()) == metrics
     with Image.open(output / "loss.png") as picture:
         assert picture.width > 300
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
 
     model = load_model(output / "model")
-    photos = list(open_dataset(data).photos("test"))
-    right = [count_photo(photo.jpeg, model).count == photo.count for photo in photos]
+    right = [count_photo(photo.jpeg, model).count == photo.count for photo in tested]
     # One photo may fall on the other side: features are rounded for training, not for serving.
     assert metrics["test"]["accuracy"]["value"] == pytest.approx(np.mean(right), abs=1 / 15 + 1e-9)
     description = json.loads((output / "model" / "model.json").read_text())

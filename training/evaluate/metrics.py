@@ -53,11 +53,7 @@ def evaluate(
         "accuracy_minus_majority": with_interval(correct - majority_correct),
         **{name: interval["value"] for name, interval in intervals.items()},
         "intervals": intervals,
-        "recall": {
-            str(count): {"photos": int((truth == count).sum()), **with_interval(correct[of_count])}
-            for count in counts
-            if (of_count := truth == count).any()
-        },
+        "recall": accuracy_by(truth.tolist(), error == 0),
         "confusion": {"counts": counts, "rows_true_columns_predicted": confusion},
         "calibration": reliability(probabilities, classes),
     }
@@ -69,6 +65,18 @@ def _errors(error: NDArray[np.int64]) -> dict[str, float]:
         "within_one": float((abs(error) <= 1).mean()),
         "mae": float(abs(error).mean()),
         "rmse": float((error.astype(float) ** 2).mean() ** 0.5),
+    }
+
+
+def accuracy_by(keys: Sequence[int], correct: NDArray[np.bool_]) -> dict[str, dict[str, float]]:
+    """Return, for each of `keys` [photos], its photos and the share of `correct` [photos] ones."""
+    of_photo = np.array(keys)
+    return {
+        str(key): {
+            "photos": int((of_photo == key).sum()),
+            **with_interval(correct[of_photo == key].astype(float)),
+        }
+        for key in np.unique(of_photo)
     }
 
 

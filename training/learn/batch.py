@@ -7,10 +7,17 @@ import torch
 from torch import Tensor, nn
 
 
+class Inputs(NamedTuple):
+    """Inputs of the network: photos, or their features, and the products of their records."""
+
+    photos: Tensor  # [N, …]
+    products: Tensor  # float32 [N, SLOTS, MEASURES], see products.py
+
+
 class Batch(NamedTuple):
     """Inputs of the network, and the class distributions that it should predict."""
 
-    inputs: Tensor  # [N, …]
+    inputs: Inputs
     targets: Tensor  # float32 [N, classes], rows sum to 1
     total: int  # examples in this step over all processes
 
@@ -30,7 +37,7 @@ class Source(Protocol):
 class Examples(NamedTuple):
     """Examples to evaluate on, without augmentation."""
 
-    batches: Iterable[Tensor]  # inputs [N, …]; can be iterated repeatedly
+    batches: Iterable[Inputs]  # can be iterated repeatedly
     classes: Tensor  # int64 [photos]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.learn.batch import Batch
+from training.learn.batch import Batch, Inputs
 from training.learn.distributed import ALONE, World, shard
 
 
@@ -16,17 +16,18 @@ class FeatureBatches:
     def __init__(
         self,
         views: Tensor,
+        products: Tensor,
         targets: Tensor,
         *,
         batch_size: int,
         seed: int,
         world: World = ALONE,
     ) -> None:
-        """Take `views`, float16 [photos, views, features].
+        """Take `views`, float16 [photos, views, features], and the `products` of their records.
 
         `targets` are float32 [photos, classes]. `batch_size` is the number of photos per process.
         """
-        self._views, self._targets = views, targets
+        self._views, self._products, self._targets = views, products, targets
         self._batch_size, self._seed, self._world = batch_size * world.size, seed, world
         self.steps = -(-len(targets) // self._batch_size)
 
@@ -38,4 +39,5 @@ class FeatureBatches:
         view = torch.from_numpy(generator.integers(views, size=photos))
         for rows in order.split(self._batch_size)[first:]:
             mine = shard(rows, self._world)
-            yield Batch(self._views[mine, view[mine]].float(), self._targets[mine], len(rows))
+            inputs = Inputs(self._views[mine, view[mine]].float(), self._products[mine])
+            yield Batch(inputs, self._targets[mine], len(rows))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from training.learn.products import ProductsHead
 from training.settings import ARCHITECTURES
 
 STANDARDISE_BLOCK = 512  # features converted to float32 at a time, to save memory
@@ -73,6 +74,9 @@ class Backbone(nn.Module):
 class Head(nn.Module):
     """Map features, float32 [N, features], to logits, float32 [N, classes].
 
+    With the products of the records, returns the logits of the photo alone, and those of photo and
+    products: [N, 2, classes].
+
     Features are standardised with the statistics of the training set (`standardise`), so that one
     learning rate suits every backbone. With `hidden=0` the head is linear.
     """
@@ -88,6 +92,7 @@ class Head(nn.Module):
         self.layers = nn.Sequential(
             *within, nn.Dropout(dropout), nn.Linear(hidden or features, classes)
         )
+        self.with_products = ProductsHead(features, classes, regularised=dropout > 0)
 
     def standardise(self, features: Tensor) -> None:
         """Store the mean and standard deviation of `features` [N, features]."""
@@ -96,13 +101,16 @@ class Head(nn.Module):
         self.mean.copy_(torch.cat(means))
         self.std.copy_(torch.cat(stds).clamp_min(1e-3))
 
-    def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.layers((features - self.mean) / self.std)
-        return logits
+    def forward(self, features: Tensor, products: Tensor | None = None) -> Tensor:
+        standardised = (features - self.mean) / self.std
+        logits: Tensor = self.layers(standardised)
+        if products is None:
+            return logits
+        return torch.stack([logits, self.with_products(standardised, logits, products)], dim=1)
 
 
 class Network(nn.Module):
-    """Map RGB pixels to logits, float32 [N, classes].
+    """Map RGB pixels, and the products of the records if given, to the logits of the head.
 
     Input: [N, size, size, 3], uint8 or float32, 0–255. With `frozen_batch_norm`, the BatchNorm
     layers of the backbone stay in eval mode during training.
@@ -124,24 +132,24 @@ class Network(nn.Module):
                     module.eval()
         return self
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.backbone(pixels))
+    def forward(self, pixels: Tensor, products: Tensor | None = None) -> Tensor:
+        logits: Tensor = self.head(self.backbone(pixels), products)
         return logits
 
 
 class Ensemble(nn.Module):
     """Ensemble of networks or heads (Lakshminarayanan et al. 2017).
 
-    In eval mode, returns the mean of the members' logits, [N, classes]. In training mode, returns
-    the logits of each member, one after the other, [members × N, classes].
+    In eval mode, returns the mean of the members' logits, [N, …]. In training mode, returns the
+    logits of each member, one after the other, [members × N, …].
     """
 
     def __init__(self, members: Iterable[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        logits = [member(inputs) for member in self.members]
+    def forward(self, *inputs: Tensor) -> Tensor:
+        logits = [member(*inputs) for member in self.members]
         return torch.cat(logits) if self.training else torch.stack(logits).mean(0)
 
 

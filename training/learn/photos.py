@@ -14,8 +14,9 @@ from torch import Tensor
 from common.dataset import PhotoIndex
 from serving.container.preprocess import to_pixels
 from training.learn.augment import augment, draw
-from training.learn.batch import Batch
+from training.learn.batch import Batch, Inputs
 from training.learn.distributed import ALONE, World, shard
+from training.learn.products import product_slots
 
 AHEAD = 4  # batches that are decoded while the network works on another
 
@@ -49,7 +50,7 @@ def map_ahead(
 class PhotoBatches:
     """A batch.Source of augmented photos, to train every layer.
 
-    The inputs of a batch are pixels, float32 [N, size, size, 3], on `device`.
+    The inputs of a batch are pixels, float32 [N, size, size, 3], and products, on `device`.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class PhotoBatches:
         process.
         """
         self._photos, self._targets, self._world = photos, targets, world
+        self._products = product_slots(photos)
         self._batch_size, self._seed = batch_size * world.size, seed
         self._packed, self._size = packed, size
         self._threads, self._device = threads, device
@@ -85,9 +87,10 @@ class PhotoBatches:
         decoded = map_ahead(self._decode, rows, threads=self._threads, ahead=AHEAD)
         for chosen, pixels in zip(rows, decoded, strict=True):
             drawn = draw([self._photos.ids[row] for row in chosen], seed=self._seed, epoch=epoch)
-            inputs = augment(self._to_device(pixels), self._to_device(drawn), self._size)
-            targets = self._to_device(self._targets[torch.from_numpy(chosen)])
-            yield Batch(inputs, targets, self._batch_size)
+            augmented = augment(self._to_device(pixels), self._to_device(drawn), self._size)
+            of_batch = torch.from_numpy(chosen)
+            inputs = Inputs(augmented, self._to_device(self._products[of_batch]))
+            yield Batch(inputs, self._to_device(self._targets[of_batch]), self._batch_size)
 
     def _decode(self, rows: NDArray[np.int64]) -> Tensor:
         return decode(self._photos, rows.tolist(), self._packed, pinned=_on_gpu(self._device))
@@ -99,7 +102,7 @@ class PhotoBatches:
 class EvalPhotos:
     """Photos without augmentation in batches, optionally all mirrored; can be iterated repeatedly.
 
-    Yields pixels, uint8 [N, size, size, 3], on `device`.
+    Yields pixels, uint8 [N, size, size, 3], and products, on `device`.
     """
 
     def __init__(
@@ -114,16 +117,19 @@ class EvalPhotos:
     ) -> None:
         self._photos, self._size, self._batch_size = photos, size, batch_size
         self._threads, self._device, self._mirrored = threads, device, mirrored
+        self._products = product_slots(photos).to(device)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Inputs]:
         total = len(self._photos)
         rows = [
             range(start, min(start + self._batch_size, total))
             for start in range(0, total, self._batch_size)
         ]
-        for decoded in map_ahead(self._decode, rows, threads=self._threads, ahead=AHEAD):
-            pixels = decoded.to(self._device, non_blocking=True)
-            yield pixels.flip(2) if self._mirrored else pixels
+        decoded = map_ahead(self._decode, rows, threads=self._threads, ahead=AHEAD)
+        for of_batch, photos in zip(rows, decoded, strict=True):
+            pixels = photos.to(self._device, non_blocking=True)
+            pixels = pixels.flip(2) if self._mirrored else pixels
+            yield Inputs(pixels, self._products[of_batch.start : of_batch.stop])
 
     def _decode(self, rows: range) -> Tensor:
         return decode(self._photos, rows, self._size, pinned=_on_gpu(self._device))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from common.dataset import Dataset, DatasetError, PhotoIndex, Side, in_validation
 from common.signals import Signals
-from training.learn.batch import Examples, Source, soft_targets
+from training.learn.batch import Examples, Inputs, Source, soft_targets
 from training.learn.distributed import ALONE, World
 from training.learn.features import FeatureExtractor, features_key
 from training.learn.head import FeatureBatches
@@ -26,6 +26,7 @@ from training.learn.model import (
 )
 from training.learn.photos import EvalPhotos, PhotoBatches
 from training.learn.precision import resolve_precision
+from training.learn.products import has_products, product_slots
 from training.learn.trainer import Trainer
 from training.settings import BackbonePrecision, Options, Settings
 
@@ -42,12 +43,18 @@ class EvalSet:
 
     photos: PhotoIndex
     classes: Tensor  # int64 [photos]
-    views: list[Iterable[Tensor]]
+    views: list[Iterable[Inputs]]
 
     @property
     def examples(self) -> Examples:
         """The photos that are not mirrored."""
         return Examples(self.views[0], self.classes)
+
+    @property
+    def has_products(self) -> NDArray[np.bool_]:
+        """Whether the record of each photo names products that are used, bool [photos]."""
+        known: NDArray[np.bool_] = has_products(product_slots(self.photos)).numpy()
+        return known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +110,11 @@ def prepare_head(
         return torch.from_numpy(extractor.compute(dataset, side))
 
     def eval_set(photos: PhotoIndex, inputs: Tensor) -> EvalSet:
-        views = 2 if settings.mirror == "yes" else 1
+        views, products = 2 if settings.mirror == "yes" else 1, product_slots(photos).to(device)
         return EvalSet(
             photos=photos,
             classes=classes_of(dataset, photos),
-            views=[[inputs[:, view].float().to(device)] for view in range(views)],
+            views=[[Inputs(inputs[:, view].float().to(device), products)] for view in range(views)],
         )
 
     sides = training_sides(settings)
@@ -125,6 +132,7 @@ def prepare_head(
         trained=head,
         source=FeatureBatches(
             fitted_inputs.to(device),
+            product_slots(fitted).to(device),
             _targets(dataset, fitted, settings).to(device),
             batch_size=settings.batch_size,
             seed=settings.seed,
@@ -159,7 +167,7 @@ def prepare_finetune(
     network = _make_network(dataset, options, device)
 
     def eval_set(photos: PhotoIndex) -> EvalSet:
-        views: list[Iterable[Tensor]] = [
+        views: list[Iterable[Inputs]] = [
             EvalPhotos(
                 photos,
                 size=settings.size,
@@ -251,7 +259,7 @@ def classes_of(dataset: Dataset, photos: PhotoIndex) -> Tensor:
 
 
 def mean_logits(trainer: Trainer, eval_set: EvalSet) -> NDArray[np.float32]:
-    """Return the logits, averaged over all views, [photos, classes]."""
+    """Return the logits without and with products, mean over views, [photos, 2, classes]."""
     logits = torch.stack([trainer.logits(view) for view in eval_set.views])
     mean: NDArray[np.float32] = logits.mean(0).numpy()
     return mean

@@ -18,12 +18,13 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from common.signals import StoppedError
-from training.learn.batch import Batch, Examples, Source
+from training.learn.batch import Batch, Examples, Inputs, Source
 from training.learn.checkpoint import Best, Checkpoint, machine_details
 from training.learn.distributed import ALONE, World
 from training.learn.precision import DTYPES
 from training.settings import Settings
 
+PRODUCTS_LEARNING_RATE = 0.01  # maximum, of the few small layers that count with products
 GRADIENT_NORM = 5.0  # gradients are clipped to this norm (Pascanu et al. 2013)
 
 
@@ -58,11 +59,11 @@ class Trainer:
         if settings.ema_decay:
             self._average = {name: tensor.clone() for name, tensor in self._average.items()}
         self._optimizer = torch.optim.AdamW(
-            network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            _parameter_groups(network, settings), weight_decay=settings.weight_decay
         )
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
             self._optimizer,
-            settings.learning_rate,
+            [group["lr"] for group in self._optimizer.param_groups],
             total_steps=settings.epochs * source.steps,
             # With a warm-up of one step, OneCycleLR would divide by 0.
             pct_start=settings.warmup + 1e-9,
@@ -99,7 +100,7 @@ class Trainer:
             finished = time.monotonic()
             self.loading_seconds += loaded - waiting
             self.computing_seconds += finished - loaded
-            self.photos += len(batch.inputs)
+            self.photos += len(batch.targets)
             yield loss
             waiting = time.monotonic()
 
@@ -115,10 +116,10 @@ class Trainer:
         torch.manual_seed(self._seed() * self.world.size + self.world.rank)
         inputs, targets, total = batch
         with self._autocast():
-            logits = self._trained(inputs)
+            logits = self._trained(*inputs)
         members = self.settings.ensemble_size
         answers = targets.repeat(members, 1)
-        losses = nn.functional.cross_entropy(logits.float(), answers, reduction="sum")
+        losses = _cross_entropy(logits, answers, reduction="sum")
         loss = losses * (self.world.size / total)  # gradients are averaged over the processes
         self._optimizer.zero_grad()
         self._scaler.scale(loss).backward()
@@ -159,13 +160,13 @@ class Trainer:
         `should_stop()` is true.
         """
         logits = self.logits(validation.batches)
-        loss = nn.functional.cross_entropy(logits, validation.classes).item()
+        loss = _cross_entropy(logits, validation.classes).item()
         if not math.isfinite(loss):
             raise DivergedError(
                 f"training diverged: the validation loss is {loss} in epoch {self.epoch + 1}; "
                 "lower --learning-rate"
             )
-        correct = logits.argmax(1) == validation.classes
+        correct = logits[:, 0].argmax(1) == validation.classes
         if self.step == self.steps:
             self.epoch, self.step = self.epoch + 1, 0
         epoch = round(self.epoch + self.step / self.steps, 4) if self.step else self.epoch
@@ -186,9 +187,10 @@ class Trainer:
         return line
 
     @torch.inference_mode()
-    def logits(self, batches: Iterable[Tensor]) -> Tensor:
-        """Return the logits of the averaged network, float32 [photos, classes], on the CPU.
+    def logits(self, batches: Iterable[Inputs]) -> Tensor:
+        """Return the logits of the averaged network, float32 [photos, 2, classes], on the CPU.
 
+        The first are those of the photo alone, the second those of photo and products.
         The processes divide the batches among them, and each returns all logits. Raises
         StoppedError once `should_stop()` is true.
         """
@@ -239,3 +241,25 @@ class Trainer:
         self._best = checkpoint["best"]
         self._losses, self.history = checkpoint["losses"], checkpoint["history"]
         self.epoch, self.step = checkpoint["epoch"], checkpoint["step"]
+
+
+def _cross_entropy(logits: Tensor, answers: Tensor, reduction: str = "mean") -> Tensor:
+    """Return the mean of the losses without and with products, for logits [N, 2, classes]."""
+    photo, products = (
+        nn.functional.cross_entropy(each.float(), answers, reduction=reduction)
+        for each in logits.unbind(1)
+    )
+    return (photo + products) / 2
+
+
+def _parameter_groups(network: nn.Module, settings: Settings) -> list[dict[str, Any]]:
+    """Return the parameters in groups, by their maximum learning rate."""
+    groups: dict[float, list[nn.Parameter]] = {
+        settings.learning_rate: [],
+        PRODUCTS_LEARNING_RATE: [],
+    }
+    for name, parameter in network.named_parameters():
+        with_products = "with_products" in name
+        rate = PRODUCTS_LEARNING_RATE if with_products else settings.learning_rate
+        groups[rate].append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]

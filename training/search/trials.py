@@ -158,13 +158,13 @@ class Trials:
 
 
 def rmse_of_mean(trainer: Trainer, task: Task, counts: list[int]) -> float:
-    """Return the root mean square error of the mean on validation, in items.
+    """Return the root mean square error of the mean of photos alone on validation, in items.
 
     Uses the best weights and calibrated probabilities, like validation.rmse_of_mean in the
     metrics.json of training.train.
     """
     trainer.load_best()
-    logits = mean_logits(trainer, task.validation)
+    logits = mean_logits(trainer, task.validation)[:, 0]
     probabilities = softmax(logits, fit_temperature(logits, task.validation.classes.numpy()))
     means = probabilities.astype(np.float64) @ np.array(counts, np.float64)
     return float(np.sqrt(np.mean((means - task.validation.photos.counts) ** 2)))

@@ -16,7 +16,7 @@ from PIL import Image
 from tests.support.packed import draw_photo
 from training.evaluate import report as report_module
 from training.evaluate.inventory_check import check_inventory
-from training.evaluate.metrics import evaluate
+from training.evaluate.metrics import accuracy_by, evaluate
 from training.evaluate.report import Mistake, Plot, plot_loss, write_report
 
 COUNTS = [1, 2, 3, 4, 5]
@@ -75,6 +75,10 @@ def make_metrics() -> dict[str, Any]:
     test = evaluate(probabilities, truth, COUNTS, majority=3)
     ids, groups = [f"{i:05d}" for i in range(200)], [f"bin {i // 4}" for i in range(200)]
     test["inventory"] = check_inventory(probabilities, truth, COUNTS, ids=ids, groups=groups)
+    some = slice(150)
+    test["with_products"] = evaluate(probabilities[some], truth[some], COUNTS, majority=3)
+    test["with_products"]["by_products"] = accuracy_by([1] * 100 + [2] * 50, truth[some] == 3)
+    test["with_products"]["number_alone"] = {"value": 0.5, "low": 0.44, "high": 0.56}
     return {"train": {"photos": 5490}, "temperature": 1.234, "test": test}
 
 
@@ -128,6 +132,7 @@ def test_the_headline_has_intervals_and_the_majority_beside_it(tmp_path: Path) -
 
 
 HEADINGS = [
+    "With the products of the record",
     "Losses",
     "Confusion matrix",
     "Calibration",
@@ -147,12 +152,31 @@ def test_every_part_is_there_when_its_data_is(tmp_path: Path) -> None:
     assert f"AUROC is {METRICS['test']['inventory']['auroc']['value']:.3f}" in page.text
 
 
-def test_without_mistakes_or_neighbouring_photos_their_parts_are_absent(tmp_path: Path) -> None:
+def test_without_mistakes_neighbouring_photos_or_products_their_parts_are_absent(
+    tmp_path: Path,
+) -> None:
     metrics = make_metrics()
     metrics["test"]["inventory"] = {"photos": 0}
+    del metrics["test"]["with_products"]
     page = report(tmp_path, metrics=metrics)
-    absent = {"Finding wrong inventory records", "Worst mistakes"}
+    absent = {
+        "With the products of the record",
+        "Finding wrong inventory records",
+        "Worst mistakes",
+    }
     assert page.headings == [heading for heading in HEADINGS if heading not in absent]
+
+
+def test_photos_with_products_stand_beside_all_photos_and_by_number_of_products(
+    tmp_path: Path,
+) -> None:
+    page = report(tmp_path)
+    both = METRICS["test"], METRICS["test"]["with_products"]
+    alone, products = (f"{each['within_one']:.1%}".replace("%", " %") for each in both)
+    assert f"Within one item {alone} {products}" in page.text
+    assert "as many products is right for 50.0 % (95 % interval 44.0 to 56.0)" in page.text
+    for number, share in METRICS["test"]["with_products"]["by_products"].items():
+        assert f" {number} {share['photos']} {100 * share['value']:.1f} % " in page.text
 
 
 def test_without_a_test_the_report_is_about_the_validation_photos(tmp_path: Path) -> None:

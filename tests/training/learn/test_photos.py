@@ -40,18 +40,18 @@ def source(index: PhotoIndex, *, seed: int = 0, threads: int = 2) -> PhotoBatche
 
 def equal(one: list[Batch], other: list[Batch]) -> bool:
     return len(one) == len(other) and all(
-        torch.equal(x.inputs, y.inputs) and torch.equal(x.targets, y.targets)
+        all(map(torch.equal, x.inputs, y.inputs)) and torch.equal(x.targets, y.targets)
         for x, y in zip(one, other, strict=True)
     )
 
 
 def test_an_epoch_shows_photos_once_with_their_own_counts(index: PhotoIndex) -> None:
     batches = list(source(index).batches(0, 0))
-    assert [len(batch.inputs) for batch in batches] == [4] * 5  # 3 are left over
-    assert batches[0].inputs.shape == (4, SIZE, SIZE, 3)
+    assert [len(batch.targets) for batch in batches] == [4] * 5  # 3 are left over
+    assert batches[0].inputs.photos.shape == (4, SIZE, SIZE, 3)
     for batch in batches:
         # A square has 49 bright pixels; colours move by less than half of the distance.
-        bright = (batch.inputs.mean(3) > 110).sum((1, 2)) / 49
+        bright = (batch.inputs.photos.mean(3) > 110).sum((1, 2)) / 49
         shown = [COUNTS[k] for k in batch.targets.argmax(1)]
         assert bright.tolist() == pytest.approx(shown, abs=0.45)
 
@@ -76,11 +76,13 @@ def test_photos_to_measure_on_are_those_that_are_served_in_their_order(index: Ph
         still = EvalPhotos(index, size=size, batch_size=10, threads=2, device=CPU)
         expected = [to_pixels(photo.jpeg, size) for photo in PHOTOS]
         mirrored = EvalPhotos(index, size=size, batch_size=10, threads=2, device=CPU, mirrored=True)
-        np.testing.assert_array_equal(torch.cat(list(mirrored)), np.array(expected)[:, :, ::-1])
+        np.testing.assert_array_equal(
+            torch.cat([batch.photos for batch in mirrored]), np.array(expected)[:, :, ::-1]
+        )
         for _ in range(2):  # as often as asked
             batches = list(still)
-            assert [len(batch) for batch in batches] == [10, 10, 3]
-            np.testing.assert_array_equal(torch.cat(batches), expected)
+            assert [len(batch.products) for batch in batches] == [10, 10, 3]
+            np.testing.assert_array_equal(torch.cat([batch.photos for batch in batches]), expected)
 
 
 @given(items=st.lists(st.integers()), threads=st.integers(1, 3), ahead=st.integers(1, 4))
@@ -146,6 +148,6 @@ def test_processes_share_a_batch_and_no_photo_is_in_two_shares(
     for number, batch in enumerate(whole):
         together = [share[number] for share in shares]
         assert {share.total for share in together} == {batch.total} == {2 * size}
-        rows = torch.cat([share.inputs for share in together]).flatten(1)
-        expected = batch.inputs.flatten(1)
+        rows = torch.cat([share.inputs.photos for share in together]).flatten(1)
+        expected = batch.inputs.photos.flatten(1)
         assert sorted(rows.sum(1).tolist()) == sorted(expected.sum(1).tolist())

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from training.learn.batch import Batch, Examples, soft_targets
+from training.learn.batch import Batch, Examples, Inputs, soft_targets
 from training.learn.checkpoint import copy_tensors, load_checkpoint, save_checkpoint
 from training.learn.head import FeatureBatches
 from training.learn.model import Head, make_ensemble
+from training.learn.products import ABSENT, MEASURES, SLOTS
 from training.learn.trainer import DivergedError, Trainer
 from training.settings import Settings
 
@@ -67,8 +68,15 @@ def separable(
     return (centres + noise) * scale + offset, classes
 
 
+def products_of(photos: int) -> Tensor:
+    """Every second record names one product."""
+    products = torch.full((photos, SLOTS, len(MEASURES)), ABSENT)
+    products[::2, 0] = 1.0
+    return products
+
+
 def examples(views: Tensor, classes: Tensor) -> Examples:
-    return Examples([views[:, 0]], classes)
+    return Examples([Inputs(views[:, 0], products_of(len(views)))], classes)
 
 
 TRAIN = separable(43, 1)
@@ -90,7 +98,13 @@ def new_trainer(
     torch.manual_seed(chosen.seed)
     head = make_ensemble([new_head(views, chosen) for _ in range(chosen.ensemble_size)])
     targets = soft_targets(classes, COUNTS, chosen.label_sigma)
-    source = FeatureBatches(views, targets, batch_size=chosen.batch_size, seed=chosen.seed)
+    source = FeatureBatches(
+        views,
+        products_of(len(views)),
+        targets,
+        batch_size=chosen.batch_size,
+        seed=chosen.seed,
+    )
     return Trainer(head, source, chosen, CPU, should_stop=should_stop), head
 
 
@@ -208,8 +222,11 @@ def test_the_mirrored_view_is_learned_from_as_well() -> None:
     assert trainer.history[-1]["validation_accuracy"] > 0.9
 
 
-def test_the_losses_of_training_and_validation_are_the_same_measure() -> None:
+def test_the_losses_of_training_and_validation_are_the_same_measure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Without dropout or learning, with equal views, both are the mean over the photos."""
+    monkeypatch.setattr("training.learn.trainer.PRODUCTS_LEARNING_RATE", 1e-12)
     views, classes = separable(40, 1)
     same = views[:, :1].repeat(1, 2, 1)
     chosen = replace(CHOSEN, dropout=0, learning_rate=1e-12)
@@ -239,7 +256,7 @@ def test_what_is_measured_is_the_average_of_the_weights() -> None:
         for name, tensor in weights[-1].items():
             average[name] = decay * average[name] + (1 - decay) * tensor
     head.load_state_dict(average)
-    expected = head.eval()(VALIDATION.batches[0])  # type: ignore[index]
+    expected = head.eval()(*VALIDATION.batches[0])  # type: ignore[index]
     torch.testing.assert_close(trainer.logits(VALIDATION.batches), expected)
 
 
@@ -274,8 +291,8 @@ class Fixed(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1, len(COUNTS)))
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return inputs[:, : len(COUNTS)] * 0 + self.weight
+    def forward(self, inputs: Tensor, products: Tensor) -> Tensor:
+        return (inputs[:, : len(COUNTS)] * 0 + self.weight).unsqueeze(1).expand(-1, 2, -1)
 
 
 class OneBatch:
@@ -284,13 +301,13 @@ class OneBatch:
     steps = 1
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        yield Batch(torch.zeros(2, 3), torch.full((2, 3), 1 / 3), 2)
+        yield Batch(Inputs(torch.zeros(2, 3), products_of(2)), torch.full((2, 3), 1 / 3), 2)
 
 
 def validation_loss_of(network: Fixed, average: dict[str, Tensor], loss: float) -> Examples:
     """Examples on which the averaged weights have about this loss."""
     average["weight"][0] = torch.tensor([-math.log(math.exp(loss) - 1), 0.0, -100.0])
-    return Examples([torch.zeros(1, 3)], torch.tensor([0]))
+    return Examples([Inputs(torch.zeros(1, 3), products_of(1))], torch.tensor([0]))
 
 
 def test_the_weights_with_the_lowest_validation_loss_are_kept_across_an_interruption(
@@ -312,7 +329,9 @@ def test_the_weights_with_the_lowest_validation_loss_are_kept_across_an_interrup
     resumed.evaluate(validation_loss_of(network, resumed.checkpoint()["average"], 0.6))
     assert resumed.load_best() == 2
     expected = torch.tensor([-math.log(math.exp(0.5) - 1), 0.0, -100.0])
-    torch.testing.assert_close(resumed.logits([torch.zeros(1, 3)])[0], expected)
+    torch.testing.assert_close(
+        resumed.logits([Inputs(torch.zeros(1, 3), products_of(1))])[0, 0], expected
+    )
 
 
 @pytest.mark.parametrize("rate", [1e30, 1e38])
