@@ -45,6 +45,7 @@ from training.learn.loop import Checkpointing
 from training.learn.loop import train as train_steps
 from training.learn.memory import keep_freed_memory, release_freed_memory
 from training.learn.model import Counter, WeightsError
+from training.learn.products import has_products
 from training.learn.task import (
     EvalSet,
     Task,
@@ -129,7 +130,7 @@ def evaluate_best(
         "train": {"photos": len(task.photos), "epoch": epoch},
         "temperature": fit_temperature(logits[:, 0], classes),
     }
-    known = task.validation.has_products
+    known = has_products(task.validation.photos)
     if known.any():
         metrics["temperature_with_products"] = fit_temperature(logits[known, 1], classes[known])
     mistakes: list[Mistake] = []
@@ -151,7 +152,8 @@ def evaluate_on(
 ) -> tuple[dict[str, Any], list[Mistake]]:
     """Return the metrics on `eval_set`, and the worst mistakes by the photos alone.
 
-    `with_products` has the metrics of the photos whose records name products, if there are any.
+    `with_products` has the metrics of the photos whose records name 1 to SLOTS products, if there
+    are such photos here and in validation.
     """
     logits = mean_logits(trainer, eval_set)
     probabilities = softmax(logits[:, 0], temperatures["temperature"])
@@ -159,9 +161,10 @@ def evaluate_on(
     values, frequencies = np.unique(task.photos.counts, return_counts=True)
     majority, decision = int(values[frequencies.argmax()]), trainer.settings.decision
     metrics = evaluate(probabilities, photos.counts, counts, majority, decision)
-    known = eval_set.has_products
+    known = has_products(photos)
     if known.any() and (temperature := temperatures.get("temperature_with_products")):
         metrics["with_products"] = evaluate_with_products(
+            probabilities[known],
             softmax(logits[known, 1], temperature),
             photos.subset(known),
             task.fitted,

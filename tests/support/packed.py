@@ -18,7 +18,7 @@ SIZE = 32
 
 
 def draw_photo(photo_id: str, count: int, group: str, size: int = SIZE) -> Photo:
-    """`count` bright squares on noise that follows from the id; two in three have a product.
+    """`count` bright squares on noise that follows from the id; three in four have a product.
 
     A PNG: it keeps every pixel, and is read where a JPEG is.
     """
@@ -28,8 +28,8 @@ def draw_photo(photo_id: str, count: int, group: str, size: int = SIZE) -> Photo
     for place in generator.choice(16, count, replace=False):
         row, column = divmod(int(place), 4)
         pixels[row * cell : (row + 1) * cell - 1, column * cell : (column + 1) * cell - 1] = 230
-    sides = {"length": 9.5, "width": 6.0, "height": 1.25}
-    products = [{"asin": "B00000001", "quantity": count, **sides}] if int(photo_id) % 3 else []
+    measures = {"length": 9.5, "width": 6.0, "weight": count / 4}  # tells whose product it is
+    products = [{"asin": "B00000001", "quantity": count, **measures}] if int(photo_id) % 4 else []
     return Photo(photo_id, encode(pixels), count, group, products)
 
 

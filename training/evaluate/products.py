@@ -12,25 +12,28 @@ from training.evaluate.metrics import accuracy_by, evaluate, with_interval
 
 
 def evaluate_with_products(
-    probabilities: NDArray[np.float32],
+    of_photos: NDArray[np.float32],
+    with_products: NDArray[np.float32],
     photos: PhotoIndex,
     fitted: PhotoIndex,
     counts: list[int],
     majority: int,
     decision: Decision,
 ) -> dict[str, Any]:
-    """Return the metrics of `probabilities` [photos, classes], given photos and products.
+    """Return the metrics of the probabilities `with_products` [photos, classes].
 
-    `by_products` has the accuracy by the number of products. `number_alone` is a baseline without
-    photo and sizes: the most frequent count of the `fitted` photos with as many products.
+    `photo_alone` has those of the probabilities `of_photos`, for the same photos. `by_products` has
+    the accuracy by the number of products. `number_alone` is a baseline without photo and sizes:
+    the most frequent count of the `fitted` photos with as many products.
     """
     numbers = [len(products) for products in photos.products]
     frequent = _most_frequent(fitted)
     answers = np.array([frequent.get(number, majority) for number in numbers])
     return {
-        **evaluate(probabilities, photos.counts, counts, majority, decision),
+        **evaluate(with_products, photos.counts, counts, majority, decision),
+        "photo_alone": evaluate(of_photos, photos.counts, counts, majority, decision),
         "by_products": accuracy_by(
-            numbers, decide(probabilities, counts, decision) == photos.counts
+            numbers, decide(with_products, counts, decision) == photos.counts
         ),
         "number_alone": with_interval((answers == photos.counts).astype(float)),
     }

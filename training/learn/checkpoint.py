@@ -17,6 +17,7 @@ from common.files import replacing
 from training.settings import CHECKPOINTS_KEPT
 
 HASH_BYTES = 32  # SHA-256
+LAYOUT = 2  # of a checkpoint; raise it when the parameters of the networks change
 CPU_INFO = Path("/proc/cpuinfo")
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "onnxruntime")
 
@@ -24,10 +25,15 @@ Tree = TypeVar("Tree")
 
 
 class Best(TypedDict):
-    """The averaged weights with the lowest validation loss so far."""
+    """The averaged weights with the lowest validation loss so far.
+
+    The layers that count with products have a loss of their own: the answer to a photo alone does
+    not depend on them.
+    """
 
     epoch: float  # after how many epochs
     validation_loss: float
+    products_loss: float
     network: dict[str, Any]
 
 
@@ -171,7 +177,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"checkpoint-{checkpoint['epoch']:05d}-{checkpoint['step']:07d}.pt"
-    write_tensors(file, checkpoint, checked=True)
+    write_tensors(file, {**checkpoint, "layout": LAYOUT}, checked=True)
     earlier = sorted(other for other in folder.glob("checkpoint-*.pt") if other <= file)
     for other in folder.glob("checkpoint-*.pt"):
         if other not in earlier[-CHECKPOINTS_KEPT:]:
@@ -183,15 +189,15 @@ def load_checkpoint(folder: Path, settings: dict[str, Any]) -> Checkpoint | None
     """Load the newest undamaged checkpoint with these settings; None if there is none."""
     for file in sorted(folder.glob("checkpoint-*.pt"), reverse=True):
         try:
-            checkpoint = cast(Checkpoint, read_checked(file))
-            same_settings = checkpoint["settings"] == settings
+            tree = read_checked(file)
+            fits = tree.pop("layout", None) == LAYOUT and tree["settings"] == settings
         except Exception as error:  # torch.load raises nearly any type for damaged files
             print(f"{file.name} is damaged, trying an older one ({error!r:.80})", file=sys.stderr)
             continue
-        if same_settings:
-            _warn_of_other_machine(checkpoint["machine"])
-            return checkpoint
-        print(f"{file.name} has other settings and is not used", file=sys.stderr)
+        if fits:
+            _warn_of_other_machine(tree["machine"])
+            return cast(Checkpoint, tree)
+        print(f"{file.name} has other settings or layers and is not used", file=sys.stderr)
     return None
 
 

@@ -225,13 +225,16 @@ def fold_batch_norm(module: nn.Module) -> None:
 def load_matching(network: nn.Module, arch: str, weights: Path) -> bool:
     """Load all of weights.pth of an earlier run, including heads, if it fits `network`.
 
-    Returns False and leaves `network` unchanged if the file has another head, another number of
-    members, or only a backbone. Raises WeightsError like load_backbone.
+    The layers that count with products may be missing. Returns False and leaves `network` unchanged
+    if the file has another head, another number of members, or only a backbone. Raises WeightsError
+    like load_backbone.
     """
     loaded, own = _read_weights(arch, weights), network.state_dict()
-    if loaded.keys() != own.keys() or any(loaded[k].shape != own[k].shape for k in own):
+    needed = {name for name in own if ".with_products." not in name}
+    fits = needed <= loaded.keys() <= own.keys()
+    if not fits or any(loaded[name].shape != own[name].shape for name in loaded):
         return False
-    network.load_state_dict(loaded)
+    network.load_state_dict(loaded, strict=False)
     return True
 
 

@@ -1,6 +1,8 @@
 """The products of a bin's record as a tensor, and the part of the head that counts with them."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.dataset import PhotoIndex
@@ -19,29 +21,31 @@ NOISE = 0.2  # standard deviation of the logarithms in training, since every pro
 def product_slots(photos: PhotoIndex) -> Tensor:
     """Return the products of each photo's record, float32 [photos, SLOTS, MEASURES].
 
+    With more than SLOTS products, or without any, all slots are ABSENT.
+
     Quantities are left out: their sum is the count.
     """
-    slots = torch.full((len(photos), SLOTS, len(MEASURES)), ABSENT)
-    for row, products in enumerate(photos.products):
-        if len(products) <= SLOTS:
-            for slot, product in enumerate(products):
-                measures = [product.get(name, UNKNOWN) for name in MEASURES]
-                slots[row, slot] = torch.tensor(measures)
-    return slots
+    slots = np.full((len(photos), SLOTS, len(MEASURES)), ABSENT, np.float32)
+    products_of = photos.products
+    for row in np.flatnonzero(has_products(photos)):
+        for slot, product in enumerate(products_of[row]):
+            slots[row, slot] = [product.get(name, UNKNOWN) for name in MEASURES]
+    return torch.from_numpy(slots)
 
 
-def has_products(products: Tensor) -> Tensor:
-    """Return which rows of `products` [N, SLOTS, MEASURES] have any product, bool [N]."""
-    return (products != ABSENT).flatten(1).any(1)
+def has_products(photos: PhotoIndex) -> NDArray[np.bool_]:
+    """Return whether the record of each photo names products that are used, bool [photos]."""
+    return np.array([0 < len(products) <= SLOTS for products in photos.products], np.bool_)
 
 
 class ProductsHead(nn.Module):
     """Map features, float32 [N, features], photo logits [N, classes] and products to logits.
 
     Products are float32 [N, SLOTS, MEASURES], in any order; without any, the logits are those of
-    the photo. The encodings of products are summed (Zaheer et al. 2017, "Deep Sets"). Nothing here
-    trains the photo's logits, so that the answer to a photo alone stays what it is. With
-    `regularised=False`, there is neither dropout nor noise in training.
+    the photo, and so they are before any training. The encodings of products are summed (Zaheer et
+    al. 2017, "Deep Sets"). Neither the features nor the photo's logits are trained by it, so that
+    the answer to a photo alone stays what it is. With `regularised=False`, there is neither dropout
+    nor noise in training.
     """
 
     def __init__(self, features: int, classes: int, *, regularised: bool) -> None:
@@ -63,6 +67,8 @@ class ProductsHead(nn.Module):
             nn.Dropout(DROPOUT * regularised),
             nn.Linear(WIDTH, classes),
         )
+        for parameter in self.layers[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, features: Tensor, logits: Tensor, products: Tensor) -> Tensor:
         """Return logits, float32 [N, classes]."""
@@ -70,7 +76,12 @@ class ProductsHead(nn.Module):
         encoded = self.product(self._describe(products)) * present.unsqueeze(2)
         number = present.sum(1, keepdim=True) == torch.arange(SLOTS + 1, device=products.device)
         alone = logits.detach().float()
-        inputs = [encoded.sum(1), number.float(), self.photo(features), alone.log_softmax(1)]
+        inputs = [
+            encoded.sum(1),
+            number.float(),
+            self.photo(features.detach()),
+            alone.log_softmax(1),
+        ]
         correction: Tensor = self.layers(torch.cat(inputs, dim=1))
         return torch.where(present.any(1, keepdim=True), alone + correction, alone)
 

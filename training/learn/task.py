@@ -26,7 +26,7 @@ from training.learn.model import (
 )
 from training.learn.photos import EvalPhotos, PhotoBatches
 from training.learn.precision import resolve_precision
-from training.learn.products import has_products, product_slots
+from training.learn.products import product_slots
 from training.learn.trainer import Trainer
 from training.settings import BackbonePrecision, Options, Settings
 
@@ -49,12 +49,6 @@ class EvalSet:
     def examples(self) -> Examples:
         """The photos that are not mirrored."""
         return Examples(self.views[0], self.classes)
-
-    @property
-    def has_products(self) -> NDArray[np.bool_]:
-        """Whether the record of each photo names products that are used, bool [photos]."""
-        known: NDArray[np.bool_] = has_products(product_slots(self.photos)).numpy()
-        return known
 
 
 @dataclass(frozen=True, kw_only=True)

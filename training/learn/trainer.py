@@ -78,7 +78,7 @@ class Trainer:
         # Totals of this process.
         self.loading_seconds = self.computing_seconds = 0.0
         self.photos = 0
-        self._best = Best(epoch=0, validation_loss=math.inf, network={})
+        self._best = Best(epoch=0, validation_loss=math.inf, products_loss=math.inf, network={})
         self.history: list[dict[str, Any]] = []  # the lines of metrics.jsonl
 
     @property
@@ -119,18 +119,23 @@ class Trainer:
             logits = self._trained(*inputs)
         members = self.settings.ensemble_size
         answers = targets.repeat(members, 1)
-        losses = _cross_entropy(logits, answers, reduction="sum")
-        loss = losses * (self.world.size / total)  # gradients are averaged over the processes
+        photo, products = (
+            nn.functional.cross_entropy(each.float(), answers, reduction="sum")
+            for each in logits.unbind(1)
+        )
+        # Gradients are averaged over the processes.
+        loss = (photo + products) * (self.world.size / total)
         self._optimizer.zero_grad()
         self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)
-        nn.utils.clip_grad_norm_(self._network.parameters(), GRADIENT_NORM)
+        for group in self._optimizer.param_groups:
+            nn.utils.clip_grad_norm_(group["params"], GRADIENT_NORM)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._schedule.step()
         self._update_average()
         self.step += 1
-        self._losses.append(self.world.sum(losses.item() / (members * total)))
+        self._losses.append(self.world.sum(photo.item() / (members * total)))
         return self._losses[-1]
 
     def _seed(self) -> int:
@@ -155,18 +160,21 @@ class Trainer:
     def evaluate(self, validation: Examples) -> dict[str, Any]:
         """Evaluate on `validation`, extend the history, and keep the weights if they are the best.
 
-        Begins the next epoch after the last step of an epoch. Returns the line of metrics.jsonl.
+        Loss and accuracy are those of the photos alone. Begins the next epoch after the last step
+        of an epoch. Returns the line of metrics.jsonl.
         Raises DivergedError if the loss is not finite, and StoppedError, before any change, once
         `should_stop()` is true.
         """
         logits = self.logits(validation.batches)
-        loss = _cross_entropy(logits, validation.classes).item()
-        if not math.isfinite(loss):
+        photo, products = logits.unbind(1)
+        loss = nn.functional.cross_entropy(photo, validation.classes).item()
+        products_loss = nn.functional.cross_entropy(products, validation.classes).item()
+        if not math.isfinite(loss + products_loss):
             raise DivergedError(
                 f"training diverged: the validation loss is {loss} in epoch {self.epoch + 1}; "
                 "lower --learning-rate"
             )
-        correct = logits[:, 0].argmax(1) == validation.classes
+        correct = photo.argmax(1) == validation.classes
         if self.step == self.steps:
             self.epoch, self.step = self.epoch + 1, 0
         epoch = round(self.epoch + self.step / self.steps, 4) if self.step else self.epoch
@@ -180,11 +188,21 @@ class Trainer:
         }
         self._losses = []
         if loss < self._best["validation_loss"]:
-            weights = {name: tensor.clone() for name, tensor in self._average.items()}
-            self._best = Best(epoch=epoch, validation_loss=loss, network=weights)
+            self._best |= {"epoch": epoch, "validation_loss": loss}
+            self._keep_weights(with_products=False)
+        if products_loss < self._best["products_loss"]:
+            self._best["products_loss"] = products_loss
+            self._keep_weights(with_products=True)
         self.history.append(line)
         self._trained.train()
         return line
+
+    def _keep_weights(self, *, with_products: bool) -> None:
+        self._best["network"] |= {
+            name: tensor.clone()
+            for name, tensor in self._average.items()
+            if _counts_with_products(name) is with_products
+        }
 
     @torch.inference_mode()
     def logits(self, batches: Iterable[Inputs]) -> Tensor:
@@ -243,23 +261,17 @@ class Trainer:
         self.epoch, self.step = checkpoint["epoch"], checkpoint["step"]
 
 
-def _cross_entropy(logits: Tensor, answers: Tensor, reduction: str = "mean") -> Tensor:
-    """Return the mean of the losses without and with products, for logits [N, 2, classes]."""
-    photo, products = (
-        nn.functional.cross_entropy(each.float(), answers, reduction=reduction)
-        for each in logits.unbind(1)
-    )
-    return (photo + products) / 2
+def _counts_with_products(name: str) -> bool:
+    return "with_products." in name
 
 
 def _parameter_groups(network: nn.Module, settings: Settings) -> list[dict[str, Any]]:
-    """Return the parameters in groups, by their maximum learning rate."""
-    groups: dict[float, list[nn.Parameter]] = {
-        settings.learning_rate: [],
-        PRODUCTS_LEARNING_RATE: [],
-    }
-    for name, parameter in network.named_parameters():
-        with_products = "with_products" in name
-        rate = PRODUCTS_LEARNING_RATE if with_products else settings.learning_rate
-        groups[rate].append(parameter)
-    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+    """Return two groups of parameters: those that count with products are the second."""
+    photo, products = (
+        [p for name, p in network.named_parameters() if _counts_with_products(name) is wanted]
+        for wanted in (False, True)
+    )
+    return [
+        {"params": photo, "lr": settings.learning_rate},
+        {"params": products, "lr": PRODUCTS_LEARNING_RATE},
+    ]

@@ -78,6 +78,9 @@ def make_metrics() -> dict[str, Any]:
     some = slice(150)
     test["with_products"] = evaluate(probabilities[some], truth[some], COUNTS, majority=3)
     test["with_products"]["by_products"] = accuracy_by([1] * 100 + [2] * 50, truth[some] == 3)
+    test["with_products"]["photo_alone"] = evaluate(
+        probabilities[::2], truth[::2], COUNTS, majority=3
+    )
     test["with_products"]["number_alone"] = {"value": 0.5, "low": 0.44, "high": 0.56}
     return {"train": {"photos": 5490}, "temperature": 1.234, "test": test}
 
@@ -171,7 +174,8 @@ def test_photos_with_products_stand_beside_all_photos_and_by_number_of_products(
     tmp_path: Path,
 ) -> None:
     page = report(tmp_path)
-    both = METRICS["test"], METRICS["test"]["with_products"]
+    with_products = METRICS["test"]["with_products"]
+    both = with_products["photo_alone"], with_products
     alone, products = (f"{each['within_one']:.1%}".replace("%", " %") for each in both)
     assert f"Within one item {alone} {products}" in page.text
     assert "as many products is right for 50.0 % (95 % interval 44.0 to 56.0)" in page.text

@@ -32,7 +32,7 @@ def checkpoint(epoch: int, settings: dict[str, Any] = SETTINGS) -> Checkpoint:
         optimizer={"state": {0: {"step": torch.tensor(4.0)}}},
         schedule={"last_epoch": epoch},
         scaler={},
-        best=Best(epoch=0, validation_loss=1.0, network={}),
+        best=Best(epoch=0, validation_loss=1.0, products_loss=1.0, network={}),
         history=[{"epoch": number + 1} for number in range(epoch)],
     )
 
@@ -127,7 +127,17 @@ def test_checkpoints_of_other_settings_are_not_used(
 ) -> None:
     save_checkpoint(tmp_path, checkpoint(29, {**SETTINGS, "epochs": 40}))
     assert newest(tmp_path) is None
-    assert "has other settings and is not used" in capsys.readouterr().err
+    assert "has other settings or layers and is not used" in capsys.readouterr().err
+
+
+def test_checkpoints_of_networks_with_other_layers_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, checkpoint(28))
+    with monkeypatch.context() as earlier:
+        earlier.setattr("training.learn.checkpoint.LAYOUT", 1)
+        save_checkpoint(tmp_path, checkpoint(29))
+    assert newest(tmp_path) == 28
 
 
 def test_later_checkpoints_of_other_settings_do_not_push_out_ours(tmp_path: Path) -> None:

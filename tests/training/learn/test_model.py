@@ -225,6 +225,19 @@ def test_training_goes_on_from_the_backbone_of_an_earlier_run(
     torch.testing.assert_close(loaded[stem], state[stem] + 0.125)
 
 
+def test_heads_of_a_run_without_products_are_taken_over(weights: Path) -> None:
+    earlier, network = (
+        Network(load_backbone("efficientnet_lite0", weights, all_stages=False), Head(3, 2, 0, 0))
+        for _ in range(2)
+    )
+    state = {k: v for k, v in earlier.state_dict().items() if ".with_products." not in k}
+    torch.save(state, weights)
+    assert load_matching(network, "efficientnet_lite0", weights)
+    torch.testing.assert_close(network.head.layers[-1].weight, earlier.head.layers[-1].weight)
+    torch.save({k: v for k, v in state.items() if not k.startswith("head.")}, weights)
+    assert not load_matching(network, "efficientnet_lite0", weights)
+
+
 def test_frozen_batch_norm_makes_an_answer_depend_on_its_own_photo_alone() -> None:
     torch.manual_seed(0)
     network = Network(TinyBackbone(), Head(6, 2, 0, 0.0), frozen_batch_norm=True)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from tests.support.packed import COUNTS, SIZE, draw_photos, write_packed
 from training.learn.batch import Batch, soft_targets
 from training.learn.distributed import World
 from training.learn.photos import EvalPhotos, PhotoBatches, map_ahead
+from training.learn.products import MEASURES, product_slots
 
 CPU = torch.device("cpu")
 PHOTOS = draw_photos(23)
@@ -54,6 +55,9 @@ def test_an_epoch_shows_photos_once_with_their_own_counts(index: PhotoIndex) -> 
         bright = (batch.inputs.photos.mean(3) > 110).sum((1, 2)) / 49
         shown = [COUNTS[k] for k in batch.targets.argmax(1)]
         assert bright.tolist() == pytest.approx(shown, abs=0.45)
+        counted = batch.inputs.products[:, 0, MEASURES.index("weight")] * 4
+        assert (counted > 0).any()
+        assert all(of in (count, -4) for of, count in zip(counted.tolist(), shown, strict=True))
 
 
 @settings(max_examples=15, deadline=None)
@@ -83,6 +87,8 @@ def test_photos_to_measure_on_are_those_that_are_served_in_their_order(index: Ph
             batches = list(still)
             assert [len(batch.products) for batch in batches] == [10, 10, 3]
             np.testing.assert_array_equal(torch.cat([batch.photos for batch in batches]), expected)
+            products = torch.cat([batch.products for batch in batches])
+            torch.testing.assert_close(products, product_slots(index))
 
 
 @given(items=st.lists(st.integers()), threads=st.integers(1, 3), ahead=st.integers(1, 4))

@@ -222,6 +222,24 @@ def test_the_mirrored_view_is_learned_from_as_well() -> None:
     assert trainer.history[-1]["validation_accuracy"] > 0.9
 
 
+def test_products_are_learned_beside_the_photo() -> None:
+    """The number of products is the class, and the photos show nothing."""
+    generator = torch.Generator().manual_seed(3)
+    views, classes = torch.randn(240, 2, 5, generator=generator), torch.arange(240) % len(COUNTS)
+    products = torch.full((240, SLOTS, len(MEASURES)), ABSENT)
+    products[classes[:, None] >= torch.arange(SLOTS)] = 5.0
+    chosen = replace(CHOSEN, epochs=20, dropout=0.1)
+    targets = soft_targets(classes, COUNTS, 0)
+    source = FeatureBatches(views, products, targets, batch_size=8, seed=0)
+    trainer = Trainer(new_head(views, chosen), source, chosen, CPU)
+    train(trainer, chosen.epochs * trainer.steps)
+    other = torch.randn(240, 5, generator=generator)
+    logits = trainer.logits([Inputs(other, products)])
+    photo, both = ((logits[:, k].argmax(1) == classes).float().mean().item() for k in (0, 1))
+    assert both > 0.95
+    assert photo < 0.6
+
+
 def test_the_losses_of_training_and_validation_are_the_same_measure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -332,6 +350,32 @@ def test_the_weights_with_the_lowest_validation_loss_are_kept_across_an_interrup
     torch.testing.assert_close(
         resumed.logits([Inputs(torch.zeros(1, 3), products_of(1))])[0, 0], expected
     )
+
+
+class TwoFixed(nn.Module):
+    """Answers without and with products from a parameter each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.photo, self.with_products = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, photos: Tensor, products: Tensor) -> Tensor:
+        return torch.stack([self.photo(photos), self.with_products(photos)], dim=1)
+
+
+def test_layers_that_count_with_products_have_a_best_evaluation_of_their_own() -> None:
+    network = TwoFixed()
+    trainer = Trainer(network, OneBatch(), CHOSEN, CPU)
+    validation = Examples([Inputs(torch.zeros(1, 3), products_of(1))], torch.tensor([0]))
+    for photo, products in ((2.0, 0.0), (1.0, 3.0), (0.0, 2.0)):  # logits of the right class
+        list(trainer.train_epoch())
+        average = trainer.checkpoint()["average"]
+        for name, logit in (("photo", photo), ("with_products", products)):
+            average[f"{name}.bias"].copy_(torch.tensor([logit, 0.0, 0.0]))
+        trainer.evaluate(validation)
+    assert trainer.load_best() == 1
+    assert network.photo.bias.tolist() == [2.0, 0.0, 0.0]
+    assert network.with_products.bias.tolist() == [3.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("rate", [1e30, 1e38])
